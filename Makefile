@@ -1,0 +1,54 @@
+# make demo     draw pictures with the model in models/zoo (makes .venv on the first run)
+# make test     format check, lint, types, import rules, tests
+# make lint     the same without the tests
+# make format   mend what ruff can mend
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_DIR ?= demo
+# Further options for pip, such as an index of CPU builds of torch.
+PIP_FLAGS ?=
+# Two processes; tests/conftest.py gives each one thread.
+PYTEST_FLAGS ?= -n 2
+
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+INPUTS := setup.cfg pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# Stamps: a second run installs nothing unless the metadata or a pin changed. The install is editable, so sources need none.
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python $(INPUTS)
+	$(INSTALL) -e '.[cpu,export,train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python $(INPUTS)
+	$(INSTALL) -e '.[cpu,export,train,dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/far demo -o $(DEMO_DIR)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

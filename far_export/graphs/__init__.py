@@ -1,0 +1,1 @@
+"""The torch modules that become stages, one module per system."""

@@ -1,0 +1,11 @@
+"""The two errors that users see: one line each, no traceback."""
+
+from __future__ import annotations
+
+
+class FarError(Exception):
+    """Bad input or surroundings: says what was wrong, what was expected, and what mends it; the command exits with 2."""
+
+
+class CheckFailed(FarError):
+    """A check ran to its end and its answer is no; the command exits with 1."""

@@ -1,0 +1,1 @@
+"""The reference networks in torch, with the parameter names of the official checkpoints."""

@@ -1,0 +1,1 @@
+"""Training of the reference networks: losses, masks, EMA, data and the loop."""
