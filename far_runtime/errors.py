@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class FarError(Exception):
-    """Bad input or surroundings: says what was wrong, what was expected, and what mends it; the command exits with 2."""
+    """Bad input or surroundings: what was wrong, what was expected, what mends it; the command exits with 2."""
 
 
 class CheckFailed(FarError):

@@ -1,0 +1,80 @@
+"""What setup.cfg and constraints.txt promise: every package is listed, every pin is there, the base install stays small."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE_ROOTS = {"far_runtime": ROOT, "far_export": ROOT, "far_models": ROOT / "models"}
+
+
+@pytest.fixture(scope="module")
+def setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment]
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def project(requirement: str) -> str:
+    """Normalised name of the project in a requirement, without version and extras."""
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name, requirement
+    return re.sub(r"[-_.]+", "-", name.group()).lower()
+
+
+def extras(setup: configparser.ConfigParser) -> dict[str, set[str]]:
+    return {name: {project(line) for line in lines(text)} for name, text in setup["options.extras_require"].items()}
+
+
+def test_every_package_on_disk_is_listed(setup: configparser.ConfigParser) -> None:
+    on_disk = {
+        ".".join(file.parent.relative_to(root).parts)
+        for top, root in SOURCE_ROOTS.items()
+        for file in (root / top).rglob("__init__.py")
+    }
+    assert set(lines(setup["options"]["packages"])) == on_disk
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    folders = {file.parent for top, root in SOURCE_ROOTS.items() for file in (root / top).rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_base_install_is_small(setup: configparser.ConfigParser) -> None:
+    assert {project(line) for line in lines(setup["options"]["install_requires"])} == {
+        "click",
+        "numpy",
+        "pillow",
+        "rich",
+    }
+
+
+def test_the_two_onnxruntimes_never_meet(setup: configparser.ConfigParser) -> None:
+    with_runtime = {
+        name: wanted & {"onnxruntime", "onnxruntime-gpu"}
+        for name, wanted in extras(setup).items()
+        if wanted & {"onnxruntime", "onnxruntime-gpu"}
+    }
+    assert with_runtime == {"cpu": {"onnxruntime"}, "gpu": {"onnxruntime-gpu"}}
+
+
+def test_constraints_pin_what_the_make_targets_install(setup: configparser.ConfigParser) -> None:
+    pins = lines((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    assert [pin for pin in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin)] == []
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    installed = {name for group in re.findall(r"'\.\[([a-z,]+)\]'", makefile) for name in group.split(",")}
+    assert installed >= {"cpu", "export", "train", "dev"}
+    wanted = set().union(*(extras(setup)[name] for name in installed))
+    wanted |= {project(line) for line in lines(setup["options"]["install_requires"])}
+    pinned = {project(pin) for pin in pins}
+    assert wanted - pinned == set()
+    assert [name for name in pinned if name.startswith(("nvidia", "cuda")) or name == "onnxruntime-gpu"] == []
