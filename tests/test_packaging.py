@@ -1,4 +1,4 @@
-"""What setup.cfg and constraints.txt promise: every package is listed, every pin is there, the base install stays small."""
+"""What setup.cfg and constraints.txt promise: all packages listed, all pins there, a small base install."""
 
 from __future__ import annotations
 
