@@ -1,0 +1,28 @@
+"""Stages straight into an engine, without a whole bundle: for golden cases, and wherever one stage is to be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from far_export.stages import Stage
+from far_export.torch_engine import TorchEngine
+from far_runtime.bundle import Bundle, Manifest, record_of, write_manifest
+from far_runtime.engines import open_engine
+from far_runtime.engines.base import Engine
+
+ENGINES = ("torch", "onnxruntime")
+
+
+def engine_of(stages: Sequence[Stage], name: str, folder: Path) -> Engine:
+    """An engine over `stages`: torch runs their modules; others run their graphs, which are exported into `folder`."""
+    if name == "torch":
+        return TorchEngine(stages)
+    from far_export.onnx_export import export_stages
+
+    folder.mkdir(parents=True)
+    graphs = export_stages(stages, folder)
+    files = {path.name: record_of(path) for path in sorted(folder.iterdir())}
+    manifest = Manifest("stages", {}, {}, graphs, files)
+    write_manifest(folder, manifest)
+    return open_engine(Bundle(folder, manifest), name)

@@ -1,0 +1,79 @@
+"""The KL-VAE's stages as torch modules: decode (latents to pixels) and encode (pixels to moments)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from far_export.flops import count_flops
+from far_export.stages import Input, Stage
+from far_models.kl_vae import AutoencoderKL
+from far_runtime.bundle import TensorSpec
+
+
+class DecodeGraph(nn.Module):
+    """Scaled latents [B, L, C] of a grid x grid picture -> uint8 pixels [B, H, W, 3] (float [B, 3, H, W] with pixels=False).
+
+    Pixels are round(255 (x + 1) / 2), clipped, as the official evaluation writes them.
+    """
+
+    def __init__(self, vae: AutoencoderKL, grid: int, latent_scale: float, pixels: bool = True) -> None:
+        super().__init__()
+        self.post_quant_conv = vae.post_quant_conv
+        self.decoder = vae.decoder
+        self.grid = grid
+        self.channels = vae.config.channels
+        self.latent_scale = latent_scale
+        self.pixels = pixels
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = latents.reshape(-1, self.grid, self.grid, self.channels).permute(0, 3, 1, 2)
+        image: Tensor = self.decoder(self.post_quant_conv(x / self.latent_scale))
+        if not self.pixels:
+            return image
+        return ((image + 1) / 2 * 255).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+
+
+class EncodeGraph(nn.Module):
+    """Pictures [B, 3, H, W] in [-1, 1] -> mean and log variance [B, C, H / stride, W / stride], unscaled."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vae.encode(images)
+
+
+def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: bool = True) -> Stage:
+    """The VAE decoder over a grid x grid latent. The tolerance in uint8 leaves room for roundings that fall to the other side."""
+    config = vae.config
+    side = grid * config.stride
+    module = DecodeGraph(vae, grid, latent_scale, pixels).eval()
+    shape: tuple[int | str, ...] = ("batch", side, side, 3) if pixels else ("batch", 3, side, side)
+    return Stage(
+        stage="decode",
+        module=module,
+        inputs=(Input("latents", ("batch", grid * grid, config.channels)),),
+        outputs=(TensorSpec("pixels" if pixels else "image", "uint8" if pixels else "float32", shape),),
+        profile={"batch": (1, 4, 64)},
+        tolerance=2e-3 if pixels else 1e-4,
+        fp32_islands=("norm", "softmax"),
+        flops=(count_flops(module, (torch.empty(1, grid * grid, config.channels, device="meta"),)),),
+    )
+
+
+def encode_stage(vae: AutoencoderKL, height: int, width: int) -> Stage:
+    """The VAE encoder over pictures of one size."""
+    config = vae.config
+    module = EncodeGraph(vae).eval()
+    latent = ("batch", config.channels, height // config.stride, width // config.stride)
+    return Stage(
+        stage="encode",
+        module=module,
+        inputs=(Input("images", ("batch", 3, height, width)),),
+        outputs=(TensorSpec("mean", "float32", latent), TensorSpec("logvar", "float32", latent)),
+        profile={"batch": (1, 4, 64)},
+        fp32_islands=("norm", "softmax"),
+        flops=(count_flops(module, (torch.empty(1, 3, height, width, device="meta"),)),),
+    )

@@ -1,0 +1,123 @@
+"""Stages into ONNX files that share one weight file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from far_export.stages import Stage
+from far_runtime.bundle import WEIGHTS, Graph
+
+OPSET = 20
+"""TensorRT 10.3 parses up to opset 20; LayerNormalization (17) and Gelu (20) are single nodes in it."""
+
+INLINE_BYTES = 1024
+PAGE = 4096
+
+
+class WeightFile:
+    """The external weight file of a bundle: every distinct tensor is stored once, whichever graphs use it.
+
+    Tensors are written as they come, so that memory holds one at a time. Offsets are multiples of 4096 for large tensors, which
+    lets a reader map them.
+    """
+
+    def __init__(self, file: BinaryIO, name: str = WEIGHTS) -> None:
+        self.name = name
+        self._file = file
+        self._places: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def add(self, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTensor:
+        """Store a tensor (or find it stored) and return the reference to put in its place."""
+        data = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+        key = (hashlib.sha256(data).hexdigest(), tensor.dtype.name)
+        if key not in self._places:
+            align = PAGE if data.nbytes >= PAGE else 64
+            self._file.write(b"\0" * (-self._file.tell() % align))
+            self._places[key] = (self._file.tell(), data.nbytes)
+            self._file.write(data)
+        offset, length = self._places[key]
+        return ir.ExternalTensor(
+            self.name, offset, length, tensor.dtype, shape=tensor.shape, name=tensor.name or "", base_dir=folder
+        )
+
+
+def export_stages(stages: Sequence[Stage], folder: Path) -> tuple[Graph, ...]:
+    """Write every stage as NAME.onnx into `folder`, their weights into its weights.bin; returns the manifest's entries."""
+    with (folder / WEIGHTS).open("wb") as file:
+        weights = WeightFile(file)
+        return tuple(_export(stage, folder, weights) for stage in stages)
+
+
+def _export(stage: Stage, folder: Path, weights: WeightFile) -> Graph:
+    sizes = {axis: _traced_size(axis, usual) for axis, (_, usual, _) in stage.profile.items()}
+    program = _trace(stage, stage.example(sizes))
+    model = program.model
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
+            value.const_value = weights.add(value.const_value, folder)
+    _strip(model)
+    path = folder / f"{stage.name}.onnx"
+    ir.save(model, path)
+    onnx.checker.check_model(str(path))
+    return Graph(
+        name=stage.name,
+        stage=stage.stage,
+        file=path.name,
+        inputs=tuple(spec.spec for spec in stage.inputs),
+        outputs=stage.outputs,
+        tolerance=stage.tolerance,
+        constants=dict(stage.constants),
+        flops=stage.flops,
+        parameters=sum(p.numel() for p in stage.module.parameters()),
+    )
+
+
+def _traced_size(axis: str, usual: int) -> int:
+    """Sizes that differ from each other and from 0 and 1, so that no axis is taken for constant or for another."""
+    return {"batch": 3, "rows": 6}.get(axis, max(usual, 2) + 1)
+
+
+def _trace(stage: Stage, example: Mapping[str, torch.Tensor]) -> Any:
+    shapes = {
+        spec.name: {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+        for spec in stage.inputs
+    }
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(
+            stage.module,
+            args=(),
+            kwargs=dict(example),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=[spec.name for spec in stage.inputs],
+            output_names=[spec.name for spec in stage.outputs],
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+        )
+
+
+def _strip(model: ir.Model) -> None:
+    """Remove the tracer's notes: they hold source lines and folders of the machine that exported."""
+    model.metadata_props.clear()
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            node.metadata_props.clear()
+            node.doc_string = None
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            for value in node.outputs:
+                value.metadata_props.clear()

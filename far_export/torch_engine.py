@@ -1,0 +1,59 @@
+"""The torch modules behind the Engine protocol, so that the reference runs the very loop that the engines run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from far_export.stages import Stage
+from far_runtime.engines.base import Array
+from far_runtime.errors import FarError
+
+
+class TorchEngine:
+    """Runs stages as torch modules in float32 on `device`."""
+
+    def __init__(self, stages: Sequence[Stage], device: str = "cpu") -> None:
+        self.name = f"torch:{device}"
+        self.version = torch.__version__
+        self._device = torch.device(device)
+        self._stages = list(stages)
+        for stage in self._stages:
+            stage.module.to(self._device)
+
+    def put(self, array: NDArray[Any]) -> Array:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def get(self, array: Array) -> NDArray[Any]:
+        host: NDArray[Any] = array.cpu().numpy()
+        return host
+
+    def run(
+        self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
+    ) -> dict[str, Array]:
+        constants = constants or {}
+        declared = self._find(stage, constants)
+        arrays = {
+            spec.name: inputs[spec.name]
+            if spec.name in inputs
+            else torch.tensor([constants[spec.name]], dtype=torch.int64, device=self._device)
+            for spec in declared.inputs
+        }
+        with torch.inference_mode():
+            outputs = declared.module(**arrays)
+        if isinstance(outputs, torch.Tensor):
+            outputs = (outputs,)
+        return {spec.name: output for spec, output in zip(declared.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        self._stages.clear()
+
+    def _find(self, stage: str, constants: Mapping[str, int]) -> Stage:
+        for declared in self._stages:
+            if declared.stage == stage and all(constants.get(k) == v for k, v in declared.constants.items()):
+                return declared
+        raise FarError(f"the torch engine has no {stage} stage for {dict(constants)}; export with --levels shared")

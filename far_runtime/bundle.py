@@ -1,0 +1,216 @@
+"""The bundle: a folder with a manifest, ONNX graphs and one weight file, checked by SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from far_runtime.errors import FarError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, NumPy dtype and shape of a graph's input or output; a text in the shape names an axis of any length."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file. `constants`: what is folded into it (empty: everything is an input). `tolerance`: the relative error
+    to the torch model that verify accepts. `flops`: arithmetic of one row, as coefficients of a polynomial in the number of
+    visible tokens (one coefficient where there is no such number)."""
+
+    name: str
+    stage: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tolerance: float
+    constants: dict[str, int] = field(default_factory=dict)
+    flops: tuple[float, ...] = ()
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says. `model`: the network's sizes and settings; `schedule`: default levels, steps, guidance and
+    temperature; `classes`: names by label, or empty; `source`: the checkpoint files."""
+
+    system: str
+    model: dict[str, Any]
+    schedule: dict[str, Any]
+    graphs: tuple[Graph, ...]
+    files: dict[str, FileRecord]
+    classes: tuple[str, ...] = ()
+    source: dict[str, Any] = field(default_factory=dict)
+    created_by: str = ""
+
+    def graph(self, stage: str, constants: Mapping[str, int]) -> Graph:
+        """The graph of a stage that has these constants folded in, or the one that takes them as inputs; FarError if none."""
+        of_stage = [graph for graph in self.graphs if graph.stage == stage]
+        for graph in of_stage:
+            if all(constants.get(name) == value for name, value in graph.constants.items()):
+                return graph
+        wanted = ", ".join(f"{name} {value}" for name, value in constants.items())
+        have = "; ".join(", ".join(f"{k} {v}" for k, v in graph.constants.items()) for graph in of_stage)
+        raise FarError(
+            f"the bundle has no {stage} graph for {wanted or 'it'} (it has: {have or 'none'}); "
+            "use the levels that it was exported for, or export it with --levels shared"
+        )
+
+    @property
+    def id(self) -> str:
+        """Sixteen hex digits that name the content of the bundle: its graphs and weights."""
+        digest = hashlib.sha256("".join(f"{name} {self.files[name].sha256}\n" for name in sorted(self.files)).encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+
+def open_bundle(path: str | Path, check: bool = True) -> Bundle:
+    """Read a bundle and, unless check=False, compare every file with its checksum.
+
+    Raises FarError for a folder without a manifest, a newer format, a missing file, a changed byte (naming the file), and a
+    file name that leads out of the bundle.
+    """
+    folder = Path(path)
+    bundle = Bundle(folder, _read_manifest(folder))
+    for name, record in bundle.manifest.files.items():
+        _check_file(folder, name, record, check)
+    for graph in bundle.manifest.graphs:
+        if graph.file not in bundle.manifest.files:
+            raise FarError(
+                f"{folder / MANIFEST}: graph {graph.name} is in {graph.file}, which has no checksum; export the bundle again"
+            )
+    return bundle
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST
+    if not folder.is_dir():
+        raise FarError(f"{folder}: no such bundle; make one with: far export CHECKPOINT --vae VAE -o {folder}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FarError(
+            f"{folder}: no {MANIFEST}, so it is no bundle; make one with: far export CHECKPOINT --vae VAE -o BUNDLE"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FarError(f"{file}: cannot be read ({error}); export the bundle again") from error
+    version = data.get("format") if isinstance(data, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise FarError(f"{file}: no format number in it, so it is no far-deploy manifest; export the bundle again")
+    if version > FORMAT:
+        raise FarError(
+            f"{file}: format {version}, this far-deploy reads up to {FORMAT}; update it with: pip install -U far-deploy"
+        )
+    try:
+        return manifest_from_dict(data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FarError(
+            f"{file}: incomplete or damaged ({type(error).__name__}: {error}); export the bundle again"
+        ) from error
+
+
+def _check_file(folder: Path, name: str, record: FileRecord, check: bool) -> None:
+    parts = PurePosixPath(name)
+    path = folder / name
+    if parts.is_absolute() or ".." in parts.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise FarError(f"{folder / MANIFEST}: file name {name!r} leads out of the bundle; do not use this bundle")
+    if not path.is_file():
+        raise FarError(f"{path}: missing from the bundle; copy the whole folder, or export it again")
+    if path.stat().st_size != record.bytes:
+        raise FarError(
+            f"{path}: {path.stat().st_size} bytes, expected {record.bytes}; copy the bundle again, or export it again"
+        )
+    if check and sha256_of(path) != record.sha256:
+        raise FarError(
+            f"{path}: changed since export (its SHA-256 is not the manifest's); copy the bundle again, or export it again"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256_in_blocks(file)
+        )
+
+
+def _sha256_in_blocks(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def record_of(path: Path) -> FileRecord:
+    """Size and checksum of a file."""
+    return FileRecord(path.stat().st_size, sha256_of(path))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json whole or not at all."""
+    target = folder / MANIFEST
+    aside = target.with_suffix(".json.part")
+    aside.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, target)
+
+
+def manifest_from_dict(data: Mapping[str, Any]) -> Manifest:
+    """A manifest from its JSON form; KeyError or TypeError where something is missing or of another type."""
+    return Manifest(
+        system=data["system"],
+        model=dict(data["model"]),
+        schedule=dict(data["schedule"]),
+        graphs=tuple(_graph(entry) for entry in data["graphs"]),
+        files={name: FileRecord(int(entry["bytes"]), str(entry["sha256"])) for name, entry in data["files"].items()},
+        classes=tuple(data.get("classes", ())),
+        source=dict(data.get("source", {})),
+        created_by=data.get("created_by", ""),
+    )
+
+
+def _graph(entry: Mapping[str, Any]) -> Graph:
+    def specs(key: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in entry[key])
+
+    return Graph(
+        name=entry["name"],
+        stage=entry["stage"],
+        file=entry["file"],
+        inputs=specs("inputs"),
+        outputs=specs("outputs"),
+        tolerance=float(entry["tolerance"]),
+        constants={name: int(value) for name, value in entry.get("constants", {}).items()},
+        flops=tuple(float(value) for value in entry.get("flops", ())),
+        parameters=int(entry.get("parameters", 0)),
+    )

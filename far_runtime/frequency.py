@@ -1,0 +1,70 @@
+"""Low-pass filters of FAR as constant matrices."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+CUBIC_A = -0.75
+
+
+def area_matrix(size: int, to: int) -> NDArray[np.float64]:
+    """[to, size] matrix that averages `size` samples down to `to` bins, as torch's `interpolate(mode="area")` does.
+
+    Bin i covers samples floor(i size / to) up to ceil((i + 1) size / to); bins may overlap by one sample.
+    """
+    matrix = np.zeros((to, size))
+    for i in range(to):
+        start, end = i * size // to, -((i + 1) * size // -to)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
+
+
+def bicubic_matrix(size: int, to: int) -> NDArray[np.float64]:
+    """[to, size] matrix of bicubic resampling, as torch's `interpolate(mode="bicubic", align_corners=False)` does.
+
+    Keys' kernel with a = -0.75, samples beyond the edge repeat the edge.
+    """
+
+    def kernel(x: float) -> float:
+        x = abs(x)
+        if x <= 1:
+            return (CUBIC_A + 2) * x**3 - (CUBIC_A + 3) * x**2 + 1
+        if x < 2:
+            return CUBIC_A * (x**3 - 5 * x**2 + 8 * x - 4)
+        return 0.0
+
+    matrix = np.zeros((to, size))
+    for i in range(to):
+        centre = (i + 0.5) * size / to - 0.5
+        first = int(np.floor(centre))
+        for j in range(first - 1, first + 3):
+            matrix[i, min(max(j, 0), size - 1)] += kernel(centre - j)
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def lowpass_matrices(grid: int) -> NDArray[np.float32]:
+    """[grid + 1, grid, grid] matrices M so that the latents x [..., grid, grid] low-passed to level k are M[k] x M[k]^T.
+
+    Level 0 is all zeros, level k is area-down to k x k and bicubic back up, level `grid` is the identity
+    (FAR section 3.2; `processingpregt_latent` in the official models/far.py).
+    """
+    matrices = np.zeros((grid + 1, grid, grid))
+    for level in range(1, grid):
+        matrices[level] = bicubic_matrix(level, grid) @ area_matrix(grid, level)
+    matrices[grid] = np.eye(grid)
+    rounded = matrices.astype(np.float32)
+    rounded.flags.writeable = False
+    return rounded
+
+
+def lowpass(tokens: NDArray[np.float32], level: int) -> NDArray[np.float32]:
+    """Tokens [B, L, C] of a square grid, low-passed to `level` (0 to grid; grid leaves them as they are)."""
+    batch, length, channels = tokens.shape
+    grid = round(length**0.5)
+    matrix = lowpass_matrices(grid)[level]
+    cells = tokens.reshape(batch, grid, grid, channels)
+    return np.einsum("yh,bhwc,xw->byxc", matrix, cells, matrix, optimize=True).reshape(tokens.shape)

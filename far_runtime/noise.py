@@ -1,0 +1,71 @@
+"""Counter-based noise: every draw is a function of (seed, step, draw) alone, so a picture never depends on its neighbours in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.errors import FarError
+
+START, DIFFUSION, ORDER = range(3)
+
+
+class NoiseSource(Protocol):
+    """What a sampling loop draws from. Arrays are float32 [B, T, C], one row a picture."""
+
+    def start(self, step: int, tokens: int, channels: int) -> NDArray[np.float32]:
+        """Start noise of step `step` (the position in the level list)."""
+
+    def diffusion(self, step: int, draw: int, tokens: int, channels: int) -> NDArray[np.float32]:
+        """Noise of diffusion step `draw` (counted from 0, the first applied) within step `step`."""
+
+    def orders(self, tokens: int) -> NDArray[np.int64]:
+        """Generation order [B, tokens] of each picture, for masked models."""
+
+
+def raw_bits(seed: int, purpose: int, step: int, draw: int, count: int) -> NDArray[np.uint64]:
+    """`count` 64-bit words of Philox 4x64, keyed by seed and purpose, at the counter of (step, draw).
+
+    NumPy freezes this stream (it is a published algorithm), unlike the distributions of its Generator.
+    """
+    generator = np.random.Philox(
+        key=np.array([seed, purpose], np.uint64), counter=np.array([0, draw, step, 0], np.uint64)
+    )
+    words: NDArray[np.uint64] = generator.random_raw(count)
+    return words
+
+
+def normal(seed: int, purpose: int, step: int, draw: int, count: int) -> NDArray[np.float32]:
+    """`count` standard normal numbers by Box and Muller, computed in float64."""
+    pairs = (count + 1) // 2
+    words = raw_bits(seed, purpose, step, draw, 2 * pairs)
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53  # in (0, 1]: the logarithm is finite
+    radius = np.sqrt(-2.0 * np.log(uniform[:pairs]))
+    angle = 2.0 * np.pi * uniform[pairs:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].astype(np.float32)
+
+
+class SeedNoise:
+    """Noise of a batch of pictures, one seed each (0 to 2^64 - 1); FarError for another seed."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        for seed in seeds:
+            if not 0 <= seed < 2**64:
+                raise FarError(f"seed {seed}: expected 0 to 18446744073709551615; use --seed with such a number")
+        self.seeds = tuple(seeds)
+
+    def start(self, step: int, tokens: int, channels: int) -> NDArray[np.float32]:
+        return self._draw(START, step, 0, tokens, channels)
+
+    def diffusion(self, step: int, draw: int, tokens: int, channels: int) -> NDArray[np.float32]:
+        return self._draw(DIFFUSION, step, draw, tokens, channels)
+
+    def orders(self, tokens: int) -> NDArray[np.int64]:
+        return np.stack([np.argsort(raw_bits(s, ORDER, 0, 0, tokens), kind="stable") for s in self.seeds])
+
+    def _draw(self, purpose: int, step: int, draw: int, tokens: int, channels: int) -> NDArray[np.float32]:
+        rows = [normal(seed, purpose, step, draw, tokens * channels) for seed in self.seeds]
+        return np.stack(rows).reshape(-1, tokens, channels)

@@ -1,0 +1,115 @@
+"""Sampling schedules: which levels, how many diffusion steps at each, how much guidance and which temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from far_runtime.errors import FarError
+
+OFFICIAL_GRID = 16
+OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+OFFICIAL_MASKED_LEVELS = (0, 12, 12, 4, 5, 6, 7, 8, 9, 10, 11)
+OFFICIAL_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One entry per step of the coarse-to-fine loop, in the order in which the steps are made.
+
+    levels: frequency level of the step's input (0: nothing yet). steps: diffusion steps of the head. guidance: scale of
+    classifier-free guidance (1: none). temperature: factor of the sampler's noise.
+    """
+
+    levels: tuple[int, ...]
+    steps: tuple[int, ...]
+    guidance: tuple[float, ...]
+    temperature: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+
+def official_levels(grid: int, masked: bool) -> tuple[int, ...]:
+    """The released code's level list for a 16 x 16 grid; for another grid all its levels, 0 to grid - 1."""
+    if grid != OFFICIAL_GRID:
+        return tuple(range(grid))
+    return OFFICIAL_MASKED_LEVELS if masked else OFFICIAL_LEVELS
+
+
+def make_schedule(
+    levels: Sequence[int],
+    *,
+    grid: int,
+    masked: bool = False,
+    guidance: float = 3.0,
+    temperature: float = 1.0,
+    steps: str | int | Sequence[int] = OFFICIAL_STEPS,
+) -> Schedule:
+    """The schedule of `sample_tokens_nomask` or `sample_tokens_mask` (official models/far.py) for any level list.
+
+    Guidance rises linearly, 1 + (guidance - 1) i / n at step i of n. Temperature: 0.8 + (T - 0.8)(1 - cos(pi/2 (i + 1)/n)), masked
+    0.85 + (T - 0.85) i / n. `steps`: a number, one per level, or "40:100", linear from the first level to the last (FAR's
+    frequency-aware schedule). Raises FarError for levels that do not rise, guidance below 0 and steps outside 1 to 1000.
+    """
+    levels = tuple(levels)
+    check_levels(levels, grid, masked)
+    if guidance < 0 or not math.isfinite(guidance):
+        raise FarError(f"guidance {guidance:g}: expected 0 or more (1 is no guidance); use --guidance 3, say")
+    if temperature < 0 or not math.isfinite(temperature):
+        raise FarError(f"temperature {temperature:g}: expected 0 or more; use --temperature 1, say")
+    n = len(levels)
+    if masked:
+        temperatures = [0.85 + (temperature - 0.85) * i / n for i in range(n)]
+    else:
+        temperatures = [0.8 + (temperature - 0.8) * (1 - math.cos(math.pi / 2 * (i + 1) / n)) for i in range(n)]
+    return Schedule(
+        levels=levels,
+        steps=parse_steps(steps, n),
+        guidance=tuple(1 + (guidance - 1) * i / n for i in range(n)),
+        temperature=tuple(temperatures),
+    )
+
+
+def check_levels(levels: tuple[int, ...], grid: int, masked: bool) -> None:
+    """FarError unless the levels lie in 0 .. grid - 1 and rise; a masked list may open like the official one, 0, 12, 12."""
+    if not levels:
+        raise FarError("no levels; use --levels 0,2,3,4,5,6,7,8,9,10, say")
+    shown = ",".join(map(str, levels))
+    for level in levels:
+        if not 0 <= level < grid:
+            raise FarError(
+                f"--levels {shown}: level {level} is outside 0 to {grid - 1}, the levels of a {grid} x {grid} grid of latents"
+            )
+    rising = levels[3:] if masked and len(levels) > 3 and levels[1] == levels[2] else levels
+    if any(a >= b for a, b in zip(rising, rising[1:], strict=False)):
+        raise FarError(
+            f"--levels {shown}: levels must rise from low to high frequency, each larger than the one before"
+        )
+
+
+def parse_steps(steps: str | int | Sequence[int], count: int) -> tuple[int, ...]:
+    """Diffusion steps per level from 100, "100", "40:100" (linear, rounded) or one number per level; FarError otherwise."""
+    try:
+        if isinstance(steps, str) and ":" in steps:
+            first, last = (int(part) for part in steps.split(":"))
+            values = [round(first + (last - first) * i / max(count - 1, 1)) for i in range(count)]
+        elif isinstance(steps, str) and "," in steps:
+            values = [int(part) for part in steps.split(",")]
+        elif isinstance(steps, (str, int)):
+            values = [int(steps)] * count
+        else:
+            values = [int(part) for part in steps]
+    except ValueError:
+        raise FarError(
+            f"--steps {steps}: expected a number (100), a range (40:100) or one number per level (40,50,...)"
+        ) from None
+    if len(values) != count:
+        raise FarError(
+            f"--steps names {len(values)} levels, the schedule has {count}; give one number, a range, or {count} numbers"
+        )
+    for value in values:
+        if not 1 <= value <= 1000:
+            raise FarError(f"--steps {steps}: {value} diffusion steps; expected 1 to 1000 at every level")
+    return tuple(values)

@@ -1,0 +1,67 @@
+"""Transformer blocks of FAR and MAR, with timm's parameter names (norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention of [B, heads, L, d] tensors.
+
+    Written out on the CPU and in exported graphs (there it is as fast, and every engine recognises the pattern);
+    PyTorch's fused kernels serve elsewhere.
+    """
+    if q.is_cuda and not torch.compiler.is_exporting():
+        return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
+    if dropout:
+        weights = nn.functional.dropout(weights, dropout)
+    return weights @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over [B, L, width]."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, length, width = x.shape
+        q, k, v = self.qkv(x).reshape(-1, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        x = attend(q, k, v, self.dropout if self.training else 0.0)
+        x = self.proj(x.transpose(1, 2).reshape(-1, length, width))
+        return nn.functional.dropout(x, self.dropout, self.training)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear over [B, L, width]."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.dropout(nn.functional.gelu(self.fc1(x)), self.dropout, self.training)
+        return nn.functional.dropout(self.fc2(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over [B, L, width] (the official code takes timm's)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, hidden, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

@@ -1,0 +1,165 @@
+"""FAR, class-conditional: the transformer that reads low-passed latents and conditions the diffusion head (official models/far.py)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from far_models.blocks import Block
+from far_models.head import DiffLoss
+
+
+@dataclass(frozen=True)
+class FARConfig:
+    """Sizes of a FAR model. `grid`: latents are [B, channels, grid, grid]; one token a cell; levels are 0 .. grid - 1.
+
+    `masked`: the variant whose encoder sees only part of the tokens. `prediction`: what the head outputs, "epsilon" (official) or "v".
+    `latent_scale`: the VAE's latents are multiplied by it (0.2325 officially).
+    """
+
+    grid: int = 16
+    channels: int = 16
+    classes: int = 1000
+    buffer: int = 64
+    encoder_width: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    decoder_width: int = 768
+    decoder_depth: int = 12
+    decoder_heads: int = 12
+    mlp_ratio: float = 4.0
+    head_width: int = 1024
+    head_depth: int = 6
+    masked: bool = False
+    prediction: str = "epsilon"
+    latent_scale: float = 0.2325
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one picture, grid x grid."""
+        return self.grid * self.grid
+
+
+PRESETS: dict[str, FARConfig] = {
+    "far_base": FARConfig(),
+    "far_large": FARConfig(
+        encoder_width=1024, encoder_depth=16, encoder_heads=16, decoder_width=1024, decoder_depth=16, decoder_heads=16,
+        head_depth=3, head_width=1536,
+    ),
+    "far_huge": FARConfig(
+        encoder_width=1280, encoder_depth=20, encoder_heads=16, decoder_width=1280, decoder_depth=20, decoder_heads=16,
+        head_depth=3,
+    ),
+}  # fmt: skip
+
+
+def preset(name: str, **changes: object) -> FARConfig:
+    """The named preset (far_base, far_large, far_huge) with some fields changed; KeyError for another name."""
+    return replace(PRESETS[name], **changes)  # type: ignore[arg-type]
+
+
+class FAR(nn.Module):
+    """Encoder over buffer and (visible) tokens, decoder over all tokens, and the diffusion head.
+
+    z = features(latents [B, L, C], class_embedding [B, width]) is [B, L, decoder_width]; `diffloss.net` turns it into samples.
+    Parameters bear the official names, so `load_state_dict` takes an official checkpoint as it is.
+    """
+
+    def __init__(self, config: FARConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        c, length = config, config.tokens
+        self.class_emb = nn.Embedding(c.classes, c.encoder_width)
+        self.fake_latent = nn.Parameter(torch.zeros(1, c.encoder_width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, c.decoder_width))
+        self.z_proj = nn.Linear(c.channels, c.encoder_width)
+        self.z_proj_ln = nn.LayerNorm(c.encoder_width, eps=1e-6)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, length + c.buffer, c.encoder_width))
+        self.encoder_blocks = nn.ModuleList(
+            Block(c.encoder_width, c.encoder_heads, round(c.encoder_width * c.mlp_ratio), dropout)
+            for _ in range(c.encoder_depth)
+        )
+        self.encoder_norm = nn.LayerNorm(c.encoder_width, eps=1e-6)
+        self.decoder_embed = nn.Linear(c.encoder_width, c.decoder_width)
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, length + c.buffer, c.decoder_width))
+        self.decoder_blocks = nn.ModuleList(
+            Block(c.decoder_width, c.decoder_heads, round(c.decoder_width * c.mlp_ratio), dropout)
+            for _ in range(c.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(c.decoder_width, eps=1e-6)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, length, c.decoder_width))
+        self.diffloss = DiffLoss(c.channels, c.decoder_width, c.head_width, c.head_depth)
+
+    def class_embedding(self, labels: Tensor) -> Tensor:
+        """Class embeddings [B, width] of labels [B]; the label `classes` is the null class (fake_latent)."""
+        table = torch.cat([self.class_emb.weight, self.fake_latent])
+        return table[labels]
+
+    def features(
+        self, latents: Tensor, class_embedding: Tensor, visible: Tensor | None = None, restore: Tensor | None = None
+    ) -> Tensor:
+        """Decoder output z [B, L, decoder_width] for low-passed latents [B, L, C].
+
+        Masked: `visible` [B, V] holds the indices of the tokens that the encoder sees, and `restore` [B, L] says for every
+        position where it stands in `visible`, or V where it is masked.
+        """
+        z = self.decode(self.encode(latents, class_embedding, visible), restore)
+        return z[:, self.config.buffer :] + self.diffusion_pos_embed_learned
+
+    def encode(self, latents: Tensor, class_embedding: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Encoder output [B, buffer + L (or V), encoder_width]."""
+        buffer = self.config.buffer
+        position = self.encoder_pos_embed_learned
+        x = self.z_proj_ln(self.z_proj(latents) + position[:, buffer:])
+        head = self.z_proj_ln(class_embedding.unsqueeze(1) + position[:, :buffer])
+        if visible is not None:
+            x = x.gather(1, visible.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        x = torch.cat([head, x], dim=1)
+        for block in self.encoder_blocks:
+            x = block(x)
+        out: Tensor = self.encoder_norm(x)
+        return out
+
+    def decode(self, x: Tensor, restore: Tensor | None = None) -> Tensor:
+        """Decoder output [B, buffer + L, decoder_width]; with `restore`, mask tokens fill the gaps first."""
+        buffer = self.config.buffer
+        x = self.decoder_embed(x)
+        if restore is not None:
+            seen = torch.cat([x[:, buffer:], self.mask_token.expand(x.shape[0], -1, -1)], dim=1)
+            tokens = seen.gather(1, restore.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            x = torch.cat([x[:, :buffer], tokens], dim=1)
+        x = x + self.decoder_pos_embed_learned
+        for block in self.decoder_blocks:
+            x = block(x)
+        out: Tensor = self.decoder_norm(x)
+        return out
+
+    def initialize(self) -> FAR:
+        """Official initialisation (Xavier linears, N(0, 0.02) embeddings and positions); returns self."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        tables = [self.class_emb.weight, self.fake_latent, self.encoder_pos_embed_learned, self.mask_token]
+        for table in [*tables, self.decoder_pos_embed_learned, self.diffusion_pos_embed_learned]:
+            nn.init.normal_(table, std=0.02)
+        self.diffloss.net.initialize()
+        return self
+
+
+def restore_indices(visible: Tensor, length: int) -> Tensor:
+    """For every position [B, L] its place in visible [B, V], or V where it is not among them."""
+    batch, count = visible.shape
+    restore = torch.full((batch, length), count, dtype=torch.int64, device=visible.device)
+    return restore.scatter(1, visible, torch.arange(count, device=visible.device).expand(batch, -1))
+
+
+def grid_of(tokens: int) -> int:
+    """Side of the square grid with that many tokens; ValueError if it is no square."""
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"{tokens} tokens do not form a square grid")
+    return side
