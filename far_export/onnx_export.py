@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,8 +27,8 @@ PAGE = 4096
 class WeightFile:
     """The external weight file of a bundle: every distinct tensor is stored once, whichever graphs use it.
 
-    Tensors are written as they come, so that memory holds one at a time. Offsets are multiples of 4096 for large tensors, which
-    lets a reader map them.
+    Tensors are written as they come, so that memory holds one at a time. Offsets are multiples of 4096 for large
+    tensors, which lets a reader map them.
     """
 
     def __init__(self, file: BinaryIO, name: str = WEIGHTS) -> None:
@@ -38,7 +38,7 @@ class WeightFile:
 
     def add(self, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTensor:
         """Store a tensor (or find it stored) and return the reference to put in its place."""
-        data = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+        data: Any = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
         key = (hashlib.sha256(data).hexdigest(), tensor.dtype.name)
         if key not in self._places:
             align = PAGE if data.nbytes >= PAGE else 64
@@ -46,24 +46,40 @@ class WeightFile:
             self._places[key] = (self._file.tell(), data.nbytes)
             self._file.write(data)
         offset, length = self._places[key]
+        dimensions: Any = tensor.shape
         return ir.ExternalTensor(
-            self.name, offset, length, tensor.dtype, shape=tensor.shape, name=tensor.name or "", base_dir=folder
+            self.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(dimensions),
+            name=tensor.name or "",
+            base_dir=folder,
         )
 
 
-def export_stages(stages: Sequence[Stage], folder: Path) -> tuple[Graph, ...]:
-    """Write every stage as NAME.onnx into `folder`, their weights into its weights.bin; returns the manifest's entries."""
+def export_stages(
+    stages: Sequence[Stage], folder: Path, report: Callable[[str], None] = lambda line: None
+) -> tuple[Graph, ...]:
+    """Write every stage as NAME.onnx into `folder`, their weights into its weights.bin; returns the manifest's
+    entries."""
+    graphs = []
     with (folder / WEIGHTS).open("wb") as file:
         weights = WeightFile(file)
-        return tuple(_export(stage, folder, weights) for stage in stages)
+        for stage in stages:
+            graphs.append(_export(stage, folder, weights))
+            report(f"exported {stage.name} ({graphs[-1].parameters / 1e6:.1f} M parameters)")
+    return tuple(graphs)
 
 
 def _export(stage: Stage, folder: Path, weights: WeightFile) -> Graph:
     sizes = {axis: _traced_size(axis, usual) for axis, (_, usual, _) in stage.profile.items()}
     program = _trace(stage, stage.example(sizes))
     model = program.model
+    parameters = 0
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
+            parameters += value.const_value.size
             value.const_value = weights.add(value.const_value, folder)
     _strip(model)
     path = folder / f"{stage.name}.onnx"
@@ -78,7 +94,7 @@ def _export(stage: Stage, folder: Path, weights: WeightFile) -> Graph:
         tolerance=stage.tolerance,
         constants=dict(stage.constants),
         flops=stage.flops,
-        parameters=sum(p.numel() for p in stage.module.parameters()),
+        parameters=parameters,
     )
 
 
@@ -112,12 +128,12 @@ def _trace(stage: Stage, example: Mapping[str, torch.Tensor]) -> Any:
 def _strip(model: ir.Model) -> None:
     """Remove the tracer's notes: they hold source lines and folders of the machine that exported."""
     model.metadata_props.clear()
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[Any] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         graph.metadata_props.clear()
         graph.doc_string = None
         for node in ir.traversal.RecursiveGraphIterator(graph):
             node.metadata_props.clear()
             node.doc_string = None
-        for node in ir.traversal.RecursiveGraphIterator(graph):
             for value in node.outputs:
                 value.metadata_props.clear()

@@ -15,7 +15,8 @@ DTYPES = {"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a stage. A text in the shape names a dynamic axis. Integer inputs state the exclusive bound of their values."""
+    """An input of a stage. A text in the shape names a dynamic axis. Integer inputs state the exclusive bound of
+    their values."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -32,10 +33,10 @@ class Input:
 class Stage:
     """One graph to be exported: `module` called with the inputs by name.
 
-    stage: the name by which the loop runs it; name: the graph's own (they differ where a stage has a graph per level).
-    profile: smallest, usual and largest size of every dynamic axis. tolerance: relative error to the torch module that is
-    accepted in FP32. fp32_islands: submodules that stay FP32 at lower precisions. constants: what is folded in.
-    flops: arithmetic of one row, polynomial in the visible tokens.
+    stage: the name by which the loop runs it; name: the graph's own (they differ where a stage has a graph per
+    level). profile: smallest, usual and largest size of every dynamic axis. tolerance: relative error to the torch
+    module that is accepted in FP32. fp32_islands: submodules that stay FP32 at lower precisions. constants: what is
+    folded in. flops: arithmetic of one row, polynomial in the visible tokens.
     """
 
     stage: str
@@ -55,7 +56,8 @@ class Stage:
         return self.stage + self.suffix
 
     def example(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-        """Random inputs with the given size for every dynamic axis; integers stay below their bounds, floats are N(0, 1)."""
+        """Random inputs with the given size for every dynamic axis; integers stay below their bounds, floats are
+        N(0, 1)."""
         generator = torch.Generator().manual_seed(seed)
         tensors = {}
         for spec in self.inputs:

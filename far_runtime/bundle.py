@@ -28,9 +28,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file. `constants`: what is folded into it (empty: everything is an input). `tolerance`: the relative error
-    to the torch model that verify accepts. `flops`: arithmetic of one row, as coefficients of a polynomial in the number of
-    visible tokens (one coefficient where there is no such number)."""
+    """One ONNX file. `constants`: what is folded into it (empty: everything is an input). `tolerance`: the relative
+    error to the torch model that verify accepts. `flops`: arithmetic of one row, as coefficients of a polynomial in
+    the number of visible tokens (one coefficient where there is no such number).
+    """
 
     name: str
     stage: str
@@ -53,8 +54,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. `model`: the network's sizes and settings; `schedule`: default levels, steps, guidance and
-    temperature; `classes`: names by label, or empty; `source`: the checkpoint files."""
+    """What manifest.json says. `model`: the network's sizes and settings; `schedule`: default levels, steps, guidance
+    and temperature; `classes`: names by label, or empty; `source`: the checkpoint files.
+    """
 
     system: str
     model: dict[str, Any]
@@ -66,7 +68,8 @@ class Manifest:
     created_by: str = ""
 
     def graph(self, stage: str, constants: Mapping[str, int]) -> Graph:
-        """The graph of a stage that has these constants folded in, or the one that takes them as inputs; FarError if none."""
+        """The graph of a stage that has these constants folded in, or the one that takes them as inputs; FarError
+        if none."""
         of_stage = [graph for graph in self.graphs if graph.stage == stage]
         for graph in of_stage:
             if all(constants.get(name) == value for name, value in graph.constants.items()):
@@ -96,8 +99,8 @@ class Bundle:
 def open_bundle(path: str | Path, check: bool = True) -> Bundle:
     """Read a bundle and, unless check=False, compare every file with its checksum.
 
-    Raises FarError for a folder without a manifest, a newer format, a missing file, a changed byte (naming the file), and a
-    file name that leads out of the bundle.
+    Raises FarError for a folder without a manifest, a newer format, a missing file, a changed byte (naming the file),
+    and a file name that leads out of the bundle.
     """
     folder = Path(path)
     bundle = Bundle(folder, _read_manifest(folder))
@@ -106,7 +109,8 @@ def open_bundle(path: str | Path, check: bool = True) -> Bundle:
     for graph in bundle.manifest.graphs:
         if graph.file not in bundle.manifest.files:
             raise FarError(
-                f"{folder / MANIFEST}: graph {graph.name} is in {graph.file}, which has no checksum; export the bundle again"
+                f"{folder / MANIFEST}: graph {graph.name} is in {graph.file}, which has no checksum; export the "
+                f"bundle again"
             )
     return bundle
 
@@ -151,7 +155,8 @@ def _check_file(folder: Path, name: str, record: FileRecord, check: bool) -> Non
         )
     if check and sha256_of(path) != record.sha256:
         raise FarError(
-            f"{path}: changed since export (its SHA-256 is not the manifest's); copy the bundle again, or export it again"
+            f"{path}: changed since export (its SHA-256 is not the manifest's); copy the bundle again, or export "
+            f"it again"
         )
 
 

@@ -1,4 +1,5 @@
-"""Noise schedule and solver of the diffusion head, as tables of coefficients (official diffusion/gaussian_diffusion.py and respace.py)."""
+"""Noise schedule and solver of the diffusion head, as tables of coefficients (official
+diffusion/gaussian_diffusion.py and respace.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def cosine_alphas_cumprod() -> NDArray[np.float64]:
 
 
 def respaced_timesteps(steps: int) -> NDArray[np.int64]:
-    """The `steps` training timesteps that inference visits, rising: round(i 999 / (steps - 1)); one step visits 999 alone."""
+    """The `steps` training timesteps that inference visits, rising: round(i 999 / (steps - 1)); one step visits
+    999 alone."""
     if not 1 <= steps <= TRAIN_STEPS:
         raise ValueError(f"{steps} diffusion steps; the schedule has 1 to {TRAIN_STEPS}")
     if steps == 1:
@@ -32,7 +34,8 @@ def respaced_timesteps(steps: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Constants of q(x_prev | x_t, x_0) for a rising list of timesteps, each [S]; shared by sampling and by the training loss."""
+    """Constants of q(x_prev | x_t, x_0) for a rising list of timesteps, each [S]; shared by sampling and by the
+    training loss."""
 
     timesteps: NDArray[np.int64]
     alphas_cumprod: NDArray[np.float64]
@@ -65,7 +68,8 @@ def posterior(timesteps: Sequence[int] | NDArray[np.int64]) -> Posterior:
 def x0_from_output(
     alphas_cumprod: NDArray[np.float64], prediction: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coefficients (a, b), each [S], with x0 = a x_t + b output, for "epsilon" or "v" prediction; ValueError for another name."""
+    """Coefficients (a, b), each [S], with x0 = a x_t + b output, for "epsilon" or "v" prediction; ValueError for
+    another name."""
     if prediction == "epsilon":
         return 1 / np.sqrt(alphas_cumprod), -np.sqrt(1 / alphas_cumprod - 1)
     if prediction == "v":
@@ -79,11 +83,13 @@ COEFFICIENTS = ("state", "output", "log_beta", "log_posterior", "noise")
 def ddpm_table(
     steps: int, temperature: float = 1.0, prediction: str = "epsilon"
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Timesteps [S] and coefficients [S, 5] of the official sampler, in the order in which they are applied (last timestep first).
+    """Timesteps [S] and coefficients [S, 5] of the official sampler, in the order in which they are applied (last
+    timestep first).
 
-    One step is  next = state x + output o + noise exp(0.5 log var) n  with  log var = f log_beta + (1 - f) log_posterior,
-    f = (v + 1) / 2, o the guided prediction, v the variance values of the conditional half and n standard normal noise.
-    x0 is folded out of the update in float64, since at t = 999 it is 2e4 times the prediction. No noise at the last step.
+    One step is  next = state x + output o + noise exp(0.5 log var) n  with  log var = f log_beta + (1 - f)
+    log_posterior, f = (v + 1) / 2, o the guided prediction, v the variance values of the conditional half and n
+    standard normal noise. x0 is folded out of the update in float64, since at t = 999 it is 2e4 times the prediction.
+    No noise at the last step.
     """
     constants = posterior(respaced_timesteps(steps))
     a, b = x0_from_output(constants.alphas_cumprod, prediction)

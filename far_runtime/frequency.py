@@ -47,10 +47,11 @@ def bicubic_matrix(size: int, to: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=64)
 def lowpass_matrices(grid: int) -> NDArray[np.float32]:
-    """[grid + 1, grid, grid] matrices M so that the latents x [..., grid, grid] low-passed to level k are M[k] x M[k]^T.
+    """[grid + 1, grid, grid] matrices M so that the latents x [..., grid, grid] low-passed to level k are M[k] x
+    M[k]^T.
 
-    Level 0 is all zeros, level k is area-down to k x k and bicubic back up, level `grid` is the identity
-    (FAR section 3.2; `processingpregt_latent` in the official models/far.py).
+    Level 0 is all zeros, level k is area-down to k x k and bicubic back up, level `grid` is the identity (FAR section
+    3.2; `processingpregt_latent` in the official models/far.py).
     """
     matrices = np.zeros((grid + 1, grid, grid))
     for level in range(1, grid):
@@ -67,4 +68,5 @@ def lowpass(tokens: NDArray[np.float32], level: int) -> NDArray[np.float32]:
     grid = round(length**0.5)
     matrix = lowpass_matrices(grid)[level]
     cells = tokens.reshape(batch, grid, grid, channels)
-    return np.einsum("yh,bhwc,xw->byxc", matrix, cells, matrix, optimize=True).reshape(tokens.shape)
+    filtered: NDArray[np.float32] = np.einsum("yh,bhwc,xw->byxc", matrix, cells, matrix, optimize=True)
+    return filtered.reshape(tokens.shape)

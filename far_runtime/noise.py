@@ -1,4 +1,5 @@
-"""Counter-based noise: every draw is a function of (seed, step, draw) alone, so a picture never depends on its neighbours in the batch."""
+"""Counter-based noise: every draw is a function of (seed, step, draw) alone, so a picture never depends on its
+neighbours in the batch."""
 
 from __future__ import annotations
 

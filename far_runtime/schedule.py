@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from far_runtime.errors import FarError
 
@@ -18,8 +19,8 @@ OFFICIAL_STEPS = 100
 class Schedule:
     """One entry per step of the coarse-to-fine loop, in the order in which the steps are made.
 
-    levels: frequency level of the step's input (0: nothing yet). steps: diffusion steps of the head. guidance: scale of
-    classifier-free guidance (1: none). temperature: factor of the sampler's noise.
+    levels: frequency level of the step's input (0: nothing yet). steps: diffusion steps of the head. guidance: scale
+    of classifier-free guidance (1: none). temperature: factor of the sampler's noise.
     """
 
     levels: tuple[int, ...]
@@ -49,9 +50,10 @@ def make_schedule(
 ) -> Schedule:
     """The schedule of `sample_tokens_nomask` or `sample_tokens_mask` (official models/far.py) for any level list.
 
-    Guidance rises linearly, 1 + (guidance - 1) i / n at step i of n. Temperature: 0.8 + (T - 0.8)(1 - cos(pi/2 (i + 1)/n)), masked
-    0.85 + (T - 0.85) i / n. `steps`: a number, one per level, or "40:100", linear from the first level to the last (FAR's
-    frequency-aware schedule). Raises FarError for levels that do not rise, guidance below 0 and steps outside 1 to 1000.
+    Guidance rises linearly, 1 + (guidance - 1) i / n at step i of n. Temperature: 0.8 + (T - 0.8)(1 - cos(pi/2 (i +
+    1)/n)), masked 0.85 + (T - 0.85) i / n. `steps`: a number, one per level, or "40:100", linear from the first level
+    to the last (FAR's frequency-aware schedule). Raises FarError for levels that do not rise, guidance below 0 and
+    steps outside 1 to 1000.
     """
     levels = tuple(levels)
     check_levels(levels, grid, masked)
@@ -73,24 +75,35 @@ def make_schedule(
 
 
 def check_levels(levels: tuple[int, ...], grid: int, masked: bool) -> None:
-    """FarError unless the levels lie in 0 .. grid - 1 and rise; a masked list may open like the official one, 0, 12, 12."""
+    """FarError unless the levels lie in 0 .. grid - 1 and rise; a masked list may open like the official one, 0,
+    12, 12."""
     if not levels:
         raise FarError("no levels; use --levels 0,2,3,4,5,6,7,8,9,10, say")
     shown = ",".join(map(str, levels))
     for level in levels:
         if not 0 <= level < grid:
             raise FarError(
-                f"--levels {shown}: level {level} is outside 0 to {grid - 1}, the levels of a {grid} x {grid} grid of latents"
+                f"--levels {shown}: level {level} is outside 0 to {grid - 1}, the levels of a {grid} x {grid} "
+                f"grid of latents"
             )
     rising = levels[3:] if masked and len(levels) > 3 and levels[1] == levels[2] else levels
-    if any(a >= b for a, b in zip(rising, rising[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(rising)):
         raise FarError(
             f"--levels {shown}: levels must rise from low to high frequency, each larger than the one before"
         )
 
 
+def parse_levels(text: str) -> tuple[int, ...]:
+    """Levels from "0,2,3,4"; FarError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise FarError(f"levels {text!r}: expected whole numbers with commas between, as in 0,2,3,4") from None
+
+
 def parse_steps(steps: str | int | Sequence[int], count: int) -> tuple[int, ...]:
-    """Diffusion steps per level from 100, "100", "40:100" (linear, rounded) or one number per level; FarError otherwise."""
+    """Diffusion steps per level from 100, "100", "40:100" (linear, rounded) or one number per level; FarError
+    otherwise."""
     try:
         if isinstance(steps, str) and ":" in steps:
             first, last = (int(part) for part in steps.split(":"))
@@ -107,7 +120,8 @@ def parse_steps(steps: str | int | Sequence[int], count: int) -> tuple[int, ...]
         ) from None
     if len(values) != count:
         raise FarError(
-            f"--steps names {len(values)} levels, the schedule has {count}; give one number, a range, or {count} numbers"
+            f"--steps names {len(values)} levels, the schedule has {count}; give one number, a range, or {count} "
+            f"numbers"
         )
     for value in values:
         if not 1 <= value <= 1000:

@@ -2,9 +2,9 @@
 
     python scripts/check_golden.py CASE_DIR... [--engine torch|onnxruntime]
 
-Every case is rebuilt from its case.json: the weights are drawn from their names and saved as a checkpoint in the official
-layout, which the ordinary loader reads; the stages are made (exported, for onnxruntime), and the ordinary loop runs with the
-named noise. Prints one JSON line per case and exits with 1 if any case fails.
+Every case is rebuilt from its case.json: the weights are drawn from their names and saved as a checkpoint in the
+official layout, which the ordinary loader reads; the stages are made (exported, for onnxruntime), and the ordinary
+loop runs with the named noise. Prints one JSON line per case and exits with 1 if any case fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def stream(name: str, seed: int = 0) -> np.random.RandomState:
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
-    """The parameter of that name: gains 1 + 0.1 n, biases 0.1 n, matrices n / sqrt(fan-in) (a twentieth for the head's output), tables 0.5 n."""
+    """The parameter of that name: gains 1 + 0.1 n, biases 0.1 n, matrices n / sqrt(fan-in) (a twentieth for the
+    head's output), tables 0.5 n."""
     n = noise(name, shape, seed)
     module, _, leaf = name.rpartition(".")
     if leaf == "weight" and len(shape) == 1:
@@ -67,7 +68,8 @@ def noise(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
 class NamedNoise:
     """The draws of a golden case, numbered in the order in which the official sampler asks for them.
 
-    A step with S diffusion steps asks for one start noise [n, C] and S draws [2 n, C], of which the first half counts.
+    A step with S diffusion steps asks for one start noise [n, C] and S draws [2 n, C], of which the first half
+    counts.
     """
 
     def __init__(self, batch: int, steps: tuple[int, ...], seed: int) -> None:
@@ -119,7 +121,8 @@ def relative_error(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def save_checkpoint(case: dict[str, Any], path: Path, key: str) -> None:
-    """The case's weights as the official code saves them: a state dict under `key`, with the training arguments beside it."""
+    """The case's weights as the official code saves them: a state dict under `key`, with the training arguments
+    beside it."""
     seed = case["seed"]
     tensors = {n: torch.from_numpy(weight(n, tuple(shape), seed)) for n, shape in case["parameters"].items()}
     torch.save({key: tensors, "args": argparse.Namespace(mask=case.get("mask", False))}, path)
@@ -128,7 +131,8 @@ def save_checkpoint(case: dict[str, Any], path: Path, key: str) -> None:
 def check_far(
     case: dict[str, Any], expected: dict[str, NDArray[Any]], engine_name: str, folder: Path
 ) -> dict[str, float]:
-    """Relative errors of z (every 16th token, as the head's condition without its level part), samples and final latents."""
+    """Relative errors of z (every 16th token, as the head's condition without its level part), samples and final
+    latents."""
     save_checkpoint(case, folder / "checkpoint-last.pth", "model_ema")
     heads = {k.replace("num_heads", "heads"): v for k, v in case["dims"].items() if k.endswith("num_heads")}
     far = load_checkpoint(folder / "checkpoint-last.pth", overrides=heads, expect="far").model

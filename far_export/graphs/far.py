@@ -1,4 +1,5 @@
-"""FAR's stages as torch modules: transformer (with the low-pass filter in front) and denoise (with guidance and solver update)."""
+"""FAR's stages as torch modules: transformer (with the low-pass filter in front) and denoise (with guidance and
+solver update)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from far_runtime.samplers.far import Step
 
 
 def spread(x: Tensor, rows: int) -> Tensor:
-    """[B, ...] repeated to [rows, ...] with rows = g B: the conditional rows, then the same pictures' unconditional ones."""
+    """[B, ...] repeated to [rows, ...] with rows = g B: the conditional rows, then the same pictures'
+    unconditional ones."""
     pictures = torch.arange(x.shape[0], device=x.device)
     return x[torch.cat([pictures, pictures])[torch.arange(rows, device=x.device)]]
 
@@ -25,8 +27,9 @@ def spread(x: Tensor, rows: int) -> Tensor:
 class TransformerGraph(nn.Module):
     """latents [B, L, C] (the previous sample, unfiltered), labels [g B] -> head condition [g B, L, head width].
 
-    Filters the latents to level `lowpass`, runs encoder and decoder, and ends with all of the head that does not depend on the
-    diffusion step: the projection of z and the embedding of the level. `step` folds its level, filter and token count in.
+    Filters the latents to level `lowpass`, runs encoder and decoder, and ends with all of the head that does not
+    depend on the diffusion step: the projection of z and the embedding of the level. `step` folds its level, filter
+    and token count in.
     """
 
     lowpass: Tensor
@@ -42,20 +45,24 @@ class TransformerGraph(nn.Module):
 
     def forward(
         self,
-        latents: Tensor,
         labels: Tensor,
+        latents: Tensor | None = None,
         level: Tensor | None = None,
         lowpass: Tensor | None = None,
         visible: Tensor | None = None,
         restore: Tensor | None = None,
     ) -> Tensor:
         rows = labels.shape[0]
-        matrix = self.lowpass if lowpass is None else self.lowpass[lowpass].squeeze(0)
-        x = spread(self.filter(latents, matrix), rows)
+        x = None
+        if latents is not None:
+            matrix = self.lowpass if lowpass is None else self.lowpass[lowpass].squeeze(0)
+            x = spread(self.filter(latents, matrix), rows)
+        elif not self.far.config.masked:
+            x = self.class_table.new_zeros((1, self.far.config.tokens, self.far.config.channels)).expand(rows, -1, -1)
         if visible is not None and restore is not None:
             visible, restore = spread(visible, rows), spread(restore, rows)
         z = self.far.features(x, self.class_table[labels], visible, restore)
-        number = latents.new_full((1,), self.step.level) if self.step is not None else level
+        number = self.class_table.new_full((1,), self.step.level) if self.step is not None else level
         return self.far.diffloss.net.condition(z, number)
 
     def filter(self, latents: Tensor, matrix: Tensor) -> Tensor:
@@ -69,8 +76,8 @@ class TransformerGraph(nn.Module):
 class DenoiseGraph(nn.Module):
     """One diffusion step: state [B, T, C], condition [g B, T, w] and the step's scalars -> next state [B, T, C].
 
-    Guided prediction o = uncond + guidance (cond - uncond), variance values from the conditional half, then the update of
-    `far_runtime.diffusion.ddpm_table`. The timestep is embedded once for all rows.
+    Guided prediction o = uncond + guidance (cond - uncond), variance values from the conditional half, then the
+    update of `far_runtime.diffusion.ddpm_table`. The timestep is embedded once for all rows.
     """
 
     def __init__(self, far: FAR) -> None:
@@ -93,34 +100,32 @@ class DenoiseGraph(nn.Module):
 
 
 def transformer_inputs(config: FARConfig, step: Step | None = None) -> tuple[Input, ...]:
-    """Inputs of the transformer stage; a folded step leaves level and lowpass out."""
-    inputs = [
-        Input("latents", ("batch", config.tokens, config.channels)),
-        Input("labels", ("rows",), "int64", config.classes + 1),
-    ]
+    """Inputs of the transformer stage. A folded step leaves level and lowpass out, and a step that sees nothing yet
+    (low-pass level 0, or no visible token) the latents and their indices too."""
+    labels = Input("labels", ("rows",), "int64", config.classes + 1)
+    if step is not None and (step.visible == 0 if config.masked else step.lowpass == 0):
+        return (labels,)
+    inputs = [Input("latents", ("batch", config.tokens, config.channels)), labels]
     if step is None:
         inputs += [Input("level", (1,), "int64", config.grid), Input("lowpass", (1,), "int64", config.grid + 1)]
     if config.masked:
         count: int | str = "count" if step is None else step.visible
-        inputs += [
-            Input("visible", ("batch", count), "int64", config.tokens),
-            Input("restore", ("batch", config.tokens), "int64", count),
-        ]
+        inputs.append(Input("visible", ("batch", count), "int64", config.tokens))
+        inputs.append(Input("restore", ("batch", config.tokens), "int64", count))
     return tuple(inputs)
 
 
 def transformer_stage(far: FAR, step: Step | None = None) -> Stage:
     """The transformer for any level, or with the constants of one step folded in."""
     config = far.config
-    profile = {"batch": (1, 4, 64), "rows": (1, 8, 128)}
-    if config.masked and step is None:
-        profile["count"] = (0, config.tokens // 2, config.tokens)
+    inputs = transformer_inputs(config, step)
+    sizes = {"batch": (1, 4, 64), "rows": (1, 8, 128), "count": (0, config.tokens // 2, config.tokens)}
     return Stage(
         stage="transformer",
         module=TransformerGraph(far, step).eval(),
-        inputs=transformer_inputs(config, step),
+        inputs=inputs,
         outputs=(TensorSpec("condition", "float32", ("rows", config.tokens, config.head_width)),),
-        profile=profile,
+        profile={axis: sizes[axis] for spec in inputs for axis in spec.shape if isinstance(axis, str)},
         fp32_islands=("norm", "z_proj_ln", "softmax", "lowpass"),
         constants={name: value for name, value in step.constants.items() if config.masked or name != "count"}
         if step

@@ -12,7 +12,8 @@ from far_runtime.bundle import TensorSpec
 
 
 class DecodeGraph(nn.Module):
-    """Scaled latents [B, L, C] of a grid x grid picture -> uint8 pixels [B, H, W, 3] (float [B, 3, H, W] with pixels=False).
+    """Scaled latents [B, L, C] of a grid x grid picture -> uint8 pixels [B, H, W, 3] (float [B, 3, H, W] with
+    pixels=False).
 
     Pixels are round(255 (x + 1) / 2), clipped, as the official evaluation writes them.
     """
@@ -46,7 +47,8 @@ class EncodeGraph(nn.Module):
 
 
 def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: bool = True) -> Stage:
-    """The VAE decoder over a grid x grid latent. The tolerance in uint8 leaves room for roundings that fall to the other side."""
+    """The VAE decoder over a grid x grid latent. The tolerance in uint8 leaves room for roundings that fall to the
+    other side."""
     config = vae.config
     side = grid * config.stride
     module = DecodeGraph(vae, grid, latent_scale, pixels).eval()

@@ -11,7 +11,8 @@ DEFAULT_ENGINE = "onnxruntime"
 
 
 def open_engine(bundle: Bundle, name: str = DEFAULT_ENGINE, threads: int | None = None) -> Engine:
-    """The engine `name` (library, or library:provider) over a bundle; FarError for an unknown name or a library that is missing."""
+    """The engine `name` (library, or library:provider) over a bundle; FarError for an unknown name or a library
+    that is missing."""
     library, _, provider = name.partition(":")
     if library == "onnxruntime":
         from far_runtime.engines.onnxruntime import OnnxRuntimeEngine

@@ -15,9 +15,9 @@ Array = Any
 class Engine(Protocol):
     """Executes the stages of one bundle.
 
-    Arrays stay on the engine's device between `put` and `get`. `run` takes a stage's input arrays by name and its host-side
-    constants (level, lowpass: integers that a graph either takes as [1] int64 inputs or has folded in), and returns its outputs
-    by name.
+    Arrays stay on the engine's device between `put` and `get`. `run` takes a stage's input arrays by name and its
+    host-side constants (level, lowpass: integers that a graph either takes as [1] int64 inputs or has folded in), and
+    returns its outputs by name.
     """
 
     name: str

@@ -19,8 +19,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 class OnnxRuntimeEngine:
     """Runs a bundle's graphs on ONNX Runtime's CPU, CUDA or TensorRT provider.
 
-    The CUDA and TensorRT providers have not been run on a GPU by us.
-    Raises FarError where onnxruntime is not installed or lacks the provider.
+    The CUDA and TensorRT providers have not been run on a GPU by us. Raises FarError where onnxruntime is not
+    installed or lacks the provider.
     """
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int | None = None) -> None:
@@ -28,7 +28,8 @@ class OnnxRuntimeEngine:
             self._ort: Any = importlib.import_module("onnxruntime")
         except ImportError:
             raise FarError(
-                "onnxruntime is not installed; install it with: pip install 'far-deploy[cpu]' (or [gpu] for CUDA and TensorRT)"
+                "onnxruntime is not installed; install it with: pip install 'far-deploy[cpu]' (or [gpu] for CUDA "
+                "and TensorRT)"
             ) from None
         if provider not in PROVIDERS:
             raise FarError(f"engine onnxruntime:{provider}: unknown provider; known: {', '.join(PROVIDERS)}")

@@ -1,4 +1,5 @@
-"""FAR's sampling loop, unmasked and masked (FAR section 3; sample_tokens_nomask and sample_tokens_mask in the official models/far.py)."""
+"""FAR's sampling loop, unmasked and masked (FAR section 3; sample_tokens_nomask and sample_tokens_mask in the
+official models/far.py)."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from far_runtime.schedule import Schedule
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the loop. `lowpass`: the level that the previous sample is filtered to (grid: not at all); `visible`: how
-    many tokens the encoder sees."""
+    """One step of the loop. `lowpass`: the level that the previous sample is filtered to (grid: not at all);
+    `visible`: how many tokens the encoder sees.
+    """
 
     index: int
     level: int
@@ -36,7 +38,8 @@ class Step:
 
 
 OnStep = Callable[[Step, int, Array], None]
-"""Called after every diffusion step with the step, the number of diffusion steps done in it, and the state [B, L, C]."""
+"""Called after every diffusion step with the step, the number of diffusion steps done in it, and the state [B, L,
+C]."""
 
 
 def plan(schedule: Schedule, grid: int, masked: bool) -> tuple[Step, ...]:
@@ -63,8 +66,8 @@ def sample(
 ) -> Array:
     """Latents [B, L, C] (scaled, on the engine's device) of `labels`, through the transformer and denoise stages.
 
-    `model` is the manifest's: grid, channels, classes, masked, prediction. The label `classes` is the null class.
-    A step with guidance 1 runs without its unconditional half.
+    `model` is the manifest's: grid, channels, classes, masked, prediction. The label `classes` is the null class. A
+    step with guidance 1 runs without its unconditional half.
     """
     grid, channels, masked = model["grid"], model["channels"], model["masked"]
     tokens, batch = grid * grid, len(labels)
@@ -113,8 +116,9 @@ def diffuse(
 
 
 def visible_tokens(orders: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices [B, count] of the last `count` tokens of each order, rising, and the place of every position among them [B, L]
-    (count where it is hidden)."""
+    """Indices [B, count] of the last `count` tokens of each order, rising, and the place of every position among them
+    [B, L] (count where it is hidden).
+    """
     batch, tokens = orders.shape
     visible = np.sort(orders[:, tokens - count :], axis=1)
     restore = np.full((batch, tokens), count, np.int64)

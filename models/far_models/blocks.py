@@ -1,4 +1,5 @@
-"""Transformer blocks of FAR and MAR, with timm's parameter names (norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2)."""
+"""Transformer blocks of FAR and MAR, with timm's parameter names (norm1, attn.qkv, attn.proj, norm2, mlp.fc1,
+mlp.fc2)."""
 
 from __future__ import annotations
 

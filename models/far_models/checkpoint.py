@@ -1,4 +1,5 @@
-"""Checkpoints into models: official .pth and .ckpt files and .safetensors, read without executing anything that is in them."""
+"""Checkpoints into models: official .pth and .ckpt files and .safetensors, read without executing anything that is
+in them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ NOT_OF_THE_VAE = ("loss.",)  # discriminator and perceptual network that LDM's t
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: tensors by official name, the training arguments (official `args`) and the safetensors metadata."""
+    """What a file holds: tensors by official name, the training arguments (official `args`) and the safetensors
+    metadata."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -34,7 +36,8 @@ class Contents:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in evaluation mode, its system ("far" or "klvae"), class names where the file has them, and where it came from."""
+    """A loaded model in evaluation mode, its system ("far" or "klvae"), class names where the file has them, and
+    where it came from."""
 
     system: str
     model: nn.Module
@@ -43,10 +46,11 @@ class Checkpoint:
 
 
 def read_contents(path: Path, weights: str = "model_ema") -> Contents:
-    """Tensors, arguments and metadata of a checkpoint file; `weights` names the state dict to take where the file holds several.
+    """Tensors, arguments and metadata of a checkpoint file; `weights` names the state dict to take where the file
+    holds several.
 
-    Only tensors, plain values and an argparse.Namespace are unpickled. Tensors stay memory-mapped where the format allows.
-    Raises FarError for a missing file, a file that is no checkpoint, and a pickle with anything else in it.
+    Only tensors, plain values and an argparse.Namespace are unpickled. Tensors stay memory-mapped where the format
+    allows. Raises FarError for a missing file, a file that is no checkpoint, and a pickle with anything else in it.
     """
     if not path.is_file():
         raise FarError(f"{path}: no such file; give the path of a .pth, .ckpt or .safetensors checkpoint")
@@ -80,7 +84,8 @@ def _unpickle(path: Path) -> Any:
         if "Unsupported" in reason or "GLOBAL" in reason:
             what = next((word for word in reason.split() if "." in word and word[0].isalpha()), "another object")
             raise FarError(
-                f"{path}: holds more than tensors and an argparse.Namespace ({what.strip('.,`')}), and loading that could run code; "
+                f"{path}: holds more than tensors and an argparse.Namespace ({what.strip('.,`')}), and loading "
+                f"that could run code; "
                 "save it again with only its state dicts, or as .safetensors"
             ) from error
         raise FarError(f"{path}: not a PyTorch checkpoint; expected .pth, .ckpt or .safetensors") from error
@@ -123,9 +128,9 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a FAR or KL-VAE checkpoint into its model.
 
-    Sizes are read from the tensors; head counts, the masked switch and the prediction type come from the file's arguments or
-    metadata, the presets, or `overrides` (FARConfig or VAEConfig fields; `heads` sets both head counts). `expect`: the system
-    that the caller needs. Raises FarError, naming every missing, extra or misshapen tensor.
+    Sizes are read from the tensors; head counts, the masked switch and the prediction type come from the file's
+    arguments or metadata, the presets, or `overrides` (FARConfig or VAEConfig fields; `heads` sets both head counts).
+    `expect`: the system that the caller needs. Raises FarError, naming every missing, extra or misshapen tensor.
     """
     contents = read_contents(Path(path), weights)
     system = detect_system(contents)
@@ -161,7 +166,7 @@ def far_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -
         width, channels = tensors["z_proj.weight"].shape
         decoder_width = tensors["decoder_embed.weight"].shape[0]
         tokens = tensors["diffusion_pos_embed_learned"].shape[1]
-        sizes = {
+        sizes: dict[str, Any] = {
             "grid": grid_of(tokens),
             "channels": channels,
             "classes": tensors["class_emb.weight"].shape[0],
@@ -185,7 +190,7 @@ def far_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -
             f"{contents.path}: patch_size {args['patch_size']}; the official sampler and this one know 1 only"
         )
     changes = _config_changes(contents, FARConfig, overrides or {})
-    named = {
+    named: dict[str, Any] = {
         name: args[name] for name in ("prediction", "latent_scale", "encoder_heads", "decoder_heads") if name in args
     }
     if "mask" in args:
@@ -202,7 +207,8 @@ def far_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -
             named[key] = heads[part_width]
         else:
             raise FarError(
-                f"{contents.path}: the number of attention heads cannot be read from the weights and width {part_width} is no "
+                f"{contents.path}: the number of attention heads cannot be read from the weights and width "
+                f"{part_width} is no "
                 f"preset's ({', '.join(map(str, heads))}); give it: --config {key}=N (or heads=N)"
             )
     config = replace(FARConfig(), **{**named, **changes, **sizes})
@@ -221,7 +227,7 @@ def vae_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -
         ch, folded = tensors["encoder.conv_in.weight"].shape[:2]
         count = _count(tensors, "encoder.down.")
         widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(count)]
-        sizes = {
+        sizes: dict[str, Any] = {
             "ch": ch,
             "multipliers": tuple(w // ch for w in widths),
             "blocks": _count(tensors, "encoder.down.0.block."),
@@ -275,7 +281,8 @@ def check_tensors(path: Path, expected: Mapping[str, torch.Size], given: Mapping
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Settings from `--config`: each a name=value pair (value read as JSON, else as text) or the path of a JSON file."""
+    """Settings from `--config`: each a name=value pair (value read as JSON, else as text) or the path of a JSON
+    file."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")

@@ -1,4 +1,5 @@
-"""FAR, class-conditional: the transformer that reads low-passed latents and conditions the diffusion head (official models/far.py)."""
+"""FAR, class-conditional: the transformer that reads low-passed latents and conditions the diffusion head
+(official models/far.py)."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ from far_models.head import DiffLoss
 
 @dataclass(frozen=True)
 class FARConfig:
-    """Sizes of a FAR model. `grid`: latents are [B, channels, grid, grid]; one token a cell; levels are 0 .. grid - 1.
+    """Sizes of a FAR model. `grid`: latents are [B, channels, grid, grid]; one token a cell; levels are 0 .. grid -
+    1.
 
-    `masked`: the variant whose encoder sees only part of the tokens. `prediction`: what the head outputs, "epsilon" (official) or "v".
-    `latent_scale`: the VAE's latents are multiplied by it (0.2325 officially).
+    `masked`: the variant whose encoder sees only part of the tokens. `prediction`: what the head outputs, "epsilon"
+    (official) or "v". `latent_scale`: the VAE's latents are multiplied by it (0.2325 officially).
     """
 
     grid: int = 16
@@ -64,8 +66,8 @@ def preset(name: str, **changes: object) -> FARConfig:
 class FAR(nn.Module):
     """Encoder over buffer and (visible) tokens, decoder over all tokens, and the diffusion head.
 
-    z = features(latents [B, L, C], class_embedding [B, width]) is [B, L, decoder_width]; `diffloss.net` turns it into samples.
-    Parameters bear the official names, so `load_state_dict` takes an official checkpoint as it is.
+    z = features(latents [B, L, C], class_embedding [B, width]) is [B, L, decoder_width]; `diffloss.net` turns it into
+    samples. Parameters bear the official names, so `load_state_dict` takes an official checkpoint as it is.
     """
 
     def __init__(self, config: FARConfig, dropout: float = 0.0) -> None:
@@ -99,31 +101,36 @@ class FAR(nn.Module):
         return table[labels]
 
     def features(
-        self, latents: Tensor, class_embedding: Tensor, visible: Tensor | None = None, restore: Tensor | None = None
+        self,
+        latents: Tensor | None,
+        class_embedding: Tensor,
+        visible: Tensor | None = None,
+        restore: Tensor | None = None,
     ) -> Tensor:
         """Decoder output z [B, L, decoder_width] for low-passed latents [B, L, C].
 
-        Masked: `visible` [B, V] holds the indices of the tokens that the encoder sees, and `restore` [B, L] says for every
-        position where it stands in `visible`, or V where it is masked.
+        Masked: `visible` [B, V] holds the indices of the tokens that the encoder sees, and `restore` [B, L] says for
+        every position where it stands in `visible`, or V where it is masked; latents None: no token is visible at all.
         """
-        z = self.decode(self.encode(latents, class_embedding, visible), restore)
+        z = self.decode(self.encode(latents, class_embedding, visible), restore, hidden=latents is None)
         return z[:, self.config.buffer :] + self.diffusion_pos_embed_learned
 
-    def encode(self, latents: Tensor, class_embedding: Tensor, visible: Tensor | None = None) -> Tensor:
+    def encode(self, latents: Tensor | None, class_embedding: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encoder output [B, buffer + L (or V), encoder_width]."""
         buffer = self.config.buffer
         position = self.encoder_pos_embed_learned
-        x = self.z_proj_ln(self.z_proj(latents) + position[:, buffer:])
-        head = self.z_proj_ln(class_embedding.unsqueeze(1) + position[:, :buffer])
-        if visible is not None:
-            x = x.gather(1, visible.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        x = torch.cat([head, x], dim=1)
+        x = self.z_proj_ln(class_embedding.unsqueeze(1) + position[:, :buffer])
+        if latents is not None:
+            tokens = self.z_proj_ln(self.z_proj(latents) + position[:, buffer:])
+            if visible is not None:
+                tokens = tokens.gather(1, visible.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+            x = torch.cat([x, tokens], dim=1)
         for block in self.encoder_blocks:
             x = block(x)
         out: Tensor = self.encoder_norm(x)
         return out
 
-    def decode(self, x: Tensor, restore: Tensor | None = None) -> Tensor:
+    def decode(self, x: Tensor, restore: Tensor | None = None, hidden: bool = False) -> Tensor:
         """Decoder output [B, buffer + L, decoder_width]; with `restore`, mask tokens fill the gaps first."""
         buffer = self.config.buffer
         x = self.decoder_embed(x)
@@ -131,6 +138,8 @@ class FAR(nn.Module):
             seen = torch.cat([x[:, buffer:], self.mask_token.expand(x.shape[0], -1, -1)], dim=1)
             tokens = seen.gather(1, restore.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
             x = torch.cat([x[:, :buffer], tokens], dim=1)
+        elif hidden:
+            x = torch.cat([x, self.mask_token.expand(x.shape[0], self.config.tokens, -1)], dim=1)
         x = x + self.decoder_pos_embed_learned
         for block in self.decoder_blocks:
             x = block(x)

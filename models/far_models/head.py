@@ -1,4 +1,5 @@
-"""The diffusion head: an MLP with adaptive LayerNorm that denoises one token given its condition (official models/diffloss.py)."""
+"""The diffusion head: an MLP with adaptive LayerNorm that denoises one token given its condition (official
+models/diffloss.py)."""
 
 from __future__ import annotations
 
@@ -83,14 +84,16 @@ class DiffusionHead(nn.Module):
         self.final_layer = FinalLayer(width, 2 * channels)
 
     def condition(self, z: Tensor, level: Tensor | None = None) -> Tensor:
-        """Head condition [..., width] of z [..., z_width]; level: a number per leading row, broadcast against z[..., :1]."""
+        """Head condition [..., width] of z [..., z_width]; level: a number per leading row, broadcast against
+        z[..., :1]."""
         condition: Tensor = self.cond_embed(z)
         if level is not None:
             condition = condition + self.index_cond_embed(level.to(z.dtype))
         return condition
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Prediction and variance values [..., 2 C] of noisy tokens x [..., C] at timestep t (broadcast) under condition [..., width]."""
+        """Prediction and variance values [..., 2 C] of noisy tokens x [..., C] at timestep t (broadcast) under
+        condition [..., width]."""
         y = self.time_embed(t) + condition
         x = self.input_proj(x)
         for block in self.res_blocks:

@@ -1,4 +1,5 @@
-"""KL-VAE that turns pictures into continuous latents and back (official models/vae.py, kl16.ckpt; after LDM's autoencoder)."""
+"""KL-VAE that turns pictures into continuous latents and back (official models/vae.py, kl16.ckpt; after LDM's
+autoencoder)."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of a KL-VAE. Stride = patch * 2^(len(multipliers) - 1); `patch` > 1 folds patch x patch pixels into channels first.
+    """Sizes of a KL-VAE. Stride = patch * 2^(len(multipliers) - 1); `patch` > 1 folds patch x patch pixels into
+    channels first.
 
-    The official kl16 is the default (stride 16). `encoder_attention`: attention after every block of the encoder's last
-    resolution, where the official encoder has it; the middle blocks of both halves always have it.
+    The official kl16 is the default (stride 16). `encoder_attention`: attention after every block of the encoder's
+    last resolution, where the official encoder has it; the middle blocks of both halves always have it.
     """
 
     ch: int = 128

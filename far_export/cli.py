@@ -1,0 +1,104 @@
+"""`far export`: a checkpoint and its VAE into a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command(short_help="Checkpoint and VAE into a bundle of ONNX stages (needs torch).")
+@click.argument("checkpoint", type=FILE)
+@click.option("--vae", type=FILE, required=True, help="KL-VAE checkpoint: kl16.ckpt, or .safetensors.")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    required=True,
+    help="Folder of the bundle; an older bundle in it is replaced at the end.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["model_ema", "model"]),
+    default="model_ema",
+    show_default=True,
+    help="Which weights of a .pth.",
+)
+@click.option(
+    "--levels",
+    type=click.Choice(["auto", "shared", "per-level"]),
+    default="auto",
+    show_default=True,
+    help="One transformer graph that takes the level, or one per level with its constants folded in; "
+    "auto: shared, but per-level for the masked variant.",
+)
+@click.option(
+    "--config",
+    "config",
+    multiple=True,
+    metavar="NAME=VALUE|FILE",
+    help="Settings that the weights do not show, as heads=12 or a JSON file; may be repeated.",
+)
+@click.option("--classes", type=FILE, help="Class names: a JSON list, or a text file with one name a line.")
+@click.option("--default-levels", metavar="0,2,3,...", help="Level list that the bundle uses by default.")
+@click.option(
+    "--default-steps", metavar="100|40:100|...", help="Diffusion steps per level that the bundle uses by default."
+)
+@click.option(
+    "--default-guidance", type=float, default=3.0, show_default=True, help="Guidance that the bundle uses by default."
+)
+def export(
+    checkpoint: Path,
+    vae: Path,
+    output: Path,
+    weights: str,
+    levels: str,
+    config: tuple[str, ...],
+    classes: Path | None,
+    default_levels: str | None,
+    default_steps: str | None,
+    default_guidance: float,
+) -> None:
+    """Export CHECKPOINT (official checkpoint-last.pth, or .safetensors) with its VAE as a bundle that runs without
+    torch."""
+    from far_export.export import export_bundle
+    from far_export.graphs import Defaults
+    from far_models.checkpoint import parse_overrides
+    from far_runtime.schedule import parse_levels
+
+    defaults = Defaults(parse_levels(default_levels) if default_levels else None, default_steps, default_guidance)
+    bundle = export_bundle(
+        checkpoint,
+        vae,
+        output,
+        weights=weights,
+        overrides=parse_overrides(config),
+        levels=levels,
+        defaults=defaults,
+        classes=read_classes(classes) if classes else (),
+        report=click.echo,
+    )
+    size = sum(record.bytes for record in bundle.manifest.files.values())
+    click.echo(
+        f"{output}: {len(bundle.manifest.graphs)} graphs, {size / 1e6:.1f} MB; next: far generate {output} --label 0"
+    )
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names from a JSON list (.json) or a text file with one name a line; FarError where it is neither."""
+    import json
+
+    from far_runtime.errors import FarError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FarError(
+            f"--classes {path}: cannot be read ({error}); expected a JSON list or one name a line"
+        ) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FarError(f"--classes {path}: expected a JSON list of names")
+    return tuple(names)

@@ -1,0 +1,153 @@
+"""Checkpoints into a bundle: load, declare the stages, write the graphs, check them by running, put the folder in
+place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from far_export.graphs import SYSTEMS, Defaults
+from far_export.onnx_check import check_graphs, reference_outputs
+from far_models.checkpoint import Checkpoint, load_checkpoint
+from far_runtime import __version__
+from far_runtime.bundle import MANIFEST, Bundle, Manifest, open_bundle, record_of, write_manifest
+from far_runtime.errors import FarError
+
+LEVELS = ("auto", "shared", "per-level")
+
+Report = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    vae: str | Path,
+    output: str | Path,
+    *,
+    weights: str = "model_ema",
+    overrides: Mapping[str, Any] | None = None,
+    levels: str = "auto",
+    defaults: Defaults | None = None,
+    classes: Sequence[str] = (),
+    report: Report = lambda line: None,
+) -> Bundle:
+    """Export a checkpoint and its VAE as a bundle of ONNX stages in the folder `output`.
+
+    levels: "shared" makes one transformer graph that takes the level as an input, "per-level" one graph per step of
+    the default schedule with the level's constants folded in, "auto" shared for the unmasked variant and per-level
+    for the masked one. The folder appears whole or not at all; an older bundle in its place stays until the new one
+    is complete. Raises FarError for bad input and CheckFailed where an exported graph does not compute what the torch
+    module computes.
+    """
+    target = Path(output)
+    check_target(target)
+    model, decoder = load_pair(checkpoint, vae, weights, overrides)
+    names = tuple(classes) or model.classes
+    system = SYSTEMS[model.system]
+    schedule = system.default_schedule(model.model, defaults or Defaults())
+    info = system.model_info(model.model, decoder.model)
+    if names and len(names) != info["classes"]:
+        raise FarError(
+            f"{len(names)} class names for a model with {info['classes']} classes; use --classes with one name a class"
+        )
+    per_level = levels == "per-level" or (levels == "auto" and info["masked"])
+    stages = system.stages(model.model, decoder.model, schedule if per_level else None)
+    source = {"checkpoint": model.source, "vae": decoder.source}
+    with folder_put_in_place(target) as folder:
+        from far_export.onnx_export import export_stages
+
+        graphs = export_stages(stages, folder, report)
+        cases = reference_outputs(stages)
+        del stages, model, decoder  # the check loads the weights a second time: let the first copy go
+        files = {path.name: record_of(path) for path in sorted(folder.iterdir())}
+        manifest = Manifest(
+            system=system.name,
+            model=info,
+            schedule=schedule,
+            graphs=graphs,
+            files=files,
+            classes=names,
+            source=source,
+            created_by=f"far-deploy {__version__}",
+        )
+        write_manifest(folder, manifest)
+        report(check_graphs(Bundle(folder, manifest), cases))
+    return open_bundle(target, check=False)
+
+
+def load_pair(
+    checkpoint: str | Path, vae: str | Path, weights: str = "model_ema", overrides: Mapping[str, Any] | None = None
+) -> tuple[Checkpoint, Checkpoint]:
+    """A generator and the VAE whose latents it draws; FarError where the two do not fit each other."""
+    model = load_checkpoint(checkpoint, weights, overrides)
+    if model.system not in SYSTEMS:
+        raise FarError(
+            f"{checkpoint}: is a {model.system} checkpoint; expected {' or '.join(SYSTEMS)} (a VAE belongs after --vae)"
+        )
+    decoder = load_checkpoint(vae, weights, expect="klvae")
+    ours, theirs = model.model.config.channels, decoder.model.config.channels
+    if ours != theirs:
+        raise FarError(
+            f"{vae}: its latents have {theirs} channels, {checkpoint} draws latents of {ours}; give the VAE that "
+            f"the model was trained with"
+        )
+    return model, decoder
+
+
+def check_target(target: Path) -> None:
+    """FarError unless a bundle can be written to `target`: absent, empty, or an older bundle, in a folder that is
+    writable."""
+    if target.exists() and not target.is_dir():
+        raise FarError(f"{target}: is a file; -o needs a folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise FarError(f"{target}: holds files that are no bundle, and they stay; give -o another folder")
+    parent = target.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise FarError(f"{parent}: cannot be written ({error.strerror}); give -o another folder") from error
+
+
+@contextlib.contextmanager
+def folder_put_in_place(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place at the end of the block, or vanishes if the block raises.
+
+    A full disk becomes a FarError. What stood at `target` before is there untouched until the replacement.
+    """
+    parent = target.absolute().parent
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=parent))
+    old = folder.with_suffix(".old")
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        if target.exists():
+            target.rename(old)
+        try:
+            folder.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            needed = sum(path.stat().st_size for path in folder.iterdir()) >> 20
+            raise FarError(
+                f"{parent}: the disk is full after {needed} MB; free some space or give -o a folder elsewhere"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
