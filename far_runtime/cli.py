@@ -1,0 +1,115 @@
+"""The `far` command. Commands that need torch join it by entry point, and are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from far_runtime import __version__
+from far_runtime.errors import CheckFailed, FarError
+
+BUILT_IN = {"generate": "far_runtime.cli_generate", "inspect": "far_runtime.cli_inspect"}
+
+SUMMARIES = {
+    "demo": "Export, draw and verify the model of models/zoo.",
+    "export": "Make a bundle of ONNX stages from a checkpoint.",
+    "generate": "Draw pictures from a bundle.",
+    "inspect": "Show what a bundle holds and what a picture costs.",
+    "train": "Train a VAE and a FAR model.",
+    "verify": "Compare a bundle with its checkpoint, stage by stage.",
+}
+"""One line per command, known here so that the list can be shown without loading any."""
+
+EXTRAS = {"train": "train"}
+"""The extra that a command needs, where it is not `export`."""
+
+UNEXPECTED = 70
+
+
+class FarGroup(click.Group):
+    """Commands by name, each imported when it is called and not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*BUILT_IN, *_plugins()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in BUILT_IN:
+            return getattr(importlib.import_module(BUILT_IN[cmd_name]), cmd_name)  # type: ignore[no-any-return]
+        module, _, name = _plugins().get(cmd_name, "").partition(":")
+        if not module:
+            return None
+        try:
+            return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        except ImportError as error:
+            raise _needs(cmd_name, error) from error
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            command = ctx.invoked_subcommand
+            if command is None or command in BUILT_IN:
+                raise
+            raise _needs(command, error) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+
+
+def _plugins() -> dict[str, str]:
+    """`module:attribute` of every command that the installed packages add."""
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group="far.commands")}
+
+
+def _needs(command: str, error: ImportError) -> FarError:
+    module = (error.name or "torch").partition(".")[0]
+    extra = EXTRAS.get(command, "export")
+    return FarError(f"far {command} needs {module} ({error}); install it with: pip install 'far-deploy[{extra}]'")
+
+
+@click.group(cls=FarGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="far-deploy")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Draw pictures with FAR models, coarse to fine, without torch; and make the bundles that they are drawn from."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run `far` and exit: 0, 1 for a failed check, 2 for bad input, 130 when interrupted, with one line on stderr."""
+    arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]  # it may stand anywhere
+    try:
+        result = cli.main(args=arguments, prog_name="far", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        _leave("interrupted", 130, debug)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "far"
+        _leave(f"error: {error.format_message()} (see {where} --help)", error.exit_code, debug)
+    except click.ClickException as error:
+        _leave(f"error: {error.format_message()}", error.exit_code, debug)
+    except CheckFailed as error:
+        _leave(f"error: {error}", 1, debug)
+    except FarError as error:
+        _leave(f"error: {error}", 2, debug)
+    except OSError as error:
+        path = f"{error.filename}: " if error.filename else ""
+        _leave(f"error: {path}{error.strerror or error}; is there room, and may it be read and written?", 2, debug)
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}"
+        _leave(f"error: unexpected {detail}; run it again with --debug and report what it shows", UNEXPECTED, debug)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _leave(line: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(line.replace("\n", " "), err=True)
+    sys.exit(code)

@@ -1,0 +1,207 @@
+"""`far generate`: pictures from a bundle. Libraries are imported where they are used, so that help and wrong options
+answer at once."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from far_runtime.pipeline import Generation, OnProgress, Progress
+    from far_runtime.settings import PictureSettings
+
+PATH = click.Path(path_type=Path)
+DEFAULT_LABELS = 8
+OF_THE_PICTURE = ("labels", "count", "seed", "guidance", "temperature", "steps", "levels", "batch_size")
+"""Parameters that --like takes from the picture."""
+
+
+@click.command(short_help="Draw pictures from a bundle.")
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NUMBER|NAME",
+    help="Class to draw, by number, name or part of a name; may be repeated. Default: the first eight classes.",
+)
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each label.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Every label's pictures have the seeds SEED, SEED+1, ...: further labels or a larger count change no picture.",
+)
+@click.option("--guidance", type=float, metavar="SCALE", help="Guidance at the end; 1 is none. Default: the bundle's.")
+@click.option("--temperature", type=float, metavar="T", help="Factor of the sampler's noise. Default: the bundle's.")
+@click.option(
+    "--steps",
+    metavar="N|A:B|N,N,...",
+    help="Diffusion steps: N at every level, from A at the first to B at the last, or level by level. "
+    "Default: the bundle's.",
+)
+@click.option("--levels", metavar="N,N,...", help="Levels from low to high frequency. Default: the bundle's.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures computed together."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    default="out.png",
+    show_default=True,
+    help="Contact sheet, a row per label; a single picture is written as it is.",
+)
+@click.option("--each", type=PATH, metavar="DIR", help="Also write one PNG a picture, with its settings in it.")
+@click.option(
+    "--save-levels",
+    is_flag=False,
+    flag_value="",
+    metavar="[PREFIX|DIR]",
+    help="Also write the way from low to high frequency, as a strip (PREFIX.png) and an animation (PREFIX.webp); "
+    "without a value, beside the contact sheet.",
+)
+@click.option("--like", type=PATH, metavar="PNG", help="Repeat a picture bit for bit, with the settings in its file.")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt. Default: onnxruntime on the CPU; with --like, the "
+    "picture's.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine. Default: the engine's choice.")
+@click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar and no report.")
+@click.pass_context
+def generate(
+    ctx: click.Context,
+    /,
+    bundle: Path,
+    labels: tuple[str, ...],
+    count: int,
+    seed: int,
+    guidance: float | None,
+    temperature: float | None,
+    steps: str | None,
+    levels: str | None,
+    batch_size: int,
+    output: Path,
+    each: Path | None,
+    save_levels: str | None,
+    like: Path | None,
+    engine: str | None,
+    threads: int | None,
+    no_check: bool,
+    quiet: bool,
+) -> None:
+    """Draw pictures of the given labels from BUNDLE, a folder made by far export."""
+    started = time.perf_counter()
+    from far_runtime.outputs import Outputs, level_files, write
+    from far_runtime.pictures import read_settings
+    from far_runtime.pipeline import Pipeline
+    from far_runtime.schedule import parse_levels
+
+    outputs = Outputs(output, each, None if save_levels is None else level_files(save_levels, output))
+    original = None
+    if like is not None:
+        _refuse_beside_like(ctx)
+        original = read_settings(like)
+        outputs.keep(like, original)
+        threads = threads or original.threads
+    with Pipeline.from_bundle(bundle, engine or _engine_of(original), threads, check=not no_check) as pipeline:
+        model = pipeline.bundle.manifest.model
+        if original is not None and like is not None:
+            _warn_of_differences(like, original.differences(pipeline.surroundings()))
+            rows, columns, draw = 1, 1, partial(pipeline.like, original)
+        else:
+            numbers = pipeline.labels(list(dict.fromkeys(labels)) or list(range(min(DEFAULT_LABELS, model["classes"]))))
+            numbers = list(dict.fromkeys(numbers))
+            rows, columns = len(numbers), count
+            draw = partial(
+                pipeline.generate,
+                [label for label in numbers for _ in range(count)],
+                [seed + i for _ in numbers for i in range(count)],
+                guidance, temperature, steps, parse_levels(levels) if levels is not None else None, batch_size,
+            )  # fmt: skip
+        outputs.check(rows, columns, model["image_size"], model["image_size"])
+        with progress_bar(not quiet and sys.stderr.isatty()) as on_progress:
+            made = draw(on_progress=on_progress, save_levels=save_levels is not None)
+        lines = write(made, columns, outputs)
+        on_engine = f"{pipeline.engine.name} {pipeline.surroundings()['engine_version']}"
+    if quiet:
+        return
+    if like is not None:
+        lines.append(compared(like, made))
+    pictures, seconds = rows * columns, time.perf_counter() - started
+    of_each = f"{pictures} pictures in {seconds:.2f} s, {seconds / pictures:.2f} s each"
+    lines.append(f"{f'one picture in {seconds:.2f} s' if pictures == 1 else of_each}, on {on_engine}")
+    click.echo("\n".join(lines))
+
+
+def _refuse_beside_like(ctx: click.Context) -> None:
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name in OF_THE_PICTURE
+        and ctx.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--like takes {', '.join(given)} from the picture; leave out one or the other", ctx)
+
+
+def _engine_of(picture: PictureSettings | None) -> str:
+    """The engine that made a picture, where it is one of ours; else the default."""
+    from far_runtime.engines import DEFAULT_ENGINE, ENGINES
+
+    if picture is not None and picture.engine.partition(":")[0] in ENGINES:
+        return picture.engine
+    return DEFAULT_ENGINE
+
+
+def _warn_of_differences(like: Path, differences: list[str]) -> None:
+    if differences:
+        click.echo(f"warning: {like}: its bits may not come back: {'; '.join(differences)}", err=True)
+
+
+def compared(like: Path, made: Generation) -> str:
+    """A line that says whether the repeated picture is the same."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(like) as image:
+        before = np.asarray(image.convert("RGB"))
+    if before.shape != made.images[0].shape:
+        return f"{like}: was {before.shape[1]} x {before.shape[0]} pixels, the new one is of another size"
+    changed = int((before != made.images[0]).any(axis=-1).sum())
+    return f"{like}: {'repeated bit for bit' if changed == 0 else f'{changed} of its pixels came out differently'}"
+
+
+@contextlib.contextmanager
+def progress_bar(show: bool) -> Iterator[OnProgress | None]:
+    """Two bars on stderr, one over everything and one over the diffusion steps of the level; nothing unless `show`."""
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        whole = bars.add_task("all diffusion steps", total=None)
+        level = bars.add_task("level", total=None)
+
+        def show_progress(at: Progress) -> None:
+            of_batches = f", batch {at.batch + 1} of {at.batches}" if at.batches > 1 else ""
+            name = f"level {at.step.level} ({at.step.index + 1} of {at.levels}{of_batches})"
+            bars.update(whole, completed=at.done, total=at.total)
+            bars.update(level, completed=at.diffused, total=at.step.diffusion_steps, description=name)
+
+        yield show_progress

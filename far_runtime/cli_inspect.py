@@ -1,0 +1,170 @@
+"""`far inspect`: what a bundle holds, and what a picture costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NAMES_SHOWN = 100
+
+
+@click.command(short_help="Show what a bundle holds and what a picture costs.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON, checksums in full.")
+@click.option("--no-check", is_flag=True, help="Do not compare the files with their checksums.")
+def inspect(bundle: Path, as_json: bool, no_check: bool) -> None:
+    """Show the stages of BUNDLE with shapes, parameters and sizes, its default schedule, the arithmetic of a picture by
+    stage (a multiply-add is two operations), classes and checksums."""
+    from far_runtime.bundle import open_bundle
+
+    facts = describe(open_bundle(bundle, check=not no_check))
+    facts["checked"] = not no_check
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        _show(facts)
+
+
+def describe(bundle: Any) -> dict[str, Any]:
+    """All that `far inspect` shows, as plain values."""
+    from far_runtime.cost import picture_cost, step_costs
+    from far_runtime.defaults import check_system, plan_of, schedule_of, settings_of
+
+    check_system(bundle)
+    manifest = bundle.manifest
+    settings = settings_of(manifest)
+    plan = plan_of(manifest, schedule_of(manifest, settings))
+    gflop = {stage: flops / 1e9 for stage, flops in picture_cost(manifest, plan).items()}
+    rows = [
+        {
+            "level": step.level,
+            "lowpass": step.lowpass,
+            "visible": step.visible,
+            "diffusion_steps": step.diffusion_steps,
+            "guidance": step.guidance,
+            "temperature": step.temperature,
+            "graph": manifest.graph("transformer", step.constants).name,
+            "gflop": (cost.transformer + cost.denoise) / 1e9,
+        }
+        for step, cost in zip(plan, step_costs(manifest, plan), strict=True)
+    ]
+    return {
+        "path": str(bundle.path),
+        "id": manifest.id,
+        "system": manifest.system,
+        "created_by": manifest.created_by,
+        "source": manifest.source,
+        "model": manifest.model,
+        "defaults": {"guidance": settings.guidance, "temperature": settings.temperature},
+        "schedule": rows,
+        "gflop": gflop,
+        "gflop_total": sum(gflop.values()),
+        "graphs": [asdict(graph) for graph in manifest.graphs],
+        "files": {name: asdict(record) for name, record in manifest.files.items()},
+        "classes": list(manifest.classes),
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    size = sum(record["bytes"] for record in facts["files"].values())
+    model = facts["model"]
+    console.print(f"{facts['path']}: {facts['system']} bundle {facts['id']}, {size / 1e6:.1f} MB")
+    variant = "masked" if model["masked"] else "unmasked"
+    console.print(
+        f"{variant}, {model['grid']} x {model['grid']} x {model['channels']} latents, {model['image_size']} pixels, "
+        f"{model['classes']} classes, predicts {model['prediction']}"
+    )
+    for part, source in facts["source"].items():
+        console.print(f"{part}: {', '.join(f'{key} {value}' for key, value in source.items())}")
+    if facts["created_by"]:
+        console.print(f"made by {facts['created_by']}")
+    for table in (_graph_table(facts), _schedule_table(facts), _cost_table(facts), _file_table(facts)):
+        console.print()
+        console.print(table)
+    console.print()
+    console.print(_class_line(facts["classes"]))
+
+
+def _table(title: str, **columns: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for name, justify in columns.items():
+        table.add_column(name.replace("_", " "), justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _graph_table(facts: dict[str, Any]) -> Table:
+    table = _table("Stages", graph="left", inputs="left", outputs="left", parameters="right", GFLOP_a_row="right")
+    for graph in facts["graphs"]:
+        inputs, outputs = ("\n".join(_tensor(spec) for spec in graph[side]) for side in ("inputs", "outputs"))
+        at_most = _largest_row(graph, facts["model"]["grid"] ** 2)
+        table.add_row(graph["name"], inputs, outputs, f"{graph['parameters']:,}", _number(at_most / 1e9))
+    return table
+
+
+def _largest_row(graph: dict[str, Any], tokens: int) -> float:
+    visible = graph["constants"].get("count", tokens)
+    return float(sum(value * visible**power for power, value in enumerate(graph["flops"])))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
+
+
+def _tensor(spec: dict[str, Any]) -> str:
+    return f"{spec['name']} {spec['dtype']} [{', '.join(map(str, spec['shape']))}]"
+
+
+def _schedule_table(facts: dict[str, Any]) -> Table:
+    table = _table(
+        "Default schedule",
+        level="right", diffusion_steps="right", guidance="right", temperature="right", visible_tokens="right",
+        GFLOP="right", graph="left",
+    )  # fmt: skip
+    for row in facts["schedule"]:
+        table.add_row(
+            str(row["level"]), str(row["diffusion_steps"]), f"{row['guidance']:.3g}", f"{row['temperature']:.3f}",
+            str(row["visible"]), _number(row["gflop"]), row["graph"],
+        )  # fmt: skip
+    return table
+
+
+def _cost_table(facts: dict[str, Any]) -> Table:
+    table = _table("One picture", stage="left", GFLOP="right", share="right")
+    total = facts["gflop_total"]
+    for stage, gflop in facts["gflop"].items():
+        table.add_row(stage, _number(gflop), f"{100 * gflop / total:.1f} %" if total else "")
+    table.add_row("total", _number(total), "")
+    return table
+
+
+def _file_table(facts: dict[str, Any]) -> Table:
+    table = _table("Files", file="left", bytes="right", SHA_256="left")
+    for name, record in facts["files"].items():
+        table.add_row(name, f"{record['bytes']:,}", record["sha256"][:16])
+    table.caption = "all as exported" if facts["checked"] else "not compared with the files"
+    table.caption_justify = "left"
+    return table
+
+
+def _class_line(names: list[str]) -> str:
+    if not names:
+        return "Classes have no names."
+    shown = list(enumerate(names))
+    if len(names) > NAMES_SHOWN:
+        shown = shown[:5]
+    text = ", ".join(f"{number} {name}" for number, name in shown)
+    return f"Classes: {text}" + (f", ... {len(names) - 1} {names[-1]}" if len(shown) < len(names) else "")

@@ -1,0 +1,99 @@
+"""What `far generate` writes, and where."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from far_runtime.errors import FarError
+from far_runtime.files import check_file, check_folder
+from far_runtime.pictures import (
+    Pixels,
+    check_animation,
+    file_name,
+    picture_grid,
+    save_animation,
+    save_picture,
+    save_plain,
+    save_sheet,
+)
+from far_runtime.pipeline import Generation
+from far_runtime.settings import PictureSettings
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files to write. sheet: contact sheet, or the picture itself where there is only one. each: folder of single
+    pictures. levels: strip (PNG) and animation (WebP) of the way from low to high frequency."""
+
+    sheet: Path
+    each: Path | None = None
+    levels: tuple[Path, Path] | None = None
+
+    def check(self, rows: int, columns: int, height: int, width: int) -> None:
+        """FarError, naming the option, where something could not be written; makes folders that are missing."""
+        if self.sheet.suffix.lower() != ".png":
+            raise FarError(f"{self.sheet}: is written as PNG; use -o {self.sheet.with_suffix('.png')}, say")
+        check_file(self.sheet, "-o")
+        if self.each is not None:
+            check_folder(self.each, "--each")
+        if self.levels is not None:
+            check_animation(rows, columns, height, width)
+            for path in self.levels:
+                check_file(path, "--save-levels")
+
+    def keep(self, original: Path, settings: PictureSettings) -> None:
+        """FarError where the picture that is repeated would be replaced."""
+        targets = {"-o": self.sheet}
+        if self.each is not None:
+            targets["--each"] = self.each / file_name(settings)
+        for option, target in targets.items():
+            if target.resolve() == original.resolve():
+                raise FarError(f"{original}: {option} would replace the picture that is to be repeated; name another")
+
+
+def level_files(prefix: str, sheet: Path) -> tuple[Path, Path]:
+    """Strip and animation of --save-levels: PREFIX.png and .webp, DIR/levels.png and .webp, or beside the sheet."""
+    if not prefix:
+        path = sheet.with_name(f"{sheet.stem}-levels")
+    elif prefix.endswith(("/", os.sep)) or Path(prefix).is_dir():
+        path = Path(prefix) / "levels"
+    else:
+        path = Path(prefix)
+        if path.suffix.lower() in (".png", ".webp"):
+            path = path.with_suffix("")
+    return path.with_name(path.name + ".png"), path.with_name(path.name + ".webp")
+
+
+def write(made: Generation, columns: int, outputs: Outputs) -> list[str]:
+    """Write everything, `columns` pictures to a row; returns a line about each file or folder."""
+    count = len(made.settings)
+    if count == 1:
+        save_picture(outputs.sheet, made.images[0], made.settings[0])
+    else:
+        save_sheet(outputs.sheet, _sheet(made, made.images, columns), made.settings)
+    lines = [f"{outputs.sheet}: {'the picture' if count == 1 else f'contact sheet of {count} pictures'}"]
+    if outputs.each is not None:
+        for pixels, settings in zip(made.images, made.settings, strict=True):
+            save_picture(outputs.each / file_name(settings), pixels, settings)
+        lines.append(f"{outputs.each}: {count} PNG {'file' if count == 1 else 'files'}, each with its settings")
+    if outputs.levels is not None and made.level_images is not None:
+        strip, animation = outputs.levels
+        captions = [f"{one.caption}\nseed {one.seed}" for one in made.settings]
+        levels = made.settings[0].levels
+        save_plain(strip, picture_grid(made.level_images, captions, [f"level {level}" for level in levels]))
+        save_animation(animation, [_sheet(made, made.level_images[:, i], columns) for i in range(len(levels))])
+        lines += [f"{strip}: {len(levels)} levels from low to high frequency", f"{animation}: the same as an animation"]
+    return lines
+
+
+def _sheet(made: Generation, images: Pixels, columns: int) -> Image.Image:
+    """Contact sheet of images [N, H, W, 3]: a row per label, a column per seed; no captions around a single one."""
+    rows = images.reshape(-1, columns, *images.shape[1:])
+    if len(images) == 1:
+        return picture_grid(rows, [""], [""])
+    labels = [f"{one.label}\n{one.name}" for one in made.settings[::columns]]
+    return picture_grid(rows, labels, [f"seed {one.seed}" for one in made.settings[:columns]])

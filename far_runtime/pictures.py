@@ -1,0 +1,173 @@
+"""Pictures on disk: PNG files that remember their settings, contact sheets, strips of levels and animations."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError, features
+from PIL.PngImagePlugin import PngInfo
+
+from far_runtime.errors import FarError
+from far_runtime.files import whole_file
+from far_runtime.settings import PictureSettings
+
+KEY = "far-deploy"
+"""Keyword of the PNG text chunk."""
+
+WEBP_LIMIT = 16383
+FRAME_MS, LAST_FRAME_MS = 400, 2000
+
+Pixels = NDArray[np.uint8]
+
+_SHOWN_SIDE = 128
+_FONT_SIZE, _GAP, _CAPTION_WIDTH = 14, 6, 200
+_PAPER, _INK = (255, 255, 255), (60, 60, 60)
+
+
+def save_picture(path: Path, pixels: Pixels, settings: PictureSettings) -> None:
+    """Write a PNG of pixels [H, W, 3] with the settings in it; FarError where it cannot be written."""
+    _save_png(path, Image.fromarray(pixels), settings.to_dict())
+
+
+def save_sheet(path: Path, sheet: Image.Image, settings: Sequence[PictureSettings]) -> None:
+    """Write a contact sheet as PNG, with the settings of all its pictures."""
+    _save_png(path, sheet, {"pictures": [one.to_dict() for one in settings]})
+
+
+def _save_png(path: Path, image: Image.Image, record: dict[str, Any]) -> None:
+    text = PngInfo()
+    text.add_text(KEY, json.dumps(record))  # ASCII, as tEXt demands
+    with whole_file(path) as aside:
+        image.save(aside, "PNG", pnginfo=text)
+
+
+def read_settings(path: Path) -> PictureSettings:
+    """The settings that `save_picture` put into a PNG; FarError for any other file."""
+    try:
+        with Image.open(path) as image:
+            record = json.loads(image.info[KEY])
+    except FileNotFoundError:
+        raise FarError(f"{path}: no such file; --like takes a PNG that far generate --each wrote") from None
+    except KeyError:
+        raise FarError(
+            f"{path}: no settings of far-deploy in it (an editor may have dropped them); "
+            "--like takes a PNG as far generate --each wrote it"
+        ) from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, TypeError, ValueError) as error:
+        raise FarError(
+            f"{path}: no PNG with settings, or cut short ({error}); --like takes a PNG that far generate --each wrote"
+        ) from error
+    if isinstance(record, dict) and "pictures" in record:
+        raise FarError(
+            f"{path}: is a contact sheet of {len(record['pictures'])} pictures; --like takes one, as --each writes them"
+        )
+    try:
+        return PictureSettings.from_dict(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FarError(
+            f"{path}: its settings are incomplete or damaged ({type(error).__name__}: {error}); "
+            "--like takes a PNG as far generate --each wrote it"
+        ) from error
+
+
+def file_name(settings: PictureSettings) -> str:
+    """Name of a picture's own file, such as 207-golden-retriever-seed-0.png."""
+    words = re.findall(r"[a-z0-9]+", settings.name.casefold())
+    return "-".join([str(settings.label), *words, "seed", str(settings.seed)])[:200] + ".png"
+
+
+def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Width and height of the grid at most, in pixels."""
+    scale = _scale(height, width)
+    return _CAPTION_WIDTH + columns * (width * scale + _GAP), _caption_height() + rows * (height * scale + _GAP)
+
+
+def picture_grid(pixels: Pixels, row_captions: Sequence[str], column_captions: Sequence[str]) -> Image.Image:
+    """Pictures [rows, columns, H, W, 3] on white paper, captions at the left (one line each per "\\n") and on top.
+
+    Pictures smaller than 128 pixels are shown with whole-number magnification, pixel by pixel. A caption that is wider
+    than its place ends in an ellipsis.
+    """
+    rows, columns, height, width, _ = pixels.shape
+    scale = _scale(height, width)
+    height, width = height * scale, width * scale
+    font = _font()
+    lines = [
+        [_fit(line, font, _CAPTION_WIDTH - 2 * _GAP) for line in text.split("\n") if line] for text in row_captions
+    ]
+    left = max((round(font.getlength(line)) + 2 * _GAP for row in lines for line in row), default=_GAP)
+    top = _caption_height() if any(column_captions) else _GAP
+    sheet = Image.new("RGB", (left + columns * (width + _GAP), top + rows * (height + _GAP)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for c, text in enumerate(column_captions):
+        middle = left + c * (width + _GAP) + width / 2
+        shown = _fit(text, font, width)
+        draw.text((middle - font.getlength(shown) / 2, _GAP), shown, _INK, font)
+    for r in range(rows):
+        y = top + r * (height + _GAP)
+        for i, line in enumerate(lines[r]):
+            offset = height / 2 + (i - len(lines[r]) / 2) * _line_height()
+            draw.text((left - _GAP - font.getlength(line), y + offset), line, _INK, font)
+        for c in range(columns):
+            shown_pixels = pixels[r, c].repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet.paste(Image.fromarray(shown_pixels), (left + c * (width + _GAP), y))
+    return sheet
+
+
+def check_animation(rows: int, columns: int, height: int, width: int) -> None:
+    """FarError where an animation of such a grid cannot be written."""
+    if not features.check("webp"):
+        raise FarError("this Pillow cannot write WebP; update it with: pip install -U Pillow, or drop --save-levels")
+    if max(grid_size(rows, columns, height, width)) > WEBP_LIMIT:
+        raise FarError(
+            f"--save-levels: {rows} x {columns} pictures are larger than WebP's {WEBP_LIMIT} pixels; "
+            "make fewer at a time with --count"
+        )
+
+
+def save_animation(path: Path, frames: Sequence[Image.Image]) -> None:
+    """Write frames as a lossless WebP that loops and rests on its last frame; FarError where it cannot be written."""
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    with whole_file(path) as aside:
+        frames[0].save(
+            aside, "WEBP", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0, lossless=True
+        )
+
+
+def save_plain(path: Path, image: Image.Image) -> None:
+    """Write a PNG without settings."""
+    with whole_file(path) as aside:
+        image.save(aside, "PNG")
+
+
+def _scale(height: int, width: int) -> int:
+    return max(1, -(-_SHOWN_SIDE // min(height, width)))
+
+
+def _font() -> Any:
+    try:
+        return ImageFont.load_default(_FONT_SIZE)
+    except (TypeError, ImportError):  # Pillow 10.0, or built without FreeType: its small bitmap font
+        return ImageFont.load_default()
+
+
+def _line_height() -> int:
+    return round(_FONT_SIZE * 1.25)
+
+
+def _caption_height() -> int:
+    return _line_height() + 2 * _GAP
+
+
+def _fit(text: str, font: Any, width: float) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
