@@ -46,9 +46,7 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--default-steps", metavar="100|40:100|...", help="Diffusion steps per level that the bundle uses by default."
 )
-@click.option(
-    "--default-guidance", type=float, default=3.0, show_default=True, help="Guidance that the bundle uses by default."
-)
+@click.option("--default-guidance", type=float, help="Guidance that the bundle uses by default.")
 def export(
     checkpoint: Path,
     vae: Path,
@@ -59,7 +57,7 @@ def export(
     classes: Path | None,
     default_levels: str | None,
     default_steps: str | None,
-    default_guidance: float,
+    default_guidance: float | None,
 ) -> None:
     """Export CHECKPOINT (official checkpoint-last.pth, or .safetensors) with its VAE as a bundle that runs without
     torch."""

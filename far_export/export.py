@@ -49,7 +49,7 @@ def export_bundle(
     model, decoder = load_pair(checkpoint, vae, weights, overrides)
     names = tuple(classes) or model.classes
     system = SYSTEMS[model.system]
-    schedule = system.default_schedule(model.model, defaults or Defaults())
+    schedule = system.default_schedule(model.model, (defaults or Defaults()).settled(model.sampling))
     info = system.model_info(model.model, decoder.model)
     if names and len(names) != info["classes"]:
         raise FarError(

@@ -16,12 +16,17 @@ from far_runtime.schedule import OFFICIAL_STEPS, make_schedule, official_levels
 
 @dataclass(frozen=True)
 class Defaults:
-    """What `far generate` does when it is not told otherwise; None leaves the official value."""
+    """What `far generate` does when it is not told otherwise; None leaves it to the checkpoint or the official code."""
 
     levels: tuple[int, ...] | None = None
     steps: str | None = None
-    guidance: float = 3.0
-    temperature: float = 1.0
+    guidance: float | None = None
+    temperature: float | None = None
+
+    def settled(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """These settings where given, else those of the checkpoint's `sampling`; what neither names is absent."""
+        own = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**sampling, **own}
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,13 @@ class System:
     """One system's part of the exporter.
 
     stages(model, vae, schedule): its stages; with a schedule, the graphs that may have a step's constants folded in
-    do. default_schedule(model, defaults): the manifest's `schedule`, checked. model_info(model, vae): the manifest's
+    do. default_schedule(model, settings): the manifest's `schedule`, checked. model_info(model, vae): the manifest's
     `model`.
     """
 
     name: str
     stages: Callable[[nn.Module, nn.Module, Mapping[str, Any] | None], list[Stage]]
-    default_schedule: Callable[[nn.Module, Defaults], dict[str, Any]]
+    default_schedule: Callable[[nn.Module, Mapping[str, Any]], dict[str, Any]]
     model_info: Callable[[nn.Module, nn.Module], dict[str, Any]]
 
 
@@ -48,16 +53,15 @@ def _far_stages(model: nn.Module, decoder: nn.Module, schedule: Mapping[str, Any
     return [*far.stages(model, steps), vae.decode_stage(decoder, config.grid, config.latent_scale)]
 
 
-def _far_schedule(model: nn.Module, defaults: Defaults) -> dict[str, Any]:
+def _far_schedule(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
     config = model.config
-    levels = defaults.levels or official_levels(config.grid, config.masked)
-    settings: dict[str, Any] = {
-        "guidance": defaults.guidance,
-        "temperature": defaults.temperature,
-        "steps": defaults.steps or OFFICIAL_STEPS,
-    }
-    make_schedule(levels, grid=config.grid, masked=config.masked, **settings)
-    return {"levels": list(levels), **settings, "steps": str(settings["steps"])}
+    levels = tuple(given.get("levels") or official_levels(config.grid, config.masked))
+    guidance, temperature = float(given.get("guidance", 3.0)), float(given.get("temperature", 1.0))
+    steps = str(given.get("steps", OFFICIAL_STEPS))
+    make_schedule(
+        levels, grid=config.grid, masked=config.masked, guidance=guidance, temperature=temperature, steps=steps
+    )
+    return {"levels": list(levels), "steps": steps, "guidance": guidance, "temperature": temperature}
 
 
 def _far_info(model: nn.Module, decoder: nn.Module) -> dict[str, Any]:

@@ -21,7 +21,12 @@ def spread(x: Tensor, rows: int) -> Tensor:
     """[B, ...] repeated to [rows, ...] with rows = g B: the conditional rows, then the same pictures'
     unconditional ones."""
     pictures = torch.arange(x.shape[0], device=x.device)
-    return x[torch.cat([pictures, pictures])[torch.arange(rows, device=x.device)]]
+    return pick(x, pick(torch.cat([pictures, pictures]), torch.arange(rows, device=x.device)))
+
+
+def pick(x: Tensor, rows: Tensor) -> Tensor:
+    """x [B, ...] at `rows` [n]: a Gather, where plain indexing would export as GatherND."""
+    return x.index_select(0, rows)
 
 
 class TransformerGraph(nn.Module):
@@ -55,13 +60,13 @@ class TransformerGraph(nn.Module):
         rows = labels.shape[0]
         x = None
         if latents is not None:
-            matrix = self.lowpass if lowpass is None else self.lowpass[lowpass].squeeze(0)
+            matrix = self.lowpass if lowpass is None else pick(self.lowpass, lowpass).squeeze(0)
             x = spread(self.filter(latents, matrix), rows)
         elif not self.far.config.masked:
             x = self.class_table.new_zeros((1, self.far.config.tokens, self.far.config.channels)).expand(rows, -1, -1)
         if visible is not None and restore is not None:
             visible, restore = spread(visible, rows), spread(restore, rows)
-        z = self.far.features(x, self.class_table[labels], visible, restore)
+        z = self.far.features(x, pick(self.class_table, labels), visible, restore)
         number = self.class_table.new_full((1,), self.step.level) if self.step is not None else level
         return self.far.diffloss.net.condition(z, number)
 
@@ -89,8 +94,8 @@ class DenoiseGraph(nn.Module):
     ) -> Tensor:
         batch, rows = state.shape[0], condition.shape[0]
         out = self.net(spread(state, rows), timestep, condition)
-        prediction, variance = out[torch.arange(batch, device=state.device)].chunk(2, dim=-1)
-        last = out[torch.arange(rows - batch, rows, device=state.device)]  # without guidance: the same rows again
+        prediction, variance = pick(out, torch.arange(batch, device=state.device)).chunk(2, dim=-1)
+        last = pick(out, torch.arange(rows - batch, rows, device=state.device))  # without guidance: the same rows
         unconditional = last.chunk(2, dim=-1)[0]
         prediction = unconditional + guidance * (prediction - unconditional)
         at_state, at_output, log_beta, log_posterior, at_noise = coefficients.unbind(0)

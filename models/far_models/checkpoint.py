@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -36,12 +38,16 @@ class Contents:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in evaluation mode, its system ("far" or "klvae"), class names where the file has them, and
-    where it came from."""
+    """A loaded model in evaluation mode and its system ("far" or "klvae"), with what else the file says.
+
+    classes: names by label, or empty. sampling: the settings that the model was made to be drawn with (levels, steps,
+    guidance, temperature; any may be absent). source: the file it came from.
+    """
 
     system: str
     model: nn.Module
     classes: tuple[str, ...]
+    sampling: dict[str, Any]
     source: dict[str, str]
 
 
@@ -77,20 +83,20 @@ def _read_safetensors(path: Path) -> Contents:
 
 def _unpickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # what it says of pickle protocols is no use to whoever gave a wrong file
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "Unsupported" in reason or "GLOBAL" in reason:
-            what = next((word for word in reason.split() if "." in word and word[0].isalpha()), "another object")
+        refused = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|global) ([\w.]+)", str(error))
+        if refused is not None:
             raise FarError(
-                f"{path}: holds more than tensors and an argparse.Namespace ({what.strip('.,`')}), and loading "
-                f"that could run code; "
-                "save it again with only its state dicts, or as .safetensors"
+                f"{path}: holds more than tensors and an argparse.Namespace ({refused[1]}), and loading that could run "
+                "code; save it again with only its state dicts, or as .safetensors"
             ) from error
         raise FarError(f"{path}: not a PyTorch checkpoint; expected .pth, .ckpt or .safetensors") from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError, OSError) as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = isinstance(error, (RuntimeError, OSError)) and str(error)
+        detail = str(error).splitlines()[0] if told else "its content is none"
         raise FarError(f"{path}: not a PyTorch checkpoint, or cut short ({detail})") from error
 
 
@@ -137,14 +143,30 @@ def load_checkpoint(
     if expect not in (None, system):
         raise FarError(f"{path}: is a {system} checkpoint; expected {expect} here")
     model = SYSTEMS[system][1](contents, dict(overrides or {}))
-    classes = tuple(json.loads(contents.metadata.get("classes", "[]")))
-    return Checkpoint(system, model.eval(), classes, {"file": contents.path.name, "weights": weights})
+    return Checkpoint(
+        system,
+        model.eval(),
+        tuple(_json_entry(contents, "classes", [])),
+        dict(_json_entry(contents, "sampling", {})),
+        {"file": contents.path.name, "weights": weights},
+    )
+
+
+def _json_entry(contents: Contents, key: str, default: Any) -> Any:
+    """A JSON entry of the metadata, of the type of `default`; FarError where it is not."""
+    try:
+        value = json.loads(contents.metadata.get(key, "null"))
+    except json.JSONDecodeError as error:
+        raise FarError(f"{contents.path}: its metadata entry {key!r} is not JSON ({error}); save it again") from error
+    if value is not None and type(value) is not type(default):
+        raise FarError(f"{contents.path}: its metadata entry {key!r} is no {type(default).__name__}; save it again")
+    return default if value is None else value
 
 
 def _config_changes(contents: Contents, config_type: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of `config_type` that the metadata and then the overrides state."""
     known = {field.name for field in fields(config_type)}
-    changes = {k: v for k, v in json.loads(contents.metadata.get("config", "{}")).items() if k in known}
+    changes = {k: v for k, v in _json_entry(contents, "config", {}).items() if k in known}
     for name, value in overrides.items():
         if name == "heads" and config_type is FARConfig:
             changes |= {"encoder_heads": value, "decoder_heads": value}

@@ -1,0 +1,129 @@
+"""`far demo`: export the zoo's model, draw with it, and verify it, to see everything work once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from far_runtime.bundle import Bundle
+from far_runtime.errors import FarError
+from far_runtime.pipeline import Pipeline
+
+COLUMNS = 8
+SHOWN_CLASSES = 64
+LEVEL_PICTURES = 4
+MODEL, VAE = "far.safetensors", "vae.safetensors"
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command(short_help="Export, draw and verify the model of models/zoo.")
+@click.option("-o", "--output", type=PATH, default=Path("demo"), show_default=True, help="Folder of everything made.")
+@click.option("--model", default="far-emoji", show_default=True, help="Name of a folder in the zoo.")
+@click.option("--zoo", type=PATH, help="Folder of trained models. Default: models/zoo of the checkout.")
+@click.option("--engine", default="onnxruntime", show_default=True, help="Engine that draws.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def demo(output: Path, model: str, zoo: Path | None, engine: str, seed: int) -> None:
+    """Make a bundle of a small trained model, draw a picture of every class, show how pictures grow from low to high
+    frequency, and verify the bundle against its checkpoint."""
+    from far_export.export import export_bundle
+    from far_runtime.files import check_folder
+
+    folder = zoo_folder(zoo, model)
+    check_folder(output)
+    parts: list[tuple[str, float, Path]] = []
+
+    @contextmanager
+    def part(text: str, result: Path) -> Iterator[None]:
+        click.echo(f"{text} ...")
+        started = time.perf_counter()
+        yield
+        parts.append((text, time.perf_counter() - started, result))
+
+    def detail(line: str) -> None:
+        click.echo(f"  {line}")
+
+    with part("export", output / "bundle"):
+        bundle = export_bundle(folder / MODEL, folder / VAE, output / "bundle", report=detail)
+    with Pipeline.from_bundle(output / "bundle", engine, check=False) as pipeline:
+        with part("draw one picture of every class", output / "samples.png"):
+            detail(draw_samples(pipeline, output / "samples.png", seed))
+        with part("draw the way from low to high frequency", output / "levels.png"):
+            detail(draw_levels(pipeline, output, seed))
+    with part("verify against the checkpoint", output / "verify.html"):
+        detail(verify_demo(bundle, folder, engine, output / "verify.html", seed))
+    width = max(len(text) for text, _, _ in parts)
+    click.echo("")
+    for text, seconds, result in parts:
+        click.echo(f"{text:<{width}}  {seconds:6.1f} s  {result}")
+    click.echo(f"{'all':<{width}}  {sum(seconds for _, seconds, _ in parts):6.1f} s")
+
+
+def zoo_folder(zoo: Path | None, model: str) -> Path:
+    """The folder of a zoo model: in `zoo`, or in the checkout that far_models is imported from, or in ./models/zoo."""
+    import far_models
+
+    places = [zoo] if zoo else [Path(far_models.__file__).parents[1] / "zoo", Path("models/zoo")]
+    for place in places:
+        if (place / model / MODEL).is_file():
+            return place / model
+    names = sorted({path.parent.name for place in places for path in place.glob(f"*/{MODEL}")})
+    raise FarError(
+        f"no model {model!r} in {' or '.join(str(place) for place in places)}"
+        + (f" (there: {', '.join(names)})" if names else "")
+        + "; run far demo in a checkout of the project, or name the folder with --zoo"
+    )
+
+
+def draw_samples(pipeline: Pipeline, path: Path, seed: int) -> str:
+    """A sheet with one picture of every class, named; returns a line about it."""
+    from far_runtime.pictures import picture_grid, save_sheet
+
+    manifest = pipeline.bundle.manifest
+    labels = list(range(min(manifest.model["classes"], SHOWN_CLASSES)))
+    made = pipeline.generate(labels, [seed] * len(labels))
+    names = [settings.name or str(settings.label) for settings in made.settings]
+    rows = [
+        picture_grid(made.images[None, start : start + COLUMNS], [""], names[start : start + COLUMNS])
+        for start in range(0, len(labels), COLUMNS)
+    ]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    for i, row in enumerate(rows):
+        sheet.paste(row, (0, sum(before.height for before in rows[:i])))
+    save_sheet(path, sheet, made.settings)
+    return f"{len(labels)} pictures on {pipeline.engine.name}"
+
+
+def draw_levels(pipeline: Pipeline, folder: Path, seed: int) -> str:
+    """levels.png and levels.webp of some classes in `folder`; returns a line about them."""
+    from far_runtime.outputs import Outputs, level_files, write
+
+    classes = pipeline.bundle.manifest.model["classes"]
+    labels = np.linspace(0, classes - 1, min(LEVEL_PICTURES, classes)).round().astype(int).tolist()
+    made = pipeline.generate(labels, [seed] * len(labels), save_levels=True)
+    outputs = Outputs(folder / "few.png", None, level_files(str(folder / "levels"), folder / "few.png"))
+    write(made, 1, outputs)
+    outputs.sheet.unlink()
+    return f"{len(labels)} pictures at {len(made.settings[0].levels)} levels, also as an animation: levels.webp"
+
+
+def verify_demo(bundle: Bundle, folder: Path, engine: str, page: Path, seed: int) -> str:
+    """Verify two pictures and write the report; returns its verdict."""
+    from far_export.export import load_pair
+    from far_export.parity import verify_bundle
+    from far_export.report import write_html
+    from far_runtime.defaults import schedule_of, settings_of
+
+    model, vae = load_pair(folder / MODEL, folder / VAE)
+    schedule = schedule_of(bundle.manifest, settings_of(bundle.manifest))
+    labels = [0, bundle.manifest.model["classes"] - 1]
+    report = verify_bundle(bundle, model.model, vae.model, engine, labels, [seed, seed], schedule)
+    write_html(report, page)
+    verdict = "passed" if report.passed else f"FAILED: {report.failures[0]}"
+    return f"{verdict}; latents within {report.latents_error:.1e} relative, worst picture {report.worst_psnr:.1f} dB"

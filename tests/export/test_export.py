@@ -1,0 +1,236 @@
+"""`far export`: what a bundle holds, and that a failure leaves nothing behind and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from far_export import export as export_module
+from far_export import onnx_check, onnx_export
+from far_export.cli import read_classes
+from far_export.export import check_target, export_bundle
+from far_export.graphs import Defaults
+from far_models.kl_vae import AutoencoderKL, VAEConfig
+from far_runtime.bundle import open_bundle
+from far_runtime.cli import main
+from far_runtime.errors import CheckFailed, FarError
+from far_runtime.pipeline import Pipeline
+
+
+def graphs_of(bundle: Path) -> dict[str, onnx.ModelProto]:
+    return {path.stem: onnx.load(path, load_external_data=False) for path in bundle.glob("*.onnx")}
+
+
+def test_graphs_are_what_tensorrt_10_3_parses(tiny: Any) -> None:
+    graphs = graphs_of(tiny.bundle) | graphs_of(tiny.masked_bundle)
+    for model in graphs.values():
+        assert [(entry.domain, entry.version) for entry in model.opset_import if entry.domain == ""] == [("", 20)]
+        assert {node.domain for node in model.graph.node} == {""}
+        assert not model.functions
+    operators = [node.op_type for node in graphs["transformer"].graph.node]
+    assert operators.count("LayerNormalization") == 8  # tokens, buffer, two in each of two blocks, two at the ends
+    assert operators.count("Gelu") == 2
+
+
+def test_weights_lie_in_one_file_inside_the_bundle(tiny: Any) -> None:
+    for bundle in (tiny.bundle, tiny.masked_bundle):
+        names = {
+            entry.value
+            for model in graphs_of(bundle).values()
+            for tensor in model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        assert names == {"weights.bin"}
+
+
+def test_graphs_of_all_levels_share_their_weights(tiny: Any) -> None:
+    """Two graphs more cost no second copy of any weight."""
+    places = [
+        {(e.key, e.value) for e in tensor.external_data}
+        for name, model in graphs_of(tiny.masked_bundle).items()
+        if name.startswith("transformer")
+        for tensor in model.graph.initializer
+        if tensor.name.endswith("mlp.fc1.bias") or "class_table" in tensor.name
+    ]
+    assert len(places) > len({frozenset(place) for place in places})
+    shared, per_level = ((b / "weights.bin").stat().st_size for b in (tiny.bundle, tiny.masked_bundle))
+    assert per_level < 1.1 * shared
+
+
+def test_nothing_of_the_exporting_machine_stays_in_a_graph(tiny: Any) -> None:
+    for bundle in (tiny.bundle, tiny.masked_bundle):
+        for path in bundle.glob("*.onnx"):
+            content = path.read_bytes()
+            assert b".py" not in content
+            assert str(Path(torch.__file__).parents[1]).encode() not in content
+
+
+def test_a_first_level_takes_labels_alone(tiny: Any) -> None:
+    first = open_bundle(tiny.masked_bundle).manifest.graph("transformer", {"level": 0, "lowpass": 4, "count": 0})
+    assert [spec.name for spec in first.inputs] == ["labels"]
+
+
+def test_manifest_says_what_the_checkpoint_says(tiny: Any) -> None:
+    manifest = open_bundle(tiny.bundle).manifest
+    assert manifest.system == "far"
+    assert manifest.model["prediction"] == "v"
+    assert manifest.model["image_size"] == 16
+    assert len(manifest.classes) == manifest.model["classes"] == 10
+    assert manifest.schedule == {"levels": [0, 1, 2, 3], "steps": "3", "guidance": 3.0, "temperature": 1.0}
+    assert manifest.source["checkpoint"] == {"file": "far.safetensors", "weights": "model_ema"}
+
+
+@pytest.mark.parametrize("variant", ["far", "masked"])
+def test_both_forms_draw_the_same_pictures(tiny: Any, tmp_path: Path, variant: str) -> None:
+    """One graph for all levels and one per level differ in rounding only."""
+    made, source = (tiny.bundle, tiny.far) if variant == "far" else (tiny.masked_bundle, tiny.masked)
+    levels = (0, 1, 2, 3) if variant == "far" else (0, 2)
+    other = tmp_path / "other"
+    form = "per-level" if variant == "far" else "shared"
+    export_bundle(source, tiny.vae, other, levels=form, defaults=Defaults(levels=levels, steps="3"))
+    latents = []
+    for path in (made, other):
+        with Pipeline.from_bundle(path, threads=1) as pipeline:
+            latents.append(pipeline.generate([1, 7], [0, 1]).latents)
+    assert np.linalg.norm(latents[0] - latents[1]) < 1e-5 * np.linalg.norm(latents[1])
+
+
+def test_a_graph_that_computes_something_else_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(tiny.bundle)
+    graph = bundle.manifest.graph("decode", {})
+    inputs = {"latents": np.zeros((2, 16, 4), np.float32)}
+    wrong = {"decode": onnx_check.Case(inputs, {"pixels": np.full((2, 16, 16, 3), 255, np.uint8)})}
+    only = export_module.Manifest(**{**vars(bundle.manifest), "graphs": (graph,)})
+    with pytest.raises(CheckFailed, match="graph decode: pixels differs"):
+        onnx_check.check_graphs(export_module.Bundle(bundle.path, only), wrong)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), FarError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (RuntimeError("a fault"), RuntimeError),
+    ],
+    ids=["full disk", "Ctrl-C", "fault"],
+)
+def test_a_failure_leaves_the_old_bundle_whole(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, expected: type[BaseException]
+) -> None:
+    target = Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
+    before = snapshot(tmp_path)
+    write = onnx_export.WeightFile.add
+    calls = []
+
+    def add(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 5:  # half-way
+            raise failure
+        return write(self, *args)
+
+    monkeypatch.setattr(onnx_export.WeightFile, "add", add)
+    with pytest.raises(expected) as caught:
+        export_bundle(tiny.far, tiny.vae, target, defaults=Defaults(steps="3"))
+    if expected is FarError:
+        assert "the disk is full" in str(caught.value)
+    assert snapshot(tmp_path) == before
+    open_bundle(target)
+
+
+def test_a_failure_at_the_replacement_restores_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "manifest.json").write_text("old")
+    rename = Path.rename
+
+    def failing(self: Path, to: Path) -> Path:
+        if self.suffix == ".part":
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(KeyboardInterrupt), export_module.folder_put_in_place(target) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert snapshot(tmp_path) == {"bundle/manifest.json": b"old"}
+
+
+def test_the_new_bundle_replaces_the_old_one_and_nothing_else_stays(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "manifest.json").write_text("old")
+    (target / "left_over.onnx").write_text("old")
+    with export_module.folder_put_in_place(target) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert snapshot(tmp_path) == {"bundle/manifest.json": b"new"}
+
+
+def test_targets_that_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FarError, match="is a file"):
+        check_target(tmp_path / "file")
+    with pytest.raises(FarError, match="cannot be written"):
+        check_target(tmp_path / "file" / "bundle")
+    with pytest.raises(FarError, match="holds files that are no bundle"):
+        check_target(tmp_path)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def command_fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The command's one line of error, after exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(["export", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_bad_input_gets_one_line_and_exit_code_2(tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bundle"
+    note = tmp_path / "notes.pth"
+    note.write_text("no checkpoint")
+    assert "not a PyTorch checkpoint" in command_fails(capsys, note, "--vae", tiny.vae, "-o", out)
+    torch.save({"model_ema": {"x": Path("/")}}, tmp_path / "trap.pth")
+    assert "more than tensors" in command_fails(capsys, tmp_path / "trap.pth", "--vae", tiny.vae, "-o", out)
+    other = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=8))
+    torch.save({"model": other.state_dict()}, tmp_path / "other.ckpt")
+    line = command_fails(capsys, tiny.far, "--vae", tmp_path / "other.ckpt", "-o", out)
+    assert "latents have 8 channels" in line
+    assert "latents of 4" in line
+    assert "expected klvae" in command_fails(capsys, tiny.far, "--vae", tiny.far, "-o", out)
+    assert "is a klvae checkpoint" in command_fails(capsys, tiny.vae, "--vae", tiny.vae, "-o", out)
+    options = (tiny.far, "--vae", tiny.vae, "-o", out)
+    assert "must rise" in command_fails(capsys, *options, "--default-levels", "0,3,2")
+    assert "outside 0 to 3" in command_fails(capsys, *options, "--default-levels", "0,9")
+    assert "expected 0 or more" in command_fails(capsys, *options, "--default-guidance", "-1")
+    assert "unknown setting" in command_fails(capsys, *options, "--config", "colour=1")
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    assert "2 class names" in command_fails(capsys, *options, "--classes", tmp_path / "names.txt")
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "precious").write_text("x")
+    assert "no bundle" in command_fails(capsys, tiny.far, "--vae", tiny.vae, "-o", tmp_path / "dir")
+    assert not out.exists()
+
+
+def test_class_names_from_files(tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text(json.dumps(["a", "b"]))
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    assert read_classes(tmp_path / "names.json") == read_classes(tmp_path / "names.txt") == ("a", "b")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(FarError, match="JSON list"):
+        read_classes(tmp_path / "bad.json")
