@@ -1,1 +1,1 @@
-"""Training of the reference networks: losses, masks, EMA, data and the loop."""
+"""Training of the KL-VAE and of FAR: losses, masks, EMA, data, the loop, and the `far train` commands."""

@@ -1,0 +1,178 @@
+"""Training data: picture sets (the emoji folder, image folders) and the order in which a run visits them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from far_runtime.errors import FarError
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Square RGB pictures with class labels; `read` gives rows as uint8 [n, size, size, 3].
+
+    `train` and `held_out` are row numbers; `labels` is [N]; `names` are the class names.
+    """
+
+    source: Path
+    size: int
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    read: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+
+    def pixels(self, rows: NDArray[np.int64], flip: NDArray[np.bool_] | None = None) -> Tensor:
+        """Pictures [n, 3, size, size] in [-1, 1]; those with `flip` set are mirrored left to right."""
+        pictures = self.read(rows)
+        if flip is not None:
+            pictures = np.where(flip[:, None, None, None], pictures[:, :, ::-1], pictures)
+        return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+
+
+def open_pictures(path: Path, size: int = 64) -> PictureSet:
+    """Open images.npy [N, S, S, 3] and labels.npy [N] (as scripts/prepare_emoji.py writes), or an image folder.
+
+    An image folder has one subfolder per class; its pictures are cut to their middle square and resized to `size`.
+    Raises FarError for a missing or empty folder and for arrays of another shape.
+    """
+    if not path.is_dir():
+        raise FarError(
+            f"{path}: no such folder; expected images.npy and labels.npy, or one subfolder of pictures per class "
+            "(--data)"
+        )
+    if (path / "images.npy").is_file():
+        return _open_arrays(path)
+    return _open_image_folder(path, size)
+
+
+def load_array(path: Path) -> NDArray[np.generic]:
+    """A memory-mapped .npy file; FarError if it is missing or is no such file."""
+    try:
+        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise FarError(
+            f"{path}: no such file; prepare the data again (scripts/prepare_emoji.py or far train cache-latents)"
+        ) from error
+    except (ValueError, OSError, EOFError) as error:
+        raise FarError(f"{path}: not a .npy array, or cut short; prepare the data again") from error
+    return array
+
+
+def load_labels(path: Path, count: int) -> NDArray[np.int64]:
+    """Labels [count] from a .npy file; FarError for another shape or type."""
+    labels = load_array(path)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise FarError(
+            f"{path}: {labels.dtype} {list(labels.shape)}; expected whole numbers [{count}], one per picture"
+        )
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _open_arrays(path: Path) -> PictureSet:
+    images = load_array(path / "images.npy")
+    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2] or images.dtype != np.uint8:
+        raise FarError(f"{path / 'images.npy'}: {images.dtype} {list(images.shape)}; expected uint8 [N, size, size, 3]")
+    labels = load_labels(path / "labels.npy", len(images))
+    names = read_names(path, labels)
+    everything = np.arange(len(images))
+    train, held_out = everything, everything[:0]
+    if (path / "split.json").is_file():
+        split = json.loads((path / "split.json").read_text(encoding="utf-8"))
+        train, held_out = (np.asarray(split[part], dtype=np.int64) for part in ("train", "held_out"))
+    if not len(train):
+        raise FarError(f"{path}: no pictures to train on")
+
+    def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.asarray(images[rows], dtype=np.uint8)
+
+    return PictureSet(path, images.shape[1], labels, names, train, held_out, read)
+
+
+def read_names(path: Path, labels: NDArray[np.int64]) -> tuple[str, ...]:
+    """Class names of names.json, or the numbers as names; FarError if a label has no name."""
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    if not (path / "names.json").is_file():
+        return tuple(str(i) for i in range(classes))
+    names = tuple(json.loads((path / "names.json").read_text(encoding="utf-8")))
+    if len(names) < classes or (len(labels) and labels.min() < 0):
+        raise FarError(
+            f"{path / 'names.json'}: {len(names)} names, but labels run from {labels.min()} to {classes - 1}; "
+            "expected a name per label"
+        )
+    return names
+
+
+def _open_image_folder(path: Path, size: int) -> PictureSet:
+    names = tuple(sorted(child.name for child in path.iterdir() if child.is_dir()))
+    files = [
+        (file, label)
+        for label, name in enumerate(names)
+        for file in sorted((path / name).rglob("*"))
+        if file.suffix.lower() in PICTURES
+    ]
+    if not files:
+        raise FarError(
+            f"{path}: no pictures; expected images.npy and labels.npy, or one subfolder of .png, .jpg or .webp files "
+            "per class"
+        )
+
+    def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.stack([read_picture(files[row][0], size) for row in rows])
+
+    labels = np.array([label for _, label in files], dtype=np.int64)
+    everything = np.arange(len(files))
+    return PictureSet(path, size, labels, names, everything, everything[:0], read)
+
+
+def read_picture(path: Path, size: int) -> NDArray[np.uint8]:
+    """The middle square of a picture file, resized to uint8 [size, size, 3]; transparency becomes white."""
+    try:
+        with Image.open(path) as picture:
+            rgba = picture.convert("RGBA")
+    except (UnidentifiedImageError, OSError) as error:
+        raise FarError(f"{path}: cannot be read as a picture ({error}); remove or replace it") from error
+    flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    side = min(flat.size)
+    left, top = (flat.width - side) // 2, (flat.height - side) // 2
+    square = flat.resize(
+        (size, size),
+        Image.Resampling.BOX if side >= 2 * size else Image.Resampling.BICUBIC,
+        (left, top, left + side, top + side),
+    )
+    return np.asarray(square, dtype=np.uint8)
+
+
+def visiting_order(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Numbers (below count) [batch] that step `step` (from 0) visits: shuffled passes through the data in a row.
+
+    It depends on its arguments alone: the position in the data is the step number, and a resumed run goes on exactly.
+    """
+    places = np.arange(step * batch, (step + 1) * batch)
+    chosen = np.empty(batch, dtype=np.int64)
+    for epoch in np.unique(places // count):
+        here = places // count == epoch
+        chosen[here] = np.random.default_rng((seed, int(epoch))).permutation(count)[places[here] % count]
+    return chosen
+
+
+def mixed_rows(
+    step: int, batch: int, counts: Sequence[int], shares: Sequence[float], seed: int
+) -> list[NDArray[np.int64]]:
+    """Places to take from each of several sets at a step, as many as `shares` say (the first set takes the rest)."""
+    others = [round(batch * share) for share in shares[1:]]
+    parts = [batch - sum(others), *others]
+    return [
+        visiting_order(step, part, count, seed + i) for i, (part, count) in enumerate(zip(parts, counts, strict=True))
+    ]

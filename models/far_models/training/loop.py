@@ -1,0 +1,327 @@
+"""The training loop: devices, learning rate, EMA, checkpoints that resume exactly, metrics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from far_models.training.ema import EMA
+from far_runtime.errors import FarError
+
+STATE = "checkpoint-last.pth"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How to train.
+
+    The run ends after `steps`, or after `minutes` of training (kept across resumes), whichever comes first; a cosine
+    schedule reaches zero at that end. `batch` counts the pictures of all devices together.
+    """
+
+    run: Path
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 32
+    lr: float = 1e-4
+    warmup: int = 100
+    schedule: str = "constant"
+    weight_decay: float = 0.02
+    beta2: float = 0.95
+    clip: float = 3.0
+    ema: float = 0.9999
+    ema_ramped: bool = True
+    amp: str = "off"
+    seed: int = 0
+    log_steps: int = 20
+    save_minutes: float = 2.0
+    sheet_minutes: float = 8.0
+    resume: bool = False
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the run that is done, from 0 to 1."""
+        by_steps = step / self.steps if self.steps else 0.0
+        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    def rate(self, step: int, seconds: float) -> float:
+        """Learning rate of step `step` (from 0), `seconds` of training into the run."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.schedule == "constant":
+            return self.lr * warm
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * self.progress(step, seconds)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    `losses`: a module around `model` whose forward(*batch) returns scalar tensors by name, "loss" among them.
+    `fetch(step, rank, world)`: the batch of this process. `args`: plain values that rebuild the model.
+    `report(ema model, step, folder)`: writes a sample sheet, returns numbers for the metrics.
+    `finish(ema model, folder, summary)`: writes the trained model.
+    `no_decay`: parts of parameter names. `unused`: some parameters get no gradient.
+    """
+
+    system: str
+    model: nn.Module
+    losses: nn.Module
+    fetch: Callable[[int, int, int], tuple[Tensor, ...]]
+    epoch_length: int
+    args: dict[str, Any]
+    report: Callable[[nn.Module, int, Path], dict[str, float]]
+    finish: Callable[[nn.Module, Path, dict[str, Any]], None]
+    no_decay: Sequence[str] = ()
+    unused: bool = False
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
+    """AdamW groups: no decay for vectors (biases, norms) and for parameters whose name contains one of `no_decay`."""
+    decayed: list[Any] = []
+    spared: list[Any] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        bare = parameter.ndim <= 1 or name.endswith(".bias") or any(part in name for part in no_decay)
+        (spared if bare else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run the loop to its end; returns a summary {step, epoch, minutes, ...last metrics}.
+
+    All randomness of a step comes from a seed made of (run seed, step, process), so a resumed run repeats a straight
+    one bit for bit. Raises FarError where RUN already holds another run and resume is off.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    if not settings.steps and not settings.minutes:
+        raise FarError("the run has no end; give --steps or --minutes")
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.unused)])
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    if settings.batch % world:
+        raise FarError(f"--batch {settings.batch} cannot be shared by {world} processes; give a multiple of {world}")
+    ema = EMA(task.model, settings.ema, settings.ema_ramped)
+    ema.model.to(device)
+    groups = parameter_groups(task.model, settings.weight_decay, task.no_decay)
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)
+    state = load_state(settings, task)
+    losses, optimizer = accelerator.prepare(task.losses, optimizer)
+    step, seconds = 0, 0.0
+    if state is not None:
+        task.model.load_state_dict(state["model"])
+        ema.model.load_state_dict(state["model_ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seconds = state["step"], state["elapsed"]
+        say(f"resumed {settings.run} at step {step}, {seconds / 60:.1f} minutes into training")
+    log = MetricsLog(settings.run, step) if accelerator.is_main_process else None
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            save_state(settings, task, ema, optimizer.state_dict(), step, seconds, half)
+
+    def report() -> None:
+        if log is not None:
+            log.add(step, seconds, task.report(ema.model, step, settings.run))
+            log.draw()
+
+    def batch_of(step: int) -> tuple[Tensor, ...]:
+        torch.manual_seed(step_seed(settings.seed, step, rank))
+        return tuple(part.to(device) for part in task.fetch(step, rank, world))
+
+    half = state["amp"] if state is not None else choose_amp(settings.amp, losses, batch_of(step), device.type, say)
+    saved = sheeted = time.monotonic()
+    window: list[dict[str, Tensor]] = []
+    latest: dict[str, float] = {}
+    while settings.progress(step, seconds) < 1:
+        started = time.monotonic()
+        rate = settings.rate(step, seconds)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = batch_of(step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            values = losses(*batch)
+        accelerator.backward(values["loss"])
+        norm = accelerator.clip_grad_norm_(task.losses.parameters(), settings.clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(task.model, step)
+        step += 1
+        window.append({name: value.detach() for name, value in values.items()} | {"gradient": norm})
+        seconds += time.monotonic() - started
+        if step % settings.log_steps == 0:
+            latest = averages(window) | {"rate": rate, "step_seconds": seconds / step}
+            window = []
+            if not math.isfinite(latest["loss"]):
+                raise FarError(
+                    f"the loss became {latest['loss']} at step {step}; lower --lr, or resume from an earlier {STATE}"
+                )
+            if log is not None:
+                log.add(step, seconds, latest)
+                epoch = step * settings.batch / task.epoch_length
+                say(
+                    f"step {step} epoch {epoch:.1f} {seconds / 60:.1f} min "
+                    + " ".join(f"{k} {v:.4g}" for k, v in latest.items())
+                )
+        now = time.monotonic()
+        if now - saved > 60 * settings.save_minutes:
+            save()
+            saved = now
+        if now - sheeted > 60 * settings.sheet_minutes:
+            report()
+            sheeted = now
+    save()
+    report()
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        task.finish(ema.model, settings.run, {"steps": step, "minutes": round(seconds / 60, 1), **latest})
+    return {"steps": step, "epochs": step * settings.batch / task.epoch_length, "minutes": seconds / 60, **latest}
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of everything random in one step on one process."""
+    import numpy as np
+
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def averages(window: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean of every named value over some steps."""
+    return {name: float(torch.stack([values[name].float() for values in window]).mean()) for name in window[0]}
+
+
+def choose_amp(amp: str, losses: nn.Module, batch: tuple[Tensor, ...], device: str, say: Callable[[str], None]) -> bool:
+    """Whether to compute under bfloat16 autocast: "on", "off", or "auto", which times a few steps of both."""
+    if amp != "auto":
+        return amp == "on"
+
+    def seconds(half: bool) -> float:
+        times = []
+        for _ in range(3):
+            started = time.monotonic()
+            with torch.autocast(device, torch.bfloat16, enabled=half):
+                loss = losses(*batch)["loss"]
+            loss.backward()
+            float(loss)
+            losses.zero_grad(set_to_none=True)
+            times.append(time.monotonic() - started)
+        return min(times)
+
+    full, half = seconds(False), seconds(True)
+    say(f"one step takes {full:.2f} s in float32 and {half:.2f} s under bfloat16 autocast")
+    return half < full
+
+
+def save_state(
+    settings: LoopSettings,
+    task: Task,
+    ema: EMA,
+    optimizer: dict[str, Any],
+    step: int,
+    seconds: float,
+    half: bool,
+) -> None:
+    """Write RUN/checkpoint-last.pth in the official shape, with what an exact resume needs besides; whole or not."""
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+    state = {
+        "model": task.model.state_dict(),
+        "model_ema": ema.model.state_dict(),
+        "optimizer": optimizer,
+        "epoch": step * settings.batch // task.epoch_length,
+        "step": step,
+        "elapsed": seconds,
+        "amp": half,
+        # The seed of a step and its place in the data follow from these; no generator state outlives a step.
+        "rng": {"seed": settings.seed, "step": step, "position": step * settings.batch % task.epoch_length},
+        "args": argparse.Namespace(**{**plain, **task.args}),
+    }
+    settings.run.mkdir(parents=True, exist_ok=True)
+    target = settings.run / STATE
+    part = target.with_suffix(f".part{os.getpid()}")
+    try:
+        torch.save(state, part)
+        os.replace(part, target)
+    except OSError as error:
+        raise FarError(
+            f"{target}: cannot be written ({error.strerror}); free some space or choose another --out folder"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_state(settings: LoopSettings, task: Task) -> dict[str, Any] | None:
+    """The state to go on from, or None for a fresh run; FarError if the folder holds a run that does not fit."""
+    path = settings.run / STATE
+    if not path.exists():
+        return None
+    if not settings.resume:
+        raise FarError(f"{path}: there is a run already; go on with --resume or choose another --out folder")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"model", "model_ema", "optimizer", "step", "elapsed", "amp", "rng", "args"} - state.keys()
+    except Exception as error:
+        raise FarError(f"{path}: not a training state ({error}); remove it to start anew") from error
+    if missing:
+        raise FarError(f"{path}: lacks {', '.join(sorted(missing))}; it can be exported, but not resumed")
+    before = vars(state["args"])
+    fixed = {**task.args, "batch": settings.batch, "seed": settings.seed}
+    changed = [
+        f"{key} {before[key]!r} -> {value!r}" for key, value in fixed.items() if key in before and before[key] != value
+    ]
+    if changed:
+        raise FarError(
+            f"{path}: the run was started with other settings ({'; '.join(changed)}); "
+            "give the same ones or another --out folder"
+        )
+    return state
+
+
+class MetricsLog:
+    """RUN/metrics.jsonl (one line per record) and TensorBoard; records after `step` are dropped: they come again."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.mkdir(parents=True, exist_ok=True)
+        self.path = run / METRICS
+        kept = [record for record in read_metrics(self.path) if record["step"] <= step] if step else []
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def add(self, step: int, seconds: float, values: dict[str, float]) -> None:
+        """Append one record."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "minutes": round(seconds / 60, 3), **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def draw(self) -> None:
+        """Write RUN/curves.png."""
+        from far_models.training.sheets import draw_curves
+
+        draw_curves(read_metrics(self.path), self.path.with_name("curves.png"))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Records of a metrics file; none if there is no file. A last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

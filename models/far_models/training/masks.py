@@ -1,0 +1,54 @@
+"""How many tokens the encoder of a masked FAR may see while training, and which."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+DIRECTIONS = ("off", "paper", "code")
+TOP = 0.7
+
+
+def masked_count(direction: str, level: int, levels: int, tokens: int, chance: Generator) -> int:
+    """Number of masked tokens at a level, 0 to `tokens`.
+
+    "paper": the ratio falls linearly from 0.7 at level 0 to 0 at the highest (FAR section 3.3). "code": a normal
+    centred at 1 with deviation 0.25, cut to [0.7 level / levels, 1] (the released models/far.py), so that it rises.
+    ValueError for another direction.
+    """
+    if direction == "paper":
+        ratio = TOP * (1 - level / max(levels - 1, 1))
+    elif direction == "code":
+        ratio = truncated_normal(TOP * level / levels, chance)
+    else:
+        raise ValueError(f"mask {direction!r}; known: {', '.join(DIRECTIONS)}")
+    return math.ceil(ratio * tokens - 1e-9)
+
+
+def truncated_normal(least: float, chance: Generator) -> float:
+    """A draw from the normal around 1 with deviation 0.25, cut to [least, 1]; by rejection."""
+    while True:
+        ratio = 1 - abs(0.25 * chance.standard_normal())
+        if ratio >= least:
+            return float(ratio)
+
+
+def visible_indices(batch: int, tokens: int, count: int) -> Tensor:
+    """Rising indices [batch, count] of random tokens, from torch's global generator."""
+    order = torch.argsort(torch.rand(batch, tokens), dim=1)
+    return order[:, :count].sort(dim=1).values
+
+
+def draw_levels(count: int, levels: int, per_sample: bool, low: float, chance: Generator) -> Tensor:
+    """Training levels [count] from 0 to levels - 1, one each or one for all.
+
+    Level i is drawn with a probability that falls linearly from (1 + low) p at level 0 to p at the highest; low = 0 is
+    uniform, as in the released code.
+    """
+    weights = 1 + low * (1 - np.arange(levels) / max(levels - 1, 1))
+    drawn = chance.choice(levels, size=count if per_sample else 1, p=weights / weights.sum())
+    return torch.from_numpy(np.broadcast_to(drawn, (count,)).astype(np.int64))

@@ -1,0 +1,168 @@
+"""Training of the KL-VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from far_models.kl_vae import AutoencoderKL, VAEConfig
+from far_models.training.data import PictureSet, mixed_rows
+from far_models.training.loop import Task
+from far_models.training.losses import gradient_l1, kl_per_cell
+from far_models.training.sheets import psnr, save_picture, tile, to_pixels
+from far_models.training.zoo import export_checkpoint
+from far_runtime.errors import FarError
+from far_runtime.frequency import lowpass_matrices
+
+
+@dataclass(frozen=True)
+class VAELossSettings:
+    """Weights of the loss: L1 + `square` x squared error + `gradient` x L1 of pixel differences + `kl` x nats per cell.
+
+    The squared error makes the colours come early: L1 alone stays at the most common colour for long.
+
+    In a share `lowpass` of the batches the latents are low-passed before decoding and the picture to match is
+    low-passed by the same factor, so that the latents of FAR's intermediate levels decode to blurred pictures.
+    """
+
+    square: float = 1.0
+    gradient: float = 0.5
+    kl: float = 2e-4
+    lowpass: float = 0.25
+
+
+class VAELosses(nn.Module):
+    """Losses of pictures [B, 3, S, S] in [-1, 1], latent noise [B, C, h, w] and a level (the grid's side: none)."""
+
+    def __init__(self, model: AutoencoderKL, settings: VAELossSettings, grid: int) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        size = grid * model.config.stride
+        pixel_filters = np.stack([lowpass_matrices(size)[level * model.config.stride] for level in range(grid + 1)])
+        self.register_buffer("latent_filters", torch.tensor(lowpass_matrices(grid)), persistent=False)
+        self.register_buffer("pixel_filters", torch.from_numpy(pixel_filters), persistent=False)
+
+    def forward(self, pictures: Tensor, noise: Tensor, level: Tensor) -> dict[str, Tensor]:
+        mean, log_variance = (part.float() for part in self.model.encode(pictures))
+        latents = mean + noise * (0.5 * log_variance).exp()
+        filters, pixel_filters = self.latent_filters[level], self.pixel_filters[level]
+        decoded = self.model.decode(filters @ latents @ filters.T).float()
+        wanted = pixel_filters @ pictures @ pixel_filters.T
+        l1 = (decoded - wanted).abs().mean()
+        gradient = gradient_l1(decoded, wanted)
+        kl = kl_per_cell(mean, log_variance)
+        square = (decoded - wanted).square().mean()
+        loss = l1 + self.settings.square * square + self.settings.gradient * gradient + self.settings.kl * kl
+        return {"loss": loss, "l1": l1, "square": square, "gradient_l1": gradient, "kl": kl}
+
+
+def vae_task(
+    config: VAEConfig,
+    loss_settings: VAELossSettings,
+    sets: Sequence[PictureSet],
+    shares: Sequence[float],
+    batch: int,
+    seed: int,
+    start: AutoencoderKL | None = None,
+    freeze_encoder: bool = False,
+) -> Task:
+    """Training of a KL-VAE on one or several picture sets; `shares` are their parts of each batch.
+
+    `start`: weights to begin with. `freeze_encoder`: train the decoder alone, so that the latents stay what they were.
+    FarError for picture sizes that do not fit the stride or each other.
+    """
+    size = sets[0].size
+    if any(pictures.size != size for pictures in sets):
+        raise FarError(
+            f"pictures of {', '.join(str(p.size) for p in sets)} pixels cannot be mixed; prepare them at one size"
+        )
+    if size % config.stride:
+        raise FarError(
+            f"pictures of {size} pixels do not fit a VAE of stride {config.stride}; "
+            "choose --multipliers and --patch so that it divides"
+        )
+    grid = size // config.stride
+    torch.manual_seed(seed)
+    model = start.train().requires_grad_(True) if start is not None else start_certain(AutoencoderKL(config))
+    if freeze_encoder:
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
+    losses = VAELosses(model, loss_settings, grid)
+
+    def fetch(step: int, rank: int, world: int) -> tuple[Tensor, ...]:
+        parts = mixed_rows(step, batch, [len(p.train) for p in sets], shares, seed)
+        pixels = []
+        for pictures, places in zip(sets, parts, strict=True):
+            mine = places[rank::world]
+            flip = torch.rand(len(mine)).numpy() < 0.5
+            pixels.append(pictures.pixels(pictures.train[mine], flip))
+        whole = torch.cat(pixels)
+        # One level for all processes: it comes from the step alone.
+        chance = np.random.default_rng((seed, step, 1))
+        level = int(chance.integers(1, grid)) if grid > 1 and chance.random() < loss_settings.lowpass else grid
+        return whole, torch.randn(len(whole), config.channels, grid, grid), torch.tensor(level)
+
+    def report(ema: nn.Module, step: int, folder: Path) -> dict[str, float]:
+        assert isinstance(ema, AutoencoderKL)
+        rows = evenly(sets[0].train, 32)
+        save_picture(comparison(ema, sets[0], rows), folder / "sheets" / f"reconstruction-{step:06d}.png")
+        numbers = {"psnr_train": reconstruction_psnr(ema, sets[0], evenly(sets[0].train, 128))}
+        held_out = [(p, p.held_out) for p in sets if len(p.held_out)]
+        if held_out:
+            found = [reconstruction_psnr(ema, p, evenly(rows, 128)) for p, rows in held_out]
+            numbers["psnr_held_out"] = float(np.average(found, weights=[min(len(rows), 128) for _, rows in held_out]))
+        return numbers
+
+    args: dict[str, Any] = {"system": "klvae", **asdict(config), "multipliers": list(config.multipliers)}
+    args |= {f"loss_{key}": value for key, value in asdict(loss_settings).items()}
+
+    def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
+        export_checkpoint(ema, folder / "vae.safetensors", (), summary)
+
+    return Task("klvae", model, losses, fetch, len(sets[0].train), args, report, finish)
+
+
+@torch.no_grad()
+def start_certain(model: AutoencoderKL, log_variance: float = -5.0) -> AutoencoderKL:
+    """Let a new VAE start with a small posterior variance, so that noise does not drown what it learns first."""
+    channels = model.config.channels
+    model.quant_conv.weight[channels:].zero_()
+    model.quant_conv.bias[channels:].fill_(log_variance)
+    return model
+
+
+def evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of the rows, spread evenly."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
+
+
+@torch.no_grad()
+def reconstruct(
+    model: AutoencoderKL, pictures: PictureSet, rows: NDArray[np.int64], batch: int = 32
+) -> NDArray[np.uint8]:
+    """Pictures uint8 [n, S, S, 3] decoded from the mean latents of the given rows."""
+    device = next(model.parameters()).device
+    found = []
+    for start in range(0, len(rows), batch):
+        pixels = pictures.pixels(rows[start : start + batch]).to(device)
+        found.append(to_pixels(model.decode(model.encode(pixels)[0]).float().cpu().numpy()))
+    return np.concatenate(found)
+
+
+def reconstruction_psnr(model: AutoencoderKL, pictures: PictureSet, rows: NDArray[np.int64]) -> float:
+    """Mean PSNR in dB of the reconstructions of the given rows."""
+    return psnr(reconstruct(model, pictures, rows), pictures.read(rows))
+
+
+def comparison(model: AutoencoderKL, pictures: PictureSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """A sheet of pairs: each picture and, to its right, its reconstruction."""
+    pairs = np.stack([pictures.read(rows), reconstruct(model, pictures, rows)], axis=1)
+    return tile(pairs.reshape(-1, *pairs.shape[2:]), 16)
