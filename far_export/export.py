@@ -3,20 +3,16 @@ place."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from far_export.graphs import SYSTEMS, Defaults
 from far_export.onnx_check import check_graphs, reference_outputs
+from far_export.place import check_target, folder_put_in_place
 from far_models.checkpoint import Checkpoint, load_checkpoint
 from far_runtime import __version__
-from far_runtime.bundle import MANIFEST, Bundle, Manifest, open_bundle, record_of, write_manifest
+from far_runtime.bundle import Bundle, Manifest, open_bundle, record_of, write_manifest
 from far_runtime.errors import FarError
 
 LEVELS = ("auto", "shared", "per-level")
@@ -97,57 +93,3 @@ def load_pair(
             f"the model was trained with"
         )
     return model, decoder
-
-
-def check_target(target: Path) -> None:
-    """FarError unless a bundle can be written to `target`: absent, empty, or an older bundle, in a folder that is
-    writable."""
-    if target.exists() and not target.is_dir():
-        raise FarError(f"{target}: is a file; -o needs a folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise FarError(f"{target}: holds files that are no bundle, and they stay; give -o another folder")
-    parent = target.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise FarError(f"{parent}: cannot be written ({error.strerror}); give -o another folder") from error
-
-
-@contextlib.contextmanager
-def folder_put_in_place(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place at the end of the block, or vanishes if the block raises.
-
-    A full disk becomes a FarError. What stood at `target` before is there untouched until the replacement.
-    """
-    parent = target.absolute().parent
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=parent))
-    old = folder.with_suffix(".old")
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        if target.exists():
-            target.rename(old)
-        try:
-            folder.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            needed = sum(path.stat().st_size for path in folder.iterdir()) >> 20
-            raise FarError(
-                f"{parent}: the disk is full after {needed} MB; free some space or give -o a folder elsewhere"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

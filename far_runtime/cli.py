@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args) or ["--help"]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]  # it may stand anywhere
+    signal.signal(signal.SIGTERM, _interrupt)  # what is unfinished is cleared away, as after Ctrl-C
     try:
         result = cli.main(args=arguments, prog_name="far", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
@@ -106,6 +108,10 @@ def main(args: Sequence[str] | None = None) -> None:
         detail = f"{type(error).__name__}: {error}"
         _leave(f"error: unexpected {detail}; run it again with --debug and report what it shows", UNEXPECTED, debug)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _leave(line: str, code: int, debug: bool) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,9 @@ import torch
 from far_export import export as export_module
 from far_export import onnx_check, onnx_export
 from far_export.cli import read_classes
-from far_export.export import check_target, export_bundle
+from far_export.export import export_bundle
 from far_export.graphs import Defaults
+from far_export.place import check_target, clear_leftovers, folder_put_in_place
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
@@ -162,7 +167,7 @@ def test_a_failure_at_the_replacement_restores_the_old_bundle(tmp_path: Path, mo
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(KeyboardInterrupt), export_module.folder_put_in_place(target) as folder:
+    with pytest.raises(KeyboardInterrupt), folder_put_in_place(target) as folder:
         (folder / "manifest.json").write_text("new")
     assert snapshot(tmp_path) == {"bundle/manifest.json": b"old"}
 
@@ -172,9 +177,41 @@ def test_the_new_bundle_replaces_the_old_one_and_nothing_else_stays(tmp_path: Pa
     target.mkdir()
     (target / "manifest.json").write_text("old")
     (target / "left_over.onnx").write_text("old")
-    with export_module.folder_put_in_place(target) as folder:
+    with folder_put_in_place(target) as folder:
         (folder / "manifest.json").write_text("new")
     assert snapshot(tmp_path) == {"bundle/manifest.json": b"new"}
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    gone, alive = process.pid, os.getppid()
+    for name in (f".bundle.{gone}-abc.part", f".bundle.{alive}-abc.part", f".bundle.{gone}-abc.old", ".bundle.mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(name)
+    clear_leftovers(tmp_path / "bundle")
+    assert set(snapshot(tmp_path)) == {
+        "bundle/manifest.json",  # killed between the two renames: the old one is back
+        f".bundle.{alive}-abc.part/manifest.json",
+        ".bundle.mine/manifest.json",
+    }
+
+
+def test_a_killed_export_leaves_nothing(tiny: Any, tmp_path: Path) -> None:
+    """SIGTERM half-way: the unfinished folder goes, too."""
+    target = tmp_path / "bundle"
+    command = [sys.executable, "-c", "from far_runtime.cli import main; main()", "export", tiny.far]
+    process = subprocess.Popen([*map(str, command), "--vae", str(tiny.vae), "-o", str(target)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob(".bundle.*/weights.bin")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert err.decode().strip() == "interrupted"
+    assert not list(tmp_path.iterdir())
 
 
 def test_targets_that_are_refused(tmp_path: Path) -> None:
