@@ -26,6 +26,7 @@ FRAME_MS, LAST_FRAME_MS = 400, 2000
 Pixels = NDArray[np.uint8]
 
 _SHOWN_SIDE = 128
+_NAME_LENGTH = 80
 _FONT_SIZE, _GAP, _CAPTION_WIDTH = 14, 6, 200
 _PAPER, _INK = (255, 255, 255), (60, 60, 60)
 
@@ -78,8 +79,8 @@ def read_settings(path: Path) -> PictureSettings:
 
 def file_name(settings: PictureSettings) -> str:
     """Name of a picture's own file, such as 207-golden-retriever-seed-0.png."""
-    words = re.findall(r"[a-z0-9]+", settings.name.casefold())
-    return "-".join([str(settings.label), *words, "seed", str(settings.seed)])[:200] + ".png"
+    name = "-".join(re.findall(r"[a-z0-9]+", settings.name.casefold()))[:_NAME_LENGTH].strip("-")
+    return "-".join(part for part in (str(settings.label), name, "seed", str(settings.seed)) if part) + ".png"
 
 
 def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:

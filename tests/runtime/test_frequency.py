@@ -1,0 +1,35 @@
+"""Low-pass matrices against torch's area and bicubic interpolation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from far_runtime.frequency import area_matrix, bicubic_matrix, lowpass, lowpass_matrices
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("grid", [4, 8, 16, 32])
+def test_every_level_is_area_down_and_bicubic_up(grid: int) -> None:
+    cells = np.random.default_rng(grid).standard_normal((2, 3, grid, grid)).astype(np.float32)
+    tokens = cells.transpose(0, 2, 3, 1).reshape(2, grid * grid, 3)
+    for level in range(1, grid):
+        small = torch.nn.functional.interpolate(torch.from_numpy(cells), size=(level, level), mode="area")
+        wanted = torch.nn.functional.interpolate(small, size=(grid, grid), mode="bicubic").numpy()
+        matrix = lowpass_matrices(grid)[level]
+        assert np.abs(matrix @ cells @ matrix.T - wanted).max() < 2e-6
+        filtered = lowpass(tokens, level).reshape(2, grid, grid, 3).transpose(0, 3, 1, 2)
+        assert np.abs(filtered - wanted).max() < 2e-6
+
+
+def test_the_ends_are_nothing_and_everything() -> None:
+    tokens = np.random.default_rng(0).standard_normal((1, 64, 2)).astype(np.float32)
+    assert not lowpass(tokens, 0).any()
+    assert np.array_equal(lowpass(tokens, 8), tokens)
+
+
+def test_rows_of_both_matrices_sum_to_one() -> None:
+    for to in range(1, 17):
+        assert np.allclose(area_matrix(16, to).sum(axis=1), 1)
+        assert np.allclose(bicubic_matrix(to, 16).sum(axis=1), 1)

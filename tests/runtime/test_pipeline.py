@@ -1,0 +1,183 @@
+"""Pictures depend on their own label, seed and settings alone, and can be made again bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from far_runtime.engines.base import Engine
+from far_runtime.errors import FarError
+from far_runtime.frequency import lowpass
+from far_runtime.pipeline import Generation, Pipeline, Progress
+
+
+def relative_error(a: Any, b: Any) -> float:
+    return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64)))
+
+
+pictures = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2**64 - 1)), min_size=1, max_size=6, unique=True)
+
+
+@settings(max_examples=8, deadline=None)
+@given(pictures, st.integers(1, 6), st.data())
+@pytest.mark.parametrize("variant", ["pipeline", "masked_pipeline"])
+def test_a_picture_of_a_batch_is_the_picture_alone(
+    request: pytest.FixtureRequest, variant: str, wanted: list[tuple[int, int]], batch_size: int, data: st.DataObject
+) -> None:
+    pipeline: Pipeline = request.getfixturevalue(variant)
+    labels, seeds = zip(*wanted, strict=True)
+    together = pipeline.generate(labels, seeds, batch_size=batch_size, steps=2)
+    i = data.draw(st.integers(0, len(wanted) - 1))
+    alone = pipeline.generate([labels[i]], [seeds[i]], steps=2)
+    assert relative_error(together.latents[i], alone.latents[0]) < 1e-5
+    assert together.latents.shape[1:] == (16, 4)
+    assert together.images.shape == (len(wanted), 16, 16, 3)
+    assert together.images.dtype == np.uint8
+
+
+def test_seeds_and_labels_make_a_difference(either_pipeline: Pipeline) -> None:
+    made = either_pipeline.generate([1, 1, 2], [0, 1, 0])
+    assert relative_error(made.latents[1], made.latents[0]) > 0.1
+    assert relative_error(made.latents[2], made.latents[0]) > 1e-3
+
+
+@pytest.mark.parametrize("changed", [{"guidance": 1.0}, {"temperature": 0.5}, {"steps": 4}, {"steps": "2:3"}])
+def test_settings_make_a_difference(either_pipeline: Pipeline, changed: dict[str, Any]) -> None:
+    usual, other = (either_pipeline.generate([1], [0], **options) for options in ({}, changed))
+    assert relative_error(other.latents, usual.latents) > 1e-4
+
+
+def test_defaults_are_the_manifests(pipeline: Pipeline) -> None:
+    usual = pipeline.generate([1], [0])
+    told = pipeline.generate([1], [0], guidance=3.0, temperature=1.0, steps=3, levels=[0, 1, 2, 3])
+    assert np.array_equal(usual.latents, told.latents)
+    assert usual.settings == told.settings
+    assert (usual.settings[0].levels, usual.settings[0].steps) == ((0, 1, 2, 3), (3, 3, 3, 3))
+
+
+def test_settings_say_where_each_picture_was_computed(pipeline: Pipeline) -> None:
+    made = pipeline.generate([1, "tabby", 1, 1, 1], [0, 1, 2, 3, 4], batch_size=3)
+    assert [(one.batch, one.index) for one in made.settings] == [(3, 0), (3, 1), (3, 2), (2, 0), (2, 1)]
+    assert [(one.label, one.name, one.seed) for one in made.settings[:2]] == [(1, "red fox", 0), (6, "tabby", 1)]
+    assert made.settings[0].bundle == pipeline.bundle.manifest.id
+    assert made.settings[0].engine == "onnxruntime:cpu"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_like_repeats_every_picture_bit_for_bit(either_pipeline: Pipeline, batch_size: int) -> None:
+    labels, seeds = [3, 1, 4, 1, 5], [9, 2, 6, 5, 3]
+    made = either_pipeline.generate(labels, seeds, batch_size=batch_size, steps="2:4", guidance=2.5, temperature=0.9)
+    for i, recorded in enumerate(made.settings):
+        again = either_pipeline.like(recorded)
+        assert np.array_equal(again.images[0], made.images[i])
+        assert np.array_equal(again.latents[0], made.latents[i])
+        assert again.settings == (recorded,)
+
+
+class RowsRoundDifferently:
+    """An engine whose results depend on the size of the batch and on the row, far more than rounding does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name = engine, "uneven"
+        self.put, self.get, self.close = engine.put, engine.get, engine.close
+
+    def run(self, stage: str, inputs: Any, constants: Any = None) -> dict[str, Any]:
+        outputs = self.engine.run(stage, inputs, constants)
+        if stage == "denoise":
+            state = self.get(outputs["next_state"])
+            rows = np.arange(1, len(state) + 1, dtype=np.float32)[:, None, None]
+            outputs["next_state"] = self.put(state + rows * np.float32(0.01 * len(state)))
+        return outputs
+
+
+def test_like_computes_the_picture_in_its_old_place_of_a_batch(either_pipeline: Pipeline) -> None:
+    uneven = Pipeline(either_pipeline.bundle, RowsRoundDifferently(either_pipeline.engine))
+    made = uneven.generate([3, 1, 4, 1, 5], [9, 2, 6, 5, 3], batch_size=3)
+    for i, recorded in enumerate(made.settings):
+        assert np.array_equal(uneven.like(recorded).images[0], made.images[i])
+        assert not np.array_equal(uneven.generate([recorded.label], [recorded.seed]).images[0], made.images[i])
+
+
+def test_level_pictures_are_the_low_passed_samples(either_pipeline: Pipeline) -> None:
+    made = either_pipeline.generate([1, 2, 3], [0, 0, 0], batch_size=2, save_levels=True)
+    levels = made.settings[0].levels
+    assert made.level_latents is not None and made.level_images is not None
+    assert made.level_latents.shape == (3, len(levels), 16, 4)
+    assert np.array_equal(made.level_latents[:, -1], made.latents)
+    assert np.array_equal(made.level_images[:, -1], made.images)
+    for i, following in enumerate(levels[1:]):
+        seen = either_pipeline.decode(lowpass(made.level_latents[:2, i], following))
+        assert np.array_equal(made.level_images[:2, i], seen)
+
+
+def test_level_pictures_change_nothing(either_pipeline: Pipeline) -> None:
+    plain = either_pipeline.generate([1, 2], [0, 0])
+    kept = either_pipeline.generate([1, 2], [0, 0], save_levels=True)
+    assert np.array_equal(plain.images, kept.images)
+    assert plain.level_images is None and plain.level_latents is None
+
+
+def test_progress_counts_every_diffusion_step_once(pipeline: Pipeline) -> None:
+    seen: list[Progress] = []
+    pipeline.generate([1, 2, 3], [0, 0, 0], steps="2:5", batch_size=2, on_progress=seen.append)
+    assert [at.done for at in seen] == list(range(1, 29))
+    assert {(at.total, at.batches, at.levels) for at in seen} == {(28, 2, 4)}
+    assert [at.batch for at in seen] == [0] * 14 + [1] * 14
+    assert [(at.step.level, at.diffused) for at in seen[:5]] == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
+
+
+def test_a_slice_of_a_generation_keeps_what_belongs_together(pipeline: Pipeline) -> None:
+    made = pipeline.generate([1, 2], [5, 6], save_levels=True)
+    second: Generation = made[1:]
+    assert second.settings[0].seed == 6
+    assert second.level_images is not None and np.array_equal(second.level_images[0, -1], made.images[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"labels": []}, "no labels"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 labels"),
+        ({"seeds": [-1]}, "seed -1"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"labels": [10]}, "label 10: out of range"),
+        ({"guidance": -1.0}, "guidance -1"),
+        ({"levels": [2, 1]}, "levels must rise"),
+        ({"levels": [4]}, "level 4 is outside 0 to 3"),
+        ({"steps": "x"}, "--steps x"),
+    ],
+)
+def test_bad_numbers_are_refused(pipeline: Pipeline, arguments: dict[str, Any], reason: str) -> None:
+    with pytest.raises(FarError, match=reason):
+        pipeline.generate(**{"labels": [1], "seeds": [0], **arguments})
+
+
+def test_levels_without_a_graph_are_refused_before_any_work(masked_pipeline: Pipeline) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(FarError, match=r"no transformer graph for level 1.*--levels shared"):
+        masked_pipeline.generate([1], [0], levels=[0, 1], on_progress=seen.append)
+    assert seen == []
+
+
+def test_threads_are_checked(tiny: Any) -> None:
+    with pytest.raises(FarError, match="0 threads"):
+        Pipeline.from_bundle(tiny.bundle, threads=0)
+
+
+def test_an_unknown_system_is_refused(pipeline: Pipeline) -> None:
+    bundle = replace(pipeline.bundle, manifest=replace(pipeline.bundle.manifest, system="var2"), path=Path("new"))
+    with pytest.raises(FarError, match=r"new: system 'var2'; .*pip install -U far-deploy"):
+        Pipeline(bundle, pipeline.engine)
+
+
+def test_close_gives_the_sessions_back(tiny: Any) -> None:
+    with Pipeline.from_bundle(tiny.bundle, threads=1) as opened:
+        opened.generate([1], [0], steps=1)
+        assert opened.engine._sessions  # type: ignore[attr-defined]
+    assert not opened.engine._sessions  # type: ignore[attr-defined]
