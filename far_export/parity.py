@@ -1,0 +1,266 @@
+"""Parity: the sampling loop on the torch reference and on another engine, with the same noise.
+
+Twice: in lockstep, where every stage call is made on both engines with the reference's inputs, so that an error is the
+stage's own; and freely, where the engine draws its pictures alone, so that errors add up as they do in use.
+
+A call's error is ||a - b|| / ||b||, with two exceptions: pixels are judged against a mid-grey picture where they are
+darker, and the denoise stage against the largest term that it adds up where its output is smaller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from far_export.compare import Tally, compare, psnr
+from far_export.graphs import SYSTEMS
+from far_export.stages import Stage
+from far_export.torch_engine import TorchEngine
+from far_export.verdict import LOOP_FACTOR, EngineInfo, LoopResult, PictureResult, Report, StageResult, required_psnr
+from far_runtime.bundle import Bundle, Graph, Manifest
+from far_runtime.diffusion import COEFFICIENTS
+from far_runtime.engines import open_engine
+from far_runtime.engines.base import Array, Engine
+from far_runtime.errors import FarError
+from far_runtime.noise import SeedNoise
+from far_runtime.samplers import SAMPLERS
+from far_runtime.schedule import Schedule
+
+OnProgress = Callable[[int, int], None]
+"""Called with the number of diffusion steps done and their total, over both runs."""
+
+
+def verify_bundle(
+    bundle: Bundle,
+    model: nn.Module,
+    vae: nn.Module,
+    engine_name: str,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    schedule: Schedule,
+    *,
+    tolerance_scale: float = 1.0,
+    threads: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Draw one picture for every label, with the seed beside it, on torch and on the engine `engine_name`, and compare.
+
+    The report tells whether everything kept its limits; nothing is raised for that. Raises FarError for a model or VAE
+    of other sizes than the bundle's, for levels that the bundle has no graph for, and for an engine that is not there.
+    """
+    check_sizes(bundle.manifest, model, vae)
+    candidate = open_engine(bundle, engine_name, threads)
+    reference = TorchEngine(reference_stages(bundle.manifest.system, model, vae))
+    try:
+        return compare_engines(bundle, reference, candidate, labels, seeds, schedule, tolerance_scale, on_progress)
+    finally:
+        candidate.close()
+
+
+def reference_stages(system: str, model: nn.Module, vae: nn.Module) -> list[Stage]:
+    """The torch stages that run any level, whatever form the bundle has its graphs in."""
+    return SYSTEMS[system].stages(model, vae, None)
+
+
+def check_sizes(manifest: Manifest, model: nn.Module, vae: nn.Module) -> None:
+    """FarError, naming what differs, unless model and VAE have the sizes and settings that the manifest records."""
+    info = json.loads(json.dumps(SYSTEMS[manifest.system].model_info(model, vae)))
+    ours, theirs = _flat(info), _flat(manifest.model)
+    different = [
+        f"{name} is {ours.get(name)}, the bundle has {value}"
+        for name, value in theirs.items()
+        if name in ours and ours[name] != value
+    ]
+    if different:
+        raise FarError(
+            f"not the checkpoint or VAE that the bundle was exported from: {'; '.join(different)}; "
+            "give --checkpoint, --vae and --config as they were at the export"
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def compare_engines(
+    bundle: Bundle,
+    reference: Engine,
+    candidate: Engine,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    schedule: Schedule,
+    tolerance_scale: float = 1.0,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """The comparison of `verify_bundle` between any two engines that run the bundle's stages."""
+    if not labels or len(labels) != len(seeds):
+        raise FarError(f"{len(labels)} labels and {len(seeds)} seeds; give one seed for every label, and at least one")
+    manifest = bundle.manifest
+    sampler = SAMPLERS[manifest.system]
+    total, done = 2 * sum(schedule.steps), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, total)
+
+    lockstep = Lockstep(manifest, reference, candidate)
+    expected: list[NDArray[Any]] = []
+
+    def keep(step: Any, draw: int, state: Array) -> None:
+        if draw == step.diffusion_steps:
+            expected.append(lockstep.get(state).copy())
+        advance()
+
+    latents = sampler.sample(lockstep, manifest.model, schedule, labels, SeedNoise(seeds), keep)
+    lockstep.leave_loop()
+    wanted = lockstep.get(lockstep.run("decode", {"latents": latents})["pixels"])
+    stages = lockstep.results(schedule, tolerance_scale)
+
+    limit = LOOP_FACTOR * max(result.tolerance for result in stages if result.step is not None)
+    first_nonfinite: dict[int, int] = {}
+    loop: list[LoopResult] = []
+
+    def follow(step: Any, draw: int, state: Array) -> None:
+        got = candidate.get(state)
+        if not np.isfinite(got).all():
+            first_nonfinite.setdefault(step.index, draw - 1)
+        if draw == step.diffusion_steps:
+            found = compare(got, expected[step.index])
+            loop.append(
+                LoopResult(
+                    step.index, step.level, draw, limit, found.error, found.cosine, found.max_abs,
+                    found.nonfinite, found.nonfinite_reference, first_nonfinite.get(step.index),
+                )
+            )  # fmt: skip
+        advance()
+
+    latents = sampler.sample(candidate, manifest.model, schedule, labels, SeedNoise(seeds), follow)
+    pixels = candidate.get(candidate.run("decode", {"latents": latents})["pixels"])
+    return Report(
+        bundle=bundle.path.resolve().name,
+        bundle_id=manifest.id,
+        system=manifest.system,
+        created_by=manifest.created_by,
+        reference=engine_info(reference),
+        candidate=engine_info(candidate),
+        schedule=schedule,
+        tolerance_scale=tolerance_scale,
+        stages=stages,
+        loop=tuple(loop),
+        pictures=tuple(
+            picture_result(int(label), int(seed), got, ours, required_psnr(limit))
+            for label, seed, got, ours in zip(labels, seeds, pixels, wanted, strict=True)
+        ),
+        classes=manifest.classes,
+    )
+
+
+def picture_result(
+    label: int, seed: int, got: NDArray[np.uint8], wanted: NDArray[np.uint8], limit: float
+) -> PictureResult:
+    """One picture of the engine against the reference's; [H, W, 3] each."""
+    most = int(np.abs(got.astype(np.int16) - wanted).max())
+    return PictureResult(label, seed, limit, psnr(got, wanted), most, reference=wanted, candidate=got)
+
+
+def engine_info(engine: Engine) -> EngineInfo:
+    """Name and version of an engine."""
+    return EngineInfo(engine.name, str(getattr(engine, "version", "")))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same array on both engines' devices."""
+
+    reference: Array
+    candidate: Array
+
+
+class Lockstep:
+    """An engine that makes every call on two engines, with the reference's arrays, and passes the reference's on.
+
+    A call with constants begins the next step of the loop: loops hand constants to the first stage of a step only.
+    """
+
+    def __init__(self, manifest: Manifest, reference: Engine, candidate: Engine) -> None:
+        self.name = f"{reference.name} | {candidate.name}"
+        self._manifest = manifest
+        self._reference, self._candidate = reference, candidate
+        self._step: int | None = None
+        self._tallies: dict[tuple[int | None, str, str], tuple[Graph, Tally]] = {}
+
+    def put(self, array: NDArray[Any]) -> Array:
+        return Pair(self._reference.put(array), self._candidate.put(array))
+
+    def get(self, array: Array) -> NDArray[Any]:
+        return self._reference.get(array.reference)
+
+    def run(
+        self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
+    ) -> dict[str, Array]:
+        graph = self._manifest.graph(stage, constants or {})
+        if constants:
+            self._step = 0 if self._step is None else self._step + 1
+        ours = self._reference.run(stage, {name: pair.reference for name, pair in inputs.items()}, constants)
+        theirs = self._candidate.run(stage, {name: pair.candidate for name, pair in inputs.items()}, constants)
+        outputs = {}
+        for name, array in ours.items():
+            expected, got = self._reference.get(array), self._candidate.get(theirs[name])
+            _, tally = self._tallies.setdefault((self._step, stage, name), (graph, Tally()))
+            tally.add(compare(got, expected, self._floor(stage, inputs)))
+            outputs[name] = Pair(array, self._candidate.put(expected.astype(got.dtype)))
+        return outputs
+
+    def close(self) -> None:
+        self._reference.close()
+        self._candidate.close()
+
+    def leave_loop(self) -> None:
+        """What runs from here on belongs to no step."""
+        self._step = None
+
+    def results(self, schedule: Schedule, tolerance_scale: float = 1.0) -> tuple[StageResult, ...]:
+        """The errors of everything that has run, in the order in which it first ran."""
+        return tuple(
+            StageResult(
+                stage=stage,
+                output=output,
+                graph=graph.name,
+                step=step,
+                level=None if step is None else schedule.levels[step],
+                calls=tally.calls,
+                tolerance=graph.tolerance * tolerance_scale,
+                error=tally.error,
+                worst_call=tally.worst_call,
+                relative_error=tally.relative_error,
+                cosine=tally.cosine,
+                max_abs=tally.max_abs,
+                nonfinite=tally.nonfinite,
+                nonfinite_reference=tally.nonfinite_reference,
+                first_nonfinite=tally.first_nonfinite,
+                first_nonfinite_reference=tally.first_nonfinite_reference,
+            )
+            for (step, stage, output), (graph, tally) in self._tallies.items()
+        )
+
+    def _floor(self, stage: str, inputs: Mapping[str, Array]) -> float:
+        """The norm of the largest term that a stage adds up, where it adds terms that cancel.
+
+        The solver's first update with epsilon prediction is the small difference of two terms that are hundreds of
+        times larger, and has no more correct digits than they have, in any float32 arithmetic.
+        """
+        if stage != "denoise":
+            return 0.0
+        at_state = self.get(inputs["coefficients"])[COEFFICIENTS.index("state")]
+        return abs(float(at_state)) * float(np.linalg.norm(self.get(inputs["state"]).astype(np.float64)))

@@ -1,0 +1,242 @@
+"""What verify found, and what is accepted.
+
+A call's error is ||a - b|| / ||b|| (`far_export.parity` names two exceptions), and every call of a stage has to keep
+the tolerance that the bundle's manifest gives its graph, times `tolerance_scale`. The latents after each step of the
+free run may be off by LOOP_FACTOR times the largest tolerance of the loop's stages (1e-3 in FP32), and every picture
+needs the PSNR that `required_psnr` gives for that (40 dB in FP32). NaN and infinity are never accepted, on either side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.schedule import Schedule
+
+FORMAT = 1
+LOOP_FACTOR = 10.0
+
+
+def required_psnr(latents_limit: float) -> float:
+    """PSNR in dB that a picture needs where its latents may be off by `latents_limit`.
+
+    40 dB for 1e-3, 20 dB less for ten times the error, never below 25 dB, where differences begin to be seen.
+    """
+    return min(40.0, max(25.0, -20.0 - 20.0 * math.log10(latents_limit)))
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """An engine's name (library:provider) and its library's version."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One output of a stage at one step of the loop, in lockstep.
+
+    step, level: None outside the loop. error: of the worst call, number `worst_call` (from 0) of `calls`; `tolerance`
+    is for it. relative_error: over all calls together. cosine: the lowest of any call. max_abs: the largest difference.
+    nonfinite, nonfinite_reference: NaN and Inf entries of the engine and of the reference in all calls; `first_...`:
+    the number of the first such call.
+    """
+
+    stage: str
+    output: str
+    graph: str
+    step: int | None
+    level: int | None
+    calls: int
+    tolerance: float
+    error: float
+    worst_call: int
+    relative_error: float
+    cosine: float
+    max_abs: float
+    nonfinite: int
+    nonfinite_reference: int
+    first_nonfinite: int | None
+    first_nonfinite_reference: int | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every call kept the tolerance, with finite numbers on both sides."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """The latents after one step of the free run against the reference's. `first_nonfinite`: the diffusion step (from
+    0) of this level after which the engine's state first was not finite."""
+
+    step: int
+    level: int
+    diffusion_steps: int
+    limit: float
+    error: float
+    cosine: float
+    max_abs: float
+    nonfinite: int
+    nonfinite_reference: int
+    first_nonfinite: int | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the latents kept the limit, with finite numbers on both sides."""
+        return self.error <= self.limit
+
+
+@dataclass(frozen=True)
+class PictureResult:
+    """One picture [H, W, 3] of both runs; psnr in dB (infinite: equal pixel for pixel), max_difference in grey
+    values."""
+
+    label: int
+    seed: int
+    limit: float
+    psnr: float
+    max_difference: int
+    reference: NDArray[np.uint8] = field(repr=False, compare=False)
+    candidate: NDArray[np.uint8] = field(repr=False, compare=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the picture is as close as it has to be."""
+        return self.psnr >= self.limit
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that verify found. `stages` is in the order of execution, `loop` has one entry a step."""
+
+    bundle: str
+    bundle_id: str
+    system: str
+    created_by: str
+    reference: EngineInfo
+    candidate: EngineInfo
+    schedule: Schedule
+    tolerance_scale: float
+    stages: tuple[StageResult, ...]
+    loop: tuple[LoopResult, ...]
+    pictures: tuple[PictureResult, ...]
+    classes: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything kept its limit."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """A sentence for everything that broke its limit: stages first, in the order of execution, then the loop, then
+        the pictures."""
+        sentences = [self._stage_failure(result) for result in self.stages if not result.passed]
+        sentences += [self._loop_failure(result) for result in self.loop if not result.passed]
+        sentences += [
+            f"picture {i} (label {picture.label}, seed {picture.seed}): PSNR {picture.psnr:.1f} dB, "
+            f"expected {picture.limit:.1f} dB or more"
+            for i, picture in enumerate(self.pictures, start=1)
+            if not picture.passed
+        ]
+        return tuple(sentences)
+
+    @property
+    def latents_error(self) -> float:
+        """Relative error of the final latents of the free run."""
+        return self.loop[-1].error
+
+    @property
+    def latents_limit(self) -> float:
+        """What the latents' relative error may be after any step."""
+        return self.loop[-1].limit
+
+    @property
+    def worst_psnr(self) -> float:
+        """PSNR of the worst picture in dB."""
+        return min(picture.psnr for picture in self.pictures)
+
+    def place(self, step: int) -> str:
+        """A step in words: "level 3 (step 4 of 10)"."""
+        return f"level {self.schedule.levels[step]} (step {step + 1} of {len(self.schedule)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: all figures, no pixels. Infinite errors, and the PSNR of equal pictures, are null."""
+        form = {
+            "format": FORMAT,
+            "passed": self.passed,
+            "failures": list(self.failures),
+            "bundle": {
+                "name": self.bundle,
+                "id": self.bundle_id,
+                "system": self.system,
+                "created_by": self.created_by,
+            },
+            "reference": asdict(self.reference),
+            "candidate": asdict(self.candidate),
+            "schedule": asdict(self.schedule),
+            "limits": {
+                "tolerance_scale": self.tolerance_scale,
+                "stages": {result.graph: result.tolerance for result in self.stages},
+                "latents": self.latents_limit,
+                "psnr": self.pictures[0].limit,
+            },
+            "stages": [_figures(result) for result in self.stages],
+            "loop": [_figures(result) for result in self.loop],
+            "pictures": [_figures(picture) for picture in self.pictures],
+            "latents_error": self.latents_error,
+            "worst_psnr": self.worst_psnr,
+        }
+        finite: dict[str, Any] = _without_infinities(form)
+        return finite
+
+    def _stage_failure(self, result: StageResult) -> str:
+        where = result.stage if result.step is None else f"{result.stage} at {self.place(result.step)}"
+        sides = [
+            f"{count} values of {name}{_call(result, first, 'first ')}"
+            for first, count, name in (
+                (result.first_nonfinite_reference, result.nonfinite_reference, self.reference.name),
+                (result.first_nonfinite, result.nonfinite, self.candidate.name),
+            )
+            if first is not None
+        ]
+        if sides:
+            return f"{where}: NaN or Inf: {'; '.join(sides)}"
+        worst = _call(result, result.worst_call)
+        return f"{where}: relative error {result.error:.2e}{worst}, tolerance {result.tolerance:.0e}"
+
+    def _loop_failure(self, result: LoopResult) -> str:
+        where = f"the loop's latents after {self.place(result.step)}"
+        if result.first_nonfinite is not None:
+            return (
+                f"{where}: NaN or Inf of {self.candidate.name} from diffusion step {result.first_nonfinite + 1} of "
+                f"{result.diffusion_steps} on"
+            )
+        if result.nonfinite_reference:
+            return f"{where}: NaN or Inf of {self.reference.name}"
+        return f"{where}: relative error {result.error:.2e}, limit {result.limit:.0e}"
+
+
+def _call(result: StageResult, call: int, which: str = "") -> str:
+    """Where a stage runs many times a level: at which time."""
+    return f" {which}at diffusion step {call + 1} of {result.calls}" if result.calls > 1 else ""
+
+
+def _figures(result: StageResult | LoopResult | PictureResult) -> dict[str, Any]:
+    figures = {name: value for name, value in vars(result).items() if not isinstance(value, np.ndarray)}
+    return {**figures, "passed": result.passed}
+
+
+def _without_infinities(value: Any) -> Any:
+    """The same with None for every float that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _without_infinities(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,227 @@
+"""`far verify`: a bundle against the checkpoint that it was exported from."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from far_export.parity import OnProgress
+    from far_export.verdict import Report
+    from far_runtime.bundle import Manifest
+
+FILE = click.Path(path_type=Path)
+DEFAULT_LABELS = 2
+
+
+@click.command(short_help="Compare a bundle with its checkpoint, stage by stage (needs torch).")
+@click.argument("bundle", type=FILE)
+@click.option("--checkpoint", type=FILE, required=True, help="The checkpoint that the bundle was exported from.")
+@click.option("--vae", type=FILE, help="Its VAE. Default: the file of the recorded name beside the checkpoint.")
+@click.option(
+    "--weights", type=click.Choice(["model_ema", "model"]), help="Which weights of a .pth. Default: those exported."
+)
+@click.option(
+    "--config",
+    multiple=True,
+    metavar="NAME=VALUE|FILE",
+    help="Settings that the weights do not show, as at the export.",
+)
+@click.option(
+    "--engine",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME",
+    help="onnxruntime (on the CPU), onnxruntime:cuda or onnxruntime:tensorrt.",
+)
+@click.option("--label", "labels", multiple=True, metavar="NUMBER|NAME", help="Class to draw. Default: the first two.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each label.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Each label's pictures have SEED, SEED+1, ...")
+@click.option("--steps", metavar="N|A:B|N,N,...", help="Diffusion steps per level. Default: the bundle's.")
+@click.option("--levels", metavar="N,N,...", help="Levels from low to high frequency. Default: the bundle's.")
+@click.option("--guidance", type=float, metavar="SCALE", help="Guidance at the end, 1 is none. Default: the bundle's.")
+@click.option("--temperature", type=float, metavar="T", help="Factor of the sampler's noise. Default: the bundle's.")
+@click.option(
+    "--tolerance-scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="FACTOR",
+    help="Multiplies the tolerances of the bundle's manifest.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of either engine. Default: their own choice.")
+@click.option(
+    "--json", "json_file", type=FILE, metavar="FILE|-", help="Write all figures as JSON; - is standard output."
+)
+@click.option("--html", "html_file", type=FILE, metavar="FILE", help="Write a page with the pictures side by side.")
+def verify(**options: Any) -> None:
+    """Draw the same pictures from BUNDLE and from its checkpoint, with the same noise, and compare every stage at every
+    level; exit with 1 where the difference is larger than the bundle's tolerances allow."""  # fmt: skip
+    from rich.console import Console
+
+    from far_export.report import json_text, write_html, write_json
+    from far_runtime.errors import CheckFailed
+    from far_runtime.files import check_file
+
+    json_file, html_file = options["json_file"], options["html_file"]
+    to_stdout = json_file is not None and str(json_file) == "-"
+    if json_file is not None and not to_stdout:
+        check_file(json_file, "--json")
+    if html_file is not None:
+        check_file(html_file, "--html")
+    report = _run(options)
+    console = Console(stderr=to_stdout, highlight=False)
+    print_report(report, console)
+    if to_stdout:
+        click.echo(json_text(report), nl=False)
+    elif json_file is not None:
+        write_json(report, json_file)
+    if html_file is not None:
+        write_html(report, html_file)
+    written = [str(path) for path in (None if to_stdout else json_file, html_file) if path is not None]
+    if written:
+        console.print("written: " + ", ".join(written), markup=False, soft_wrap=True)
+    if not report.passed:
+        others = len(report.failures) - 1
+        raise CheckFailed(report.failures[0] + (f" (and {others} more)" if others else ""))
+
+
+def _run(options: dict[str, Any]) -> Report:
+    from far_export.export import load_pair
+    from far_export.parity import verify_bundle
+    from far_models.checkpoint import parse_overrides
+    from far_runtime.bundle import open_bundle
+    from far_runtime.defaults import check_system, schedule_of, settings_of
+    from far_runtime.labels import resolve_label
+    from far_runtime.schedule import parse_levels
+
+    bundle = open_bundle(options["bundle"])
+    check_system(bundle)
+    manifest = bundle.manifest
+    levels = parse_levels(options["levels"]) if options["levels"] else None
+    settings = settings_of(manifest, options["guidance"], options["temperature"], options["steps"], levels)
+    schedule = schedule_of(manifest, settings)
+    classes = int(manifest.model["classes"])
+    chosen = options["labels"] or range(min(DEFAULT_LABELS, classes))
+    labels = [resolve_label(label, classes, manifest.classes) for label in chosen for _ in range(options["count"])]
+    seeds = [options["seed"] + i for _ in chosen for i in range(options["count"])]
+    checkpoint = options["checkpoint"]
+    vae = options["vae"] or recorded_vae(manifest, checkpoint)
+    weights = options["weights"] or manifest.source.get("checkpoint", {}).get("weights", "model_ema")
+    model, decoder = load_pair(checkpoint, vae, weights, parse_overrides(options["config"]))
+    with _threads(options["threads"]), progress_bar(sys.stderr.isatty()) as on_progress:
+        return verify_bundle(
+            bundle, model.model, decoder.model, options["engine"], labels, seeds, schedule,
+            tolerance_scale=options["tolerance_scale"], threads=options["threads"], on_progress=on_progress,
+        )  # fmt: skip
+
+
+def recorded_vae(manifest: Manifest, checkpoint: Path) -> Path:
+    """The VAE of the name that the bundle recorded, in the checkpoint's folder; FarError where there is none."""
+    from far_runtime.errors import FarError
+
+    name = manifest.source.get("vae", {}).get("file")
+    if not name:
+        raise FarError("the bundle does not say which VAE it was exported with; give it with --vae")
+    path = checkpoint.parent / Path(name).name
+    if not path.is_file():
+        raise FarError(f"{path}: no such file; give the VAE that the bundle was exported with: --vae {Path(name).name}")
+    return path
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Give torch that many threads inside the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def progress_bar(show: bool) -> Iterator[OnProgress | None]:
+    """A bar over the diffusion steps of both runs on standard error."""
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("diffusion steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("verify")
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The table, what failed, and a line that sums it up."""
+    from far_export.report import engine_text, number, psnr_text
+
+    console.print(f"{engine_text(report.candidate)} against {engine_text(report.reference)}", markup=False)
+    console.print(table(report))
+    for picture in report.pictures:
+        console.print(
+            f"picture of label {picture.label}, seed {picture.seed}: PSNR {psnr_text(picture.psnr)}, "
+            f"largest difference {picture.max_difference} of 255",
+            style="" if picture.passed else "red",
+            markup=False,
+        )
+    worst = max(report.stages, key=lambda result: result.error / result.tolerance)
+    count = len(report.pictures)
+    console.print(
+        f"{'passed' if report.passed else 'FAILED'}: worst stage error {number(worst.error)} ({worst.stage}, limit "
+        f"{worst.tolerance:.0e}), final latents {number(report.latents_error)} (limit {report.latents_limit:.0e}), "
+        f"{count} picture{'s' if count != 1 else ''}, worst PSNR {psnr_text(report.worst_psnr)} "
+        f"(limit {report.pictures[0].limit:.0f} dB)",
+        style="bold green" if report.passed else "bold red",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def table(report: Report) -> Table:
+    """Stages by level, each level followed by the latents of the free run."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from far_export.report import number
+
+    def verdict(passed: bool) -> Text:
+        return Text("ok", "green") if passed else Text("FAIL", "bold red")
+
+    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    rows.add_column("level", justify="right")
+    rows.add_column("stage", no_wrap=True)
+    for heading in ("calls", "error", "limit", "1-cos", "max abs", "NaN/Inf"):
+        rows.add_column(heading, justify="right", no_wrap=True)
+    rows.add_column("", no_wrap=True)
+    for step, results in groupby(report.stages, key=lambda result: result.step):
+        for i, result in enumerate(results):
+            level = "" if result.level is None or i else str(result.level)
+            rows.add_row(
+                level, result.stage, str(result.calls), number(result.error), f"{result.tolerance:.0e}",
+                number(1 - result.cosine), number(result.max_abs), str(result.nonfinite + result.nonfinite_reference),
+                verdict(result.passed),
+            )  # fmt: skip
+        if step is not None:
+            loop = report.loop[step]
+            rows.add_row(
+                "", "latents", "", number(loop.error), f"{loop.limit:.0e}", number(1 - loop.cosine),
+                number(loop.max_abs), str(loop.nonfinite + loop.nonfinite_reference), verdict(loop.passed),
+                end_section=step == len(report.loop) - 1,
+            )  # fmt: skip
+    return rows
