@@ -77,6 +77,10 @@ class OnnxRuntimeEngine:
             options.log_severity_level = 3
             if self._threads:
                 options.intra_op_num_threads = self._threads
+            if graph.constants:
+                # One of several graphs over the same weights: a packed copy in each would multiply the memory, unpacked
+                # they all read the one mapped file.
+                options.add_session_config_entry("session.disable_prepacking", "1")
             path = self._bundle.path / graph.file
             try:
                 self._sessions[graph.name] = self._ort.InferenceSession(str(path), options, providers=self._providers)
