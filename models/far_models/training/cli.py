@@ -72,8 +72,7 @@ def vae_command(
     sets = [open_pictures(path, size) for path in (data, extra) if path is not None]
     shares = [1 - extra_share, extra_share][: len(sets)]
     task = vae_task(config, loss_settings, sets, shares, settings.batch, settings.seed, start, freeze_encoder)
-    summary = run_loop(task, settings, say)
-    say(f"done: {summary}")
+    run_loop(task, settings, say)
 
 
 def parse_multipliers(text: str) -> tuple[int, ...]:
@@ -227,8 +226,7 @@ def far_command(
     config = model_config(latents, masked=loss_settings.mask != "off", **values)
     reporter = sheet_reporter(vae, sheet_steps, sheet_guidance)
     task = far_task(config, loss_settings, latents, settings.batch, settings.seed, reporter)
-    summary = run_loop(task, settings, say)
-    say(f"done: {summary}")
+    run_loop(task, settings, say)
 
 
 def open_pictures_of(data: Path, size: int) -> Any:
@@ -283,7 +281,3 @@ def model_config(
 def say(line: str) -> None:
     """Print one line at once, so that logs of background runs are never behind."""
     click.echo(line)
-
-
-if __name__ == "__main__":
-    train()

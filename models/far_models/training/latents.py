@@ -119,7 +119,7 @@ def write_cache(
                 ):
                     array[rows, side] = part.numpy()
             say(f"{rows[-1] + 1} of {shape[0]} pictures")
-        scale = latent_scale(*(array[pictures.train] for array in arrays))
+        scale = latent_scale(*(array[pictures.train, 0] for array in arrays))
         np.save(staging / "labels.npy", pictures.labels)
         notes = {
             "names.json": list(pictures.names),

@@ -110,6 +110,8 @@ def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print
         raise FarError("the run has no end; give --steps or --minutes")
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.unused)])
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    if not accelerator.is_main_process:
+        say = silence
     if settings.batch % world:
         raise FarError(f"--batch {settings.batch} cannot be shared by {world} processes; give a multiple of {world}")
     ema = EMA(task.model, settings.ema, settings.ema_ramped)
@@ -159,7 +161,7 @@ def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print
         ema.update(task.model, step)
         step += 1
         window.append({name: value.detach() for name, value in values.items()} | {"gradient": norm})
-        seconds += time.monotonic() - started
+        seconds = agreed(seconds + time.monotonic() - started, world, device)
         if step % settings.log_steps == 0:
             latest = averages(window) | {"rate": rate, "step_seconds": seconds / step}
             window = []
@@ -183,10 +185,25 @@ def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print
             sheeted = now
     save()
     report()
-    accelerator.end_training()
     if accelerator.is_main_process:
         task.finish(ema.model, settings.run, {"steps": step, "minutes": round(seconds / 60, 1), **latest})
+    accelerator.end_training()
+    say(f"done: {step} steps in {seconds / 60:.1f} minutes")
     return {"steps": step, "epochs": step * settings.batch / task.epoch_length, "minutes": seconds / 60, **latest}
+
+
+def silence(line: str) -> None:
+    """What the processes other than the main one say."""
+
+
+def agreed(seconds: float, world: int, device: torch.device) -> float:
+    """The main process's clock, for all: the learning rate and the end of the run must be the same everywhere."""
+    if world == 1:
+        return seconds
+    from accelerate.utils import broadcast
+
+    told: Tensor = broadcast(torch.tensor([seconds], dtype=torch.float64, device=device))
+    return float(told)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -213,7 +230,7 @@ def choose_amp(amp: str, losses: nn.Module, batch: tuple[Tensor, ...], device: s
             with torch.autocast(device, torch.bfloat16, enabled=half):
                 loss = losses(*batch)["loss"]
             loss.backward()
-            float(loss)
+            loss.item()
             losses.zero_grad(set_to_none=True)
             times.append(time.monotonic() - started)
         return min(times)

@@ -1,0 +1,9 @@
+"""`python -m far_models.training COMMAND` is `far train COMMAND`, for launchers that take a module (torchrun -m)."""
+
+from __future__ import annotations
+
+import sys
+
+from far_runtime.cli import main
+
+main(["train", *sys.argv[1:]])

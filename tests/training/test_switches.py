@@ -1,0 +1,168 @@
+"""Each technique of FAR's training changes what it should and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from far_models.far import FARConfig
+from far_models.training.far import FARLosses, FARLossSettings, far_task
+from far_models.training.latents import LatentSet
+from far_models.training.loop import LoopSettings, Task, parameter_groups
+from far_runtime.errors import FarError
+from far_runtime.frequency import lowpass_matrices
+
+CONFIG = FARConfig(
+    grid=4, channels=3, classes=5, buffer=2, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,
+    decoder_depth=1, decoder_heads=2, head_width=16, head_depth=1, latent_scale=2.0,
+)  # fmt: skip
+PLAIN = FARLossSettings(weight_levels=False, label_drop=0.0, draws=1, flip=0.0, dropout=0.0)
+
+
+def make(settings: FARLossSettings, config: FARConfig = CONFIG) -> Task:
+    """A task on eight random latents."""
+    torch.manual_seed(1)
+    mean = torch.randn(8, 2, 3, 4, 4)
+
+    def moments(rows: np.ndarray, flip: np.ndarray) -> tuple[Tensor, Tensor]:
+        return mean[rows, flip.astype(np.int64)], torch.full((len(rows), 3, 4, 4), -30.0)
+
+    labels = np.arange(8) % 5
+    names = tuple("abcde")
+    data = LatentSet(Path("latents"), 3, 4, 2.0, labels, names, np.arange(8), moments)
+    config = replace(config, masked=settings.mask != "off")
+    return far_task(config, settings, data, 8, 0, lambda model, step, folder: {})
+
+
+def batch_of(task: Task, step: int = 0) -> tuple[Tensor, ...]:
+    torch.manual_seed(7)
+    return task.fetch(step, 0, 1)
+
+
+def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """What the network is shown and what the head learns, [B, L, C] both."""
+    seen: dict[str, Tensor] = {}
+    assert isinstance(task.losses, FARLosses)
+    features, forward = task.model.features, task.losses.diffusion.forward
+
+    def spy_features(latents: Tensor, *rest: Tensor) -> Tensor:
+        seen["shown"] = latents
+        return features(latents, *rest)
+
+    def spy_loss(head: object, target: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        seen["target"] = target
+        return forward(head, target, *rest)
+
+    monkeypatch.setattr(task.model, "features", spy_features)
+    monkeypatch.setattr(task.losses.diffusion, "forward", spy_loss)
+    task.losses(*batch)
+    return seen["shown"], seen["target"]
+
+
+def filtered(latents: Tensor, levels: Tensor) -> Tensor:
+    matrices = torch.tensor(lowpass_matrices(4))
+    rows = [matrices[level] @ x @ matrices[level].T for x, level in zip(latents, levels.tolist(), strict=True)]
+    return torch.stack(rows).flatten(2).transpose(1, 2)
+
+
+def test_simplified_target_is_the_full_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(replace(PLAIN, per_sample=True))
+    batch = batch_of(task)
+    shown, target = target_of(task, monkeypatch, batch)
+    torch.testing.assert_close(shown, filtered(batch[0], batch[3]))
+    torch.testing.assert_close(target.squeeze(2), batch[0].flatten(2).transpose(1, 2))
+
+
+def test_plain_target_is_the_next_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(replace(PLAIN, per_sample=True, simplify=False))
+    batch = batch_of(task)
+    _, target = target_of(task, monkeypatch, batch)
+    torch.testing.assert_close(target.squeeze(2), filtered(batch[0], batch[3] + 1))
+
+
+def test_input_noise_disturbs_the_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(replace(PLAIN, input_noise=0.5, per_sample=True))
+    batch = batch_of(task)
+    shown, target = target_of(task, monkeypatch, batch)
+    clean = filtered(batch[0], batch[3])
+    changed = (shown - clean).flatten(1).abs().max(1).values > 1e-6
+    assert (changed == (batch[3] > 0)).all()
+    torch.testing.assert_close(target.squeeze(2), batch[0].flatten(2).transpose(1, 2))
+
+
+def test_level_weight_scales_the_loss() -> None:
+    losses = {}
+    for weighted in (False, True):
+        task = make(replace(PLAIN, weight_levels=weighted))
+        batch = batch_of(task)
+        torch.manual_seed(3)
+        losses[weighted] = task.losses(*batch)
+    level = int(batch[3][0])
+    factor = 1 + np.sin(np.pi / 2 * (level + 1) / 4)
+    assert losses[True]["loss"].item() == pytest.approx(factor * losses[False]["loss"].item(), rel=1e-5)
+    assert torch.equal(losses[True]["error"], losses[False]["error"])
+
+
+def test_label_drop_gives_the_null_class() -> None:
+    assert (batch_of(make(replace(PLAIN, label_drop=1.0)))[2] == CONFIG.classes).all()
+    assert (batch_of(make(PLAIN))[2] < CONFIG.classes).all()
+
+
+def test_flip_takes_the_mirrored_moments() -> None:
+    plain, mirrored = (batch_of(make(replace(PLAIN, flip=share)))[0] for share in (0.0, 1.0))
+    assert not torch.allclose(plain, mirrored)
+
+
+def test_latents_are_scaled() -> None:
+    once, twice = (batch_of(make(PLAIN, replace(CONFIG, latent_scale=scale)))[0] for scale in (1.0, 2.0))
+    torch.testing.assert_close(2 * once, twice)
+
+
+def test_masks_hide_tokens_and_the_decoder_gets_all() -> None:
+    task = make(replace(PLAIN, mask="paper"))
+    counts = {}
+    for step in range(20):
+        batch = batch_of(task, step)
+        counts[int(batch[3][0])] = batch[4].shape[1]
+        assert torch.isfinite(task.losses(*batch)["loss"])
+    assert counts[0] == 16 - 12
+    assert counts[3] == 16
+
+
+def test_draws_repeat_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(replace(PLAIN, draws=3))
+    _, target = target_of(task, monkeypatch, batch_of(task))
+    assert target.shape == (8, 16, 3, 3)
+
+
+def test_dropout_makes_the_network_noisy() -> None:
+    assert make(replace(PLAIN, dropout=0.5)).model.encoder_blocks[0].mlp.dropout == 0.5
+    with pytest.raises(FarError, match="--levels batch"):
+        replace(PLAIN, mask="paper", per_sample=True)
+
+
+def test_decay_spares_vectors_and_the_head() -> None:
+    task = make(PLAIN)
+    decayed, spared = parameter_groups(task.model, 0.02, task.no_decay)
+    names = {id(parameter): name for name, parameter in task.model.named_parameters()}
+    assert decayed["weight_decay"] == 0.02 and spared["weight_decay"] == 0
+    assert all("diffloss" not in names[id(p)] and p.ndim > 1 for p in decayed["params"])
+    assert any("diffloss" in names[id(p)] and p.ndim > 1 for p in spared["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+def test_rate_warms_up_then_stays_or_falls() -> None:
+    constant = LoopSettings(Path("run"), steps=100, lr=1.0, warmup=10)
+    assert constant.rate(0, 0) == pytest.approx(0.1)
+    assert constant.rate(50, 0) == constant.rate(99, 0) == 1.0
+    cosine = replace(constant, schedule="cosine")
+    assert cosine.rate(50, 0) == pytest.approx(0.5)
+    assert cosine.rate(100, 0) == pytest.approx(0.0)
+    timed = replace(cosine, steps=None, minutes=2.0)
+    assert timed.rate(50, 60) == pytest.approx(0.5)
+    assert timed.progress(5, 120) == 1.0
