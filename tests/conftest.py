@@ -13,7 +13,12 @@ from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("far", deadline=None)
+hypothesis.settings.load_profile("far")
 
 # Several test processes share the machine: one thread each, set before any library starts its pool.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -24,7 +24,7 @@ def relative_error(a: Any, b: Any) -> float:
 pictures = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2**64 - 1)), min_size=1, max_size=6, unique=True)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(pictures, st.integers(1, 6), st.data())
 @pytest.mark.parametrize("variant", ["pipeline", "masked_pipeline"])
 def test_a_picture_of_a_batch_is_the_picture_alone(
