@@ -119,16 +119,21 @@ def _tiles(report: Report) -> str:
     bad = sum(result.nonfinite + result.nonfinite_reference for result in report.stages)
     bad += sum(result.nonfinite for result in report.loop)
     tiles = [
-        ("Worst stage", number(worst.error), f"{place}; limit {worst.tolerance:.0e}", worst.passed),
+        ("Worst stage", number(worst.error), f"{place}\nlimit {worst.tolerance:.0e}", worst.passed),
         (
             "Worst latents",
             number(latents.error),
-            f"after level {latents.level}; limit {latents.limit:.0e}",
+            f"after level {latents.level}\nlimit {latents.limit:.0e}",
             latents.passed,
         ),
-        ("Worst picture", psnr_text(picture.psnr), f"PSNR; limit {picture.limit:.0f} dB", picture.passed),
-        ("Largest pixel difference", str(most), "of 255 grey values", all(p.passed for p in report.pictures)),
-        ("NaN and Inf", str(bad), "values of both engines", bad == 0),
+        ("Worst picture", psnr_text(picture.psnr), f"PSNR\nlimit {picture.limit:.0f} dB", picture.passed),
+        (
+            "Largest pixel difference",
+            str(most),
+            "of 255 grey values,\nin all pictures",
+            all(p.passed for p in report.pictures),
+        ),
+        ("NaN and Inf", str(bad), "values of both engines,\nin both runs", bad == 0),
     ]
     cells = "".join(
         f'<div class="card tile"><div class="what">{what}</div><div class="figure {_sign(passed)}">{figure}</div>'

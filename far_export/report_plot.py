@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from far_export.verdict import Report
 
 WIDTH, HEIGHT = 960, 340
-LEFT, RIGHT, TOP, BOTTOM = 58, 18, 44, 46
+LEFT, RIGHT, TOP, BOTTOM = 66, 18, 44, 46
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 STYLES = ("transformer", "denoise", "loop")
 SMALLEST = 1e-12
@@ -45,12 +45,13 @@ def series_of(report: Report) -> list[Series]:
 
 @dataclass(frozen=True)
 class Axes:
-    """Places of steps and errors. Errors from 10^bottom to 10^top on a logarithmic scale; what lies outside is drawn at
-    the edge."""
+    """Places of steps and errors: a logarithmic scale from 10^bottom to 10^top, with `rim` decades above it for errors
+    that are not finite. An error of 0 is drawn at the bottom."""
 
     steps: int
     bottom: int
     top: int
+    rim: int = 0
 
     def x(self, step: int) -> float:
         """Horizontal place of a step."""
@@ -58,16 +59,16 @@ class Axes:
 
     def y(self, error: float) -> float:
         """Vertical place of an error."""
-        value = self.top if math.isinf(error) else math.log10(max(error, SMALLEST))
-        share = (min(max(value, self.bottom), self.top) - self.bottom) / (self.top - self.bottom)
+        value = self.top + self.rim if math.isinf(error) else math.log10(max(error, SMALLEST))
+        share = (max(value, self.bottom) - self.bottom) / (self.top + self.rim - self.bottom)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
 
 def axes_of(lines: Sequence[Series]) -> Axes:
-    """Whole decades that hold all errors above 0 and all limits."""
-    shown = [v for line in lines for v in (*line.values, line.limit) if v is not None and 0 < v < math.inf]
-    powers = [math.log10(max(value, SMALLEST)) for value in shown]
-    return Axes(len(lines[0].values), math.floor(min(powers)), math.floor(max(powers)) + 1)
+    """Whole decades that hold all errors above 0 and all limits, and one more where there are NaN and Inf."""
+    values = [value for line in lines for value in (*line.values, line.limit) if value is not None]
+    powers = [math.log10(max(value, SMALLEST)) for value in values if 0 < value < math.inf]
+    return Axes(len(lines[0].values), math.floor(min(powers)), math.floor(max(powers)) + 1, int(math.inf in values))
 
 
 def error_plot(report: Report) -> str:
@@ -88,11 +89,14 @@ def power_of_ten(exponent: int) -> str:
 
 
 def _frame(axes: Axes, levels: Sequence[int]) -> list[str]:
+    marks = [(10.0**exponent, power_of_ten(exponent)) for exponent in range(axes.bottom, axes.top + 1)]
+    if axes.rim:
+        marks.append((math.inf, "NaN, Inf"))
     parts = []
-    for exponent in range(axes.bottom, axes.top + 1):
-        y = axes.y(10.0**exponent)
+    for error, text in marks:
+        y = axes.y(error)
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{power_of_ten(exponent)}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     for step, level in enumerate(levels):
         parts.append(
             f'<text x="{axes.x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{level}</text>',

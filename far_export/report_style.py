@@ -38,7 +38,7 @@ p { margin: 8px 0; max-width: 80ch; }
 .tile { padding: 14px 16px; }
 .tile .what { color: var(--soft); font-size: 13px; }
 .tile .figure { font-size: 24px; font-weight: 650; line-height: 1.35; font-variant-numeric: tabular-nums; }
-.tile .limit { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
+.tile .limit { color: var(--soft); font-size: 13px; white-space: pre-line; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); gap: 16px; }
 .picture { padding: 14px 16px 16px; }
 .picture .caption { display: flex; justify-content: space-between; gap: 12px; margin-bottom: 10px; }
