@@ -28,6 +28,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coarse = rng.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
     np.save(folder / "images.npy", coarse.repeat(4, axis=1).repeat(4, axis=2))
     np.save(folder / "labels.npy", np.arange(12) % 3)
+    np.save(folder / "styles.npy", np.arange(12) % 2)
     (folder / "names.json").write_text(json.dumps(["ant", "bee", "cat"]))
     (folder / "split.json").write_text(json.dumps({"train": list(range(10)), "held_out": [10, 11]}))
     return folder
@@ -62,5 +63,17 @@ def latents(
     """Cached latents of the pictures."""
     folder = tmp_path_factory.mktemp("cache") / "latents"
     result = run_train("cache-latents", "--data", pictures, "--vae", vae_run / "vae.safetensors", "-o", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def far_run(
+    latents: Path, vae_run: Path, run_train: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Six steps of FAR without a break, dropout and all."""
+    folder = tmp_path_factory.mktemp("far") / "run"
+    vae = vae_run / "vae.safetensors"
+    result = run_train("far", "--data", latents, "--vae", vae, "-o", folder, "--steps", 6, "--dropout", 0.2)
     assert result.exit_code == 0, result.output
     return folder

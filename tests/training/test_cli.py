@@ -74,28 +74,18 @@ def test_latent_scale_makes_the_deviation_one(vae_run: Path, latents: Path) -> N
     assert float(draws.std()) * data.scale == pytest.approx(1, rel=0.02)
 
 
-@pytest.fixture(scope="module")
-def straight(latents: Path, vae_run: Path, run_train: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six steps of FAR without a break, dropout and all."""
-    folder = tmp_path_factory.mktemp("far") / "run"
-    vae = vae_run / "vae.safetensors"
-    result = run_train("far", "--data", latents, "--vae", vae, "-o", folder, "--steps", 6, "--dropout", 0.2)
-    assert result.exit_code == 0, result.output
-    return folder
-
-
-def test_far_run_is_an_ordinary_checkpoint(straight: Path) -> None:
-    state = load_checkpoint(straight / "checkpoint-last.pth", expect="far")
-    zoo = load_checkpoint(straight / "far.safetensors", expect="far")
+def test_far_run_is_an_ordinary_checkpoint(far_run: Path) -> None:
+    state = load_checkpoint(far_run / "checkpoint-last.pth", expect="far")
+    zoo = load_checkpoint(far_run / "far.safetensors", expect="far")
     assert zoo.classes == ("ant", "bee", "cat")
     assert zoo.model.config == state.model.config
     assert zoo.model.config.encoder_heads == 2
     assert zoo.model.config.prediction == "epsilon"
-    assert Image.open(next((straight / "sheets").glob("samples-*.png"))).size[0] > 20
+    assert Image.open(next((far_run / "sheets").glob("samples-*.png"))).size[0] > 20
 
 
 def test_resume_after_a_kill_is_exact(
-    straight: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far_run: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies in its fourth step, with the checkpoint of the third behind it."""
     from far_models.training import far
@@ -117,7 +107,7 @@ def test_resume_after_a_kill_is_exact(
     torch.manual_seed(12345)
     result = run_train(*command, "--resume")
     assert "resumed" in result.output
-    ours, theirs = state_of(tmp_path / "run"), state_of(straight)
+    ours, theirs = state_of(tmp_path / "run"), state_of(far_run)
     for part in ("model", "model_ema", "optimizer", "step", "epoch", "rng"):
         assert same(ours[part], theirs[part]), part
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -125,11 +115,11 @@ def test_resume_after_a_kill_is_exact(
 
 
 def test_another_seed_is_another_run(
-    straight: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
+    far_run: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
 ) -> None:
     vae = vae_run / "vae.safetensors"
     run_train("far", "--data", latents, "--vae", vae, "-o", tmp_path / "run", "--steps", 6, "--seed", 1)
-    assert not same(state_of(tmp_path / "run")["model"], state_of(straight)["model"])
+    assert not same(state_of(tmp_path / "run")["model"], state_of(far_run)["model"])
 
 
 def test_far_trains_on_an_image_folder(vae_run: Path, run_train: Run, tmp_path: Path) -> None:
