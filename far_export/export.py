@@ -53,7 +53,7 @@ def export_bundle(
         )
     per_level = levels == "per-level" or (levels == "auto" and info["masked"])
     stages = system.stages(model.model, decoder.model, schedule if per_level else None)
-    source = {"checkpoint": model.source, "vae": decoder.source}
+    source = {"checkpoint": model.source, "vae": decoder.source, "config": dict(overrides or {})}
     with folder_put_in_place(target) as folder:
         from far_export.onnx_export import export_stages
 

@@ -34,7 +34,7 @@ DEFAULT_LABELS = 2
     "--config",
     multiple=True,
     metavar="NAME=VALUE|FILE",
-    help="Settings that the weights do not show, as at the export.",
+    help="Settings that the weights do not show. Those of the export are remembered.",
 )
 @click.option(
     "--engine",
@@ -117,7 +117,8 @@ def _run(options: dict[str, Any]) -> Report:
     checkpoint = options["checkpoint"]
     vae = options["vae"] or recorded_vae(manifest, checkpoint)
     weights = options["weights"] or manifest.source.get("checkpoint", {}).get("weights", "model_ema")
-    model, decoder = load_pair(checkpoint, vae, weights, parse_overrides(options["config"]))
+    overrides = manifest.source.get("config", {}) | parse_overrides(options["config"])
+    model, decoder = load_pair(checkpoint, vae, weights, overrides)
     with _threads(options["threads"]), progress_bar(sys.stderr.isatty()) as on_progress:
         return verify_bundle(
             bundle, model.model, decoder.model, options["engine"], labels, seeds, schedule,

@@ -332,3 +332,19 @@ def decoded(source: str) -> np.ndarray:
     with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
         assert image.format == "PNG"
         return np.asarray(image)
+
+
+def test_settings_of_the_export_are_remembered(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bare state dict shows no head count: what --config said at the export is in the manifest."""
+    import torch
+
+    state = torch.load(tiny.far, weights_only=False)
+    torch.save({"model_ema": state["model_ema"]}, tmp_path / "bare.pth")
+    bundle = shutil.copytree(tiny.bundle, tmp_path / "bundle")
+    code, _, err = verify(capsys, bundle, tmp_path / "bare.pth", "--vae", tiny.vae)
+    assert code == 2 and "--config encoder_heads=N" in err
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["source"]["config"] = {"heads": 2, "prediction": "v"}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = verify(capsys, bundle, tmp_path / "bare.pth", "--vae", tiny.vae, "--count", 1)
+    assert (code, err) == (0, "")
