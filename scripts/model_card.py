@@ -26,9 +26,10 @@ from far_models.checkpoint import load_checkpoint
 from far_models.far import FAR
 from far_models.kl_vae import AutoencoderKL
 from far_models.training.data import PictureSet, open_pictures
-from far_models.training.loop import METRICS, STATE, read_metrics
+from far_models.training.metrics import METRICS, read_metrics
 from far_models.training.sampling import sample_pictures
 from far_models.training.sheets import draw_curves, save_picture, tile
+from far_models.training.state import STATE
 from far_models.training.vae import comparison, evenly, reconstruction_psnr
 from far_models.training.zoo import export_checkpoint
 from far_runtime.errors import FarError

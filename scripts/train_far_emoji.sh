@@ -32,8 +32,9 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
     --batch 32 --lr 9e-4 --warmup 100 --schedule cosine --clip 1 --ema 0.998
 
 [ -e "$runs/decoder/vae.safetensors" ] || train vae "$runs/decoder" --init "$runs/vae/vae.safetensors" --freeze-encoder \
-    --data data/emoji --extra data/emoji-all --extra-share 0.25 --minutes "${MINUTES_DECODER:-10}" --lowpass 0.1 --kl 3e-5 \
-    --batch 16 --lr 1e-3 --warmup 40 --schedule cosine --ema 0.998 --weight-decay 0 --beta2 0.99 --clip 1
+    --data data/emoji --extra data/emoji-all --extra-share 0.125 --minutes "${MINUTES_DECODER:-8}" \
+    --lowpass 0.1 --latent-noise 0.1 \
+    --batch 16 --lr 8e-4 --warmup 20 --schedule cosine --ema 0.998 --weight-decay 0 --beta2 0.99 --clip 1
 
 python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --far-run "$runs/far" \
     --data data/emoji --extra data/emoji-all --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji

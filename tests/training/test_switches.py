@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from far_models.far import FARConfig
+from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.far import FARLosses, FARLossSettings, far_task
 from far_models.training.latents import LatentSet
 from far_models.training.loop import LoopSettings, Task, parameter_groups
+from far_models.training.vae import VAELosses, VAELossSettings
 from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass_matrices
 
@@ -144,6 +146,37 @@ def test_dropout_makes_the_network_noisy() -> None:
     assert make(replace(PLAIN, dropout=0.5)).model.encoder_blocks[0].mlp.dropout == 0.5
     with pytest.raises(FarError, match="--levels batch"):
         replace(PLAIN, mask="paper", per_sample=True)
+
+
+def vae_losses(settings: VAELossSettings, level: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Losses of one batch, and what the decoder was given."""
+    torch.manual_seed(0)
+    losses = VAELosses(AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)), settings, 4)
+    given: list[Tensor] = []
+    losses.model.post_quant_conv.register_forward_hook(lambda module, inputs, output: given.append(inputs[0]))
+    values = losses(torch.rand(2, 3, 8, 8) * 2 - 1, torch.zeros(2, 4, 4, 4), torch.tensor(level))
+    return values, given
+
+
+def test_vae_loss_is_the_weighted_sum() -> None:
+    settings = VAELossSettings(square=0.3, gradient=0.7, kl=0.01)
+    values, _ = vae_losses(settings, 4)
+    wanted = values["l1"] + 0.3 * values["square"] + 0.7 * values["gradient_l1"] + 0.01 * values["kl"]
+    torch.testing.assert_close(values["loss"], wanted)
+
+
+def test_vae_lowpass_filters_what_is_decoded() -> None:
+    _, whole = vae_losses(VAELossSettings(), 4)
+    _, low = vae_losses(VAELossSettings(), 2)
+    matrix = torch.tensor(lowpass_matrices(4)[2])
+    torch.testing.assert_close(low[0], matrix @ whole[0] @ matrix.T)
+
+
+def test_latent_noise_disturbs_what_is_decoded() -> None:
+    _, clean = vae_losses(VAELossSettings(), 4)
+    _, noisy = vae_losses(VAELossSettings(latent_noise=0.5), 4)
+    change = (noisy[0] - clean[0]).std()
+    assert 0 < change < 0.5 * clean[0].std()
 
 
 def test_decay_spares_vectors_and_the_head() -> None:

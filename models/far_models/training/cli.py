@@ -51,6 +51,13 @@ def train() -> None:
 @click.option(
     "--lowpass", type=SHARE, default=0.25, show_default=True, help="Part of the batches that decode low-passed latents."
 )
+@click.option(
+    "--latent-noise",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Most noise on the latents before decoding, in standard deviations.",
+)
 @click.option("--init", type=FILE, help="Start from the weights of this KL-VAE (its sizes count).")
 @click.option("--freeze-encoder", is_flag=True, help="Train the decoder alone, so that the latents stay the same.")
 @loop_options(lr=1.2e-3, schedule="cosine", ema=0.995, weight_decay=0.0, beta2=0.99, clip=1.0)
@@ -65,7 +72,9 @@ def vae_command(
     from far_models.training.loop import train as run_loop
     from far_models.training.vae import VAELossSettings, vae_task
 
-    loss_settings = VAELossSettings(*(values.pop(name) for name in ("square", "gradient", "kl", "lowpass")))
+    loss_settings = VAELossSettings(
+        *(values.pop(name) for name in ("square", "gradient", "kl", "lowpass", "latent_noise"))
+    )
     freeze_encoder, init = values.pop("freeze_encoder"), values.pop("init")
     start = load_checkpoint(init, expect="klvae").model if init else None
     config = start.config if start else VAEConfig(multipliers=parse_multipliers(multipliers), **values)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from far_models.training.ema import EMA
+from far_models.training.metrics import MetricsLog
+from far_models.training.state import STATE, load_state, save_state
 from far_runtime.errors import FarError
-
-STATE = "checkpoint-last.pth"
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -238,107 +234,3 @@ def choose_amp(amp: str, losses: nn.Module, batch: tuple[Tensor, ...], device: s
     full, half = seconds(False), seconds(True)
     say(f"one step takes {full:.2f} s in float32 and {half:.2f} s under bfloat16 autocast")
     return half < full
-
-
-def save_state(
-    settings: LoopSettings,
-    task: Task,
-    ema: EMA,
-    optimizer: dict[str, Any],
-    step: int,
-    seconds: float,
-    half: bool,
-) -> None:
-    """Write RUN/checkpoint-last.pth in the official shape, with what an exact resume needs besides; whole or not."""
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
-    state = {
-        "model": task.model.state_dict(),
-        "model_ema": ema.model.state_dict(),
-        "optimizer": optimizer,
-        "epoch": step * settings.batch // task.epoch_length,
-        "step": step,
-        "elapsed": seconds,
-        "amp": half,
-        # The seed of a step and its place in the data follow from these; no generator state outlives a step.
-        "rng": {"seed": settings.seed, "step": step, "position": step * settings.batch % task.epoch_length},
-        "args": argparse.Namespace(**{**plain, **task.args}),
-    }
-    settings.run.mkdir(parents=True, exist_ok=True)
-    target = settings.run / STATE
-    part = target.with_suffix(f".part{os.getpid()}")
-    try:
-        torch.save(state, part)
-        os.replace(part, target)
-    except OSError as error:
-        raise FarError(
-            f"{target}: cannot be written ({error.strerror}); free some space or choose another --out folder"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def load_state(settings: LoopSettings, task: Task) -> dict[str, Any] | None:
-    """The state to go on from, or None for a fresh run; FarError if the folder holds a run that does not fit."""
-    path = settings.run / STATE
-    if not path.exists():
-        return None
-    if not settings.resume:
-        raise FarError(f"{path}: there is a run already; go on with --resume or choose another --out folder")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"model", "model_ema", "optimizer", "step", "elapsed", "amp", "rng", "args"} - state.keys()
-    except Exception as error:
-        raise FarError(f"{path}: not a training state ({error}); remove it to start anew") from error
-    if missing:
-        raise FarError(f"{path}: lacks {', '.join(sorted(missing))}; it can be exported, but not resumed")
-    before = vars(state["args"])
-    fixed = {**task.args, "batch": settings.batch, "seed": settings.seed}
-    changed = [
-        f"{key} {before[key]!r} -> {value!r}" for key, value in fixed.items() if key in before and before[key] != value
-    ]
-    if changed:
-        raise FarError(
-            f"{path}: the run was started with other settings ({'; '.join(changed)}); "
-            "give the same ones or another --out folder"
-        )
-    return state
-
-
-class MetricsLog:
-    """RUN/metrics.jsonl (one line per record) and TensorBoard; records after `step` are dropped: they come again."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        run.mkdir(parents=True, exist_ok=True)
-        self.path = run / METRICS
-        kept = [record for record in read_metrics(self.path) if record["step"] <= step] if step else []
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-
-    def add(self, step: int, seconds: float, values: dict[str, float]) -> None:
-        """Append one record."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "minutes": round(seconds / 60, 3), **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-
-    def draw(self) -> None:
-        """Write RUN/curves.png."""
-        from far_models.training.sheets import draw_curves
-
-        draw_curves(read_metrics(self.path), self.path.with_name("curves.png"))
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Records of a metrics file; none if there is no file. A last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records

@@ -30,12 +30,15 @@ class VAELossSettings:
 
     In a share `lowpass` of the batches the latents are low-passed before decoding and the picture to match is
     low-passed by the same factor, so that the latents of FAR's intermediate levels decode to blurred pictures.
+    `latent_noise`: the decoder sees latents disturbed by up to so many of their standard deviations (a random share of
+    it per picture), so that it forgives the small errors of sampled latents.
     """
 
     square: float = 1.0
     gradient: float = 0.5
     kl: float = 2e-4
     lowpass: float = 0.25
+    latent_noise: float = 0.0
 
 
 class VAELosses(nn.Module):
@@ -53,6 +56,10 @@ class VAELosses(nn.Module):
     def forward(self, pictures: Tensor, noise: Tensor, level: Tensor) -> dict[str, Tensor]:
         mean, log_variance = (part.float() for part in self.model.encode(pictures))
         latents = mean + noise * (0.5 * log_variance).exp()
+        if self.settings.latent_noise:
+            most = self.settings.latent_noise * mean.detach().std()
+            amount = most * torch.rand(len(mean), 1, 1, 1, device=mean.device)
+            latents = latents + amount * torch.randn_like(latents)
         filters, pixel_filters = self.latent_filters[level], self.pixel_filters[level]
         decoded = self.model.decode(filters @ latents @ filters.T).float()
         wanted = pixel_filters @ pictures @ pixel_filters.T
