@@ -17,6 +17,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +140,21 @@ def check_far(
     config = far.config
     if config.masked != case["mask"]:
         raise FarError(f"the loader reads masked={config.masked}, the case says {case['mask']}")
-    schedule = make_schedule(
-        case["levels"], grid=config.grid, masked=config.masked, guidance=case["cfg"], steps=case["diffusion_steps"],
-        temperature=case.get("temperature", 1.0),
-    )  # fmt: skip
-    batch = len(case["labels"])
+    levels, labels = tuple(case["levels"]), case.get("labels") or [config.classes] * case["batch"]
+    # A case may use any list of levels; the official unmasked sampler takes no temperature.
+    made = make_schedule(
+        range(len(levels)),
+        grid=len(levels),
+        masked=config.masked,
+        guidance=case["cfg"],
+        steps=case["diffusion_steps"],
+        temperature=case.get("temperature", 1.0) if config.masked else 1.0,
+    )
+    schedule, batch = replace(made, levels=levels), len(labels)
     recorder = Recorder(engine_of(far_graphs.stages(far), engine_name, folder / "bundle"))
     source = NamedNoise(batch, schedule.steps, case["seed"])
     model = vars(config)
-    latents = recorder.get(far_loop.sample(recorder, model, schedule, case["labels"], source, recorder.on_step))
+    latents = recorder.get(far_loop.sample(recorder, model, schedule, labels, source, recorder.on_step))
     net = far.diffloss.net
     projected, wanted = [], []
     for level, condition, z in zip(schedule.levels, recorder.conditions, expected["z_every_16th"], strict=True):
