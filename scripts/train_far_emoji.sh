@@ -28,11 +28,13 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
 [ -e "$runs/far/far.safetensors" ] || train far "$runs/far" \
     --data "$runs/latents" --vae "$runs/vae/vae.safetensors" --minutes "${MINUTES_FAR:-53}" \
     --width 192 --depth 4 --heads 4 --buffer 8 --head-width 256 --head-depth 3 --prediction v \
-    --levels sample --low 1 --draws 2 --dropout 0 --input-noise 0.3 --no-level-weight --sheet-steps 10 --sheet-minutes 12 \
+    --levels sample --low 1 --draws 2 --dropout 0 --input-noise 0.3 --flip-until 0.727 --no-level-weight \
+    --sheet-steps 10 --sheet-minutes 12 \
     --batch 32 --lr 9e-4 --warmup 100 --schedule cosine --clip 1 --ema 0.998
 
-[ -e "$runs/decoder/vae.safetensors" ] || train vae "$runs/decoder" --init "$runs/vae/vae.safetensors" --freeze-encoder \
-    --data data/emoji --extra data/emoji-all --extra-share 0.125 --minutes "${MINUTES_DECODER:-8}" \
+[ -e "$runs/decoder/vae.safetensors" ] || train vae "$runs/decoder" \
+    --init "$runs/vae/vae.safetensors" --freeze-encoder \
+    --data data/emoji --extra data/emoji-all --extra-share 0.125 --minutes "${MINUTES_DECODER:-7}" \
     --lowpass 0.1 --latent-noise 0.1 \
     --batch 16 --lr 8e-4 --warmup 20 --schedule cosine --ema 0.998 --weight-decay 0 --beta2 0.99 --clip 1
 

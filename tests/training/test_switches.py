@@ -41,9 +41,9 @@ def make(settings: FARLossSettings, config: FARConfig = CONFIG) -> Task:
     return far_task(config, settings, data, 8, 0, lambda model, step, folder: {})
 
 
-def batch_of(task: Task, step: int = 0) -> tuple[Tensor, ...]:
+def batch_of(task: Task, step: int = 0, done: float = 0.0) -> tuple[Tensor, ...]:
     torch.manual_seed(7)
-    return task.fetch(step, 0, 1)
+    return task.fetch(step, 0, 1, done)
 
 
 def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -118,6 +118,14 @@ def test_label_drop_gives_the_null_class() -> None:
 def test_flip_takes_the_mirrored_moments() -> None:
     plain, mirrored = (batch_of(make(replace(PLAIN, flip=share)))[0] for share in (0.0, 1.0))
     assert not torch.allclose(plain, mirrored)
+
+
+def test_flip_ends_where_it_is_told_to() -> None:
+    always, never, until = (
+        make(replace(PLAIN, flip=flip, flip_until=end)) for flip, end in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.5))
+    )
+    assert torch.equal(batch_of(until, done=0.4)[0], batch_of(always)[0])
+    assert torch.equal(batch_of(until, done=0.5)[0], batch_of(never)[0])
 
 
 def test_latents_are_scaled() -> None:

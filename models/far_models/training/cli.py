@@ -184,6 +184,9 @@ def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batc
     "--draws", type=POSITIVE, default=4, show_default=True, help="Noise draws per token (diffusion_batch_mul)."
 )
 @click.option("--flip", type=SHARE, default=0.5, show_default=True, help="Share of mirrored samples.")
+@click.option(
+    "--flip-until", type=SHARE, default=1.0, show_default=True, help="Share of the run after which none are mirrored."
+)
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True)
 @click.option(
     "--learned-variance/--fixed-variance",
@@ -223,6 +226,7 @@ def far_command(
         "input_noise",
         "draws",
         "flip",
+        "flip_until",
         "dropout",
         "learned_variance",
     ]

@@ -32,8 +32,8 @@ class FARLossSettings:
     frequency-aware mask of the paper or of the code. per_sample: one level per sample rather than per batch. low: more
     weight on low levels (see draw_levels). label_drop: share of samples that learn the null class. input_noise: latents
     are disturbed with a deviation of input_noise |n| per sample, n standard normal, before the low-pass. draws: noise
-    draws per token (diffusion_batch_mul). flip: share of mirrored samples. learned_variance: the variational bound is
-    part of the loss.
+    draws per token (diffusion_batch_mul). flip: share of mirrored samples, until a share flip_until of the run.
+    learned_variance: the variational bound is part of the loss.
     """
 
     simplify: bool = True
@@ -45,6 +45,7 @@ class FARLossSettings:
     input_noise: float = 0.0
     draws: int = 4
     flip: float = 0.5
+    flip_until: float = 1.0
     dropout: float = 0.1
     learned_variance: bool = True
 
@@ -121,10 +122,10 @@ def far_task(
     model = FAR(config, settings.dropout).initialize()
     losses = FARLosses(model, settings)
 
-    def fetch(step: int, rank: int, world: int) -> tuple[Tensor, ...]:
+    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
         rows = data.train[visiting_order(step, batch, len(data.train), seed)][rank::world]
         count = len(rows)
-        flip = torch.rand(count).numpy() < settings.flip
+        flip = torch.rand(count).numpy() < (settings.flip if done < settings.flip_until else 0.0)
         mean, log_variance = data.moments(rows, flip)
         latents = config.latent_scale * (mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
         deviation = settings.input_noise * torch.randn(count).abs()

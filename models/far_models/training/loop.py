@@ -64,7 +64,8 @@ class Task:
     """What is trained.
 
     `losses`: a module around `model` whose forward(*batch) returns scalar tensors by name, "loss" among them.
-    `fetch(step, rank, world)`: the batch of this process. `args`: plain values that rebuild the model.
+    `fetch(step, rank, world, done)`: the batch of this process, at a share `done` of the run. `args`: plain values that
+    rebuild the model.
     `report(ema model, step, folder)`: writes a sample sheet, returns numbers for the metrics.
     `finish(ema model, folder, summary)`: writes the trained model.
     `no_decay`: parts of parameter names. `unused`: some parameters get no gradient.
@@ -73,7 +74,7 @@ class Task:
     system: str
     model: nn.Module
     losses: nn.Module
-    fetch: Callable[[int, int, int], tuple[Tensor, ...]]
+    fetch: Callable[[int, int, int, float], tuple[Tensor, ...]]
     epoch_length: int
     args: dict[str, Any]
     report: Callable[[nn.Module, int, Path], dict[str, float]]
@@ -136,7 +137,7 @@ def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print
 
     def batch_of(step: int) -> tuple[Tensor, ...]:
         torch.manual_seed(step_seed(settings.seed, step, rank))
-        return tuple(part.to(device) for part in task.fetch(step, rank, world))
+        return tuple(part.to(device) for part in task.fetch(step, rank, world, settings.progress(step, seconds)))
 
     half = state["amp"] if state is not None else choose_amp(settings.amp, losses, batch_of(step), device.type, say)
     saved = sheeted = time.monotonic()

@@ -104,7 +104,7 @@ def vae_task(
         model.quant_conv.requires_grad_(False)
     losses = VAELosses(model, loss_settings, grid)
 
-    def fetch(step: int, rank: int, world: int) -> tuple[Tensor, ...]:
+    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
         parts = mixed_rows(step, batch, [len(p.train) for p in sets], shares, seed)
         pixels = []
         for pictures, places in zip(sets, parts, strict=True):
