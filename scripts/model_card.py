@@ -183,6 +183,8 @@ def card(
         "## Recipe",
         "```bash\n" + recipe.read_text(encoding="utf-8").strip() + "\n```",
         "\n".join(run_table(runs)),
+        "Minutes are those of the training steps, by the clock, on a machine that had other work to do as well.",
+        *numbers["notes"],
         "![loss curves of FAR](far-curves.png)",
         "![loss curves of the VAE](vae-curves.png)",
         "## Sizes",
@@ -228,14 +230,15 @@ def number_lines(numbers: dict[str, Any], train: int) -> list[str]:
 @click.option(
     "--per-class", type=click.IntRange(1), default=4, show_default=True, help="Samples per class for the numbers."
 )
+@click.option("--note", multiple=True, help="A remark on how the runs went.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True)
 def main(
     vae_run: tuple[Path, ...], far_run: Path, data: Path, extra: Path | None, recipe: Path, steps: str, guidance: float,
-    per_class: int, out: Path,
+    per_class: int, note: tuple[str, ...], out: Path,
 ) -> None:  # fmt: skip
     """Write weights, figures and card of a trained pair."""
     try:
-        build(vae_run, far_run, data, extra, recipe, steps, guidance, per_class, out)
+        build(vae_run, far_run, data, extra, recipe, steps, guidance, per_class, note, out)
     except FarError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -243,11 +246,11 @@ def main(
 
 def build(
     vae_run: tuple[Path, ...], far_run: Path, data: Path, extra: Path | None, recipe: Path, steps: str, guidance: float,
-    per_class: int, out: Path,
+    per_class: int, note: tuple[str, ...], out: Path,
 ) -> None:  # fmt: skip
     """Do what the command says; the weights that are measured are the float16 ones that are written."""
     pictures = open_pictures(data)
-    runs = {f"VAE{'' if i == 0 else f' {i + 1}'}": open_run(folder) for i, folder in enumerate(vae_run)}
+    runs = {f"KL-VAE {i + 1} ({folder.name})": open_run(folder) for i, folder in enumerate(vae_run)}
     runs["FAR"] = open_run(far_run)
     out.mkdir(parents=True, exist_ok=True)
     for kind, name, folder in (("klvae", "vae", vae_run[-1]), ("far", "far", far_run)):
@@ -263,11 +266,11 @@ def build(
     vae = load_checkpoint(out / "vae.safetensors", expect="klvae").model
     far = load_checkpoint(out / "far.safetensors", expect="far").model
     assert isinstance(vae, AutoencoderKL) and isinstance(far, FAR)
-    numbers: dict[str, Any] = {"steps": steps, "guidance": guidance}
+    numbers: dict[str, Any] = {"steps": steps, "guidance": guidance, "notes": list(note)}
     numbers |= reconstruction_figures(vae, pictures, open_pictures(extra) if extra else None, out)
     numbers |= sample_figures(far, vae, pictures, out, steps, guidance, per_class)
     draw_curves(runs["FAR"].records, out / "far-curves.png")
-    draw_curves(runs["VAE"].records, out / "vae-curves.png")
+    draw_curves(next(iter(runs.values())).records, out / "vae-curves.png")
     (out / "README.md").write_text(card(out.name, far, vae, pictures, runs, numbers, recipe), encoding="utf-8")
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     click.echo(json.dumps(numbers))

@@ -44,6 +44,7 @@ def export_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, part, metadata)
+        part.chmod(0o644)  # safetensors makes it private
         os.replace(part, path)
     except OSError as error:
         raise FarError(
