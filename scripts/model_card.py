@@ -175,7 +175,7 @@ def card(
         "Training pictures, each with its reconstruction to the right.",
         "![nearest training pictures](nearest.png)",
         "Samples, each with its nearest training picture to the right. With so few pictures per concept the model "
-        "stays close to what it has seen; expect near copies.",
+        "stays close to what it has seen.",
         "## Data and licences",
         f"{len(data.train)} pictures of {len(data.names)} concepts, made by scripts/prepare_emoji.py:",
         "\n".join(licence_lines(data)),
@@ -225,10 +225,10 @@ def number_lines(numbers: dict[str, Any], train: int) -> list[str]:
     required=True,
     help="Script that trained it.",
 )
-@click.option("--steps", default="25", show_default=True, help="Diffusion steps per level.")
+@click.option("--steps", default="10", show_default=True, help="Diffusion steps per level.")
 @click.option("--guidance", type=click.FloatRange(0), default=2.0, show_default=True)
 @click.option(
-    "--per-class", type=click.IntRange(1), default=4, show_default=True, help="Samples per class for the numbers."
+    "--per-class", type=click.IntRange(1), default=2, show_default=True, help="Samples per class for the numbers."
 )
 @click.option("--note", multiple=True, help="A remark on how the runs went.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True)
@@ -262,7 +262,8 @@ def build(
             "loss": round(run.mean("loss"), 5),
             "data": data.name,
         }
-        export_checkpoint(model, out / f"{name}.safetensors", pictures.names if kind == "far" else (), summary)
+        names, sampling = (pictures.names, {"steps": steps, "guidance": guidance}) if kind == "far" else ((), {})
+        export_checkpoint(model, out / f"{name}.safetensors", names, summary, sampling=sampling)
     vae = load_checkpoint(out / "vae.safetensors", expect="klvae").model
     far = load_checkpoint(out / "far.safetensors", expect="far").model
     assert isinstance(vae, AutoencoderKL) and isinstance(far, FAR)
