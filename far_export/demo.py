@@ -6,14 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 from PIL import Image
 
 from far_runtime.bundle import Bundle
-from far_runtime.errors import FarError
+from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from far_export.verdict import Report
 
 COLUMNS = 8
 SHOWN_CLASSES = 64
@@ -57,12 +61,16 @@ def demo(output: Path, model: str, zoo: Path | None, engine: str, seed: int) -> 
         with part("draw the way from low to high frequency", output / "levels.png"):
             detail(draw_levels(pipeline, output, seed))
     with part("verify against the checkpoint", output / "verify.html"):
-        detail(verify_demo(bundle, folder, engine, output / "verify.html", seed))
+        report = verify_demo(bundle, folder, engine, output / "verify.html", seed)
+        verdict = "passed" if report.passed else "FAILED"
+        detail(f"{verdict}: latents within {report.latents_error:.1e}, worst picture {report.worst_psnr:.1f} dB")
     width = max(len(text) for text, _, _ in parts)
     click.echo("")
     for text, seconds, result in parts:
         click.echo(f"{text:<{width}}  {seconds:6.1f} s  {result}")
     click.echo(f"{'all':<{width}}  {sum(seconds for _, seconds, _ in parts):6.1f} s")
+    if not report.passed:
+        raise CheckFailed(f"{report.failures[0]}; see {output / 'verify.html'}")
 
 
 def zoo_folder(zoo: Path | None, model: str) -> Path:
@@ -113,8 +121,8 @@ def draw_levels(pipeline: Pipeline, folder: Path, seed: int) -> str:
     return f"{len(labels)} pictures at {len(made.settings[0].levels)} levels, also as an animation: levels.webp"
 
 
-def verify_demo(bundle: Bundle, folder: Path, engine: str, page: Path, seed: int) -> str:
-    """Verify two pictures and write the report; returns its verdict."""
+def verify_demo(bundle: Bundle, folder: Path, engine: str, page: Path, seed: int) -> Report:
+    """Verify two pictures and write the page."""
     from far_export.export import load_pair
     from far_export.parity import verify_bundle
     from far_export.report import write_html
@@ -125,5 +133,4 @@ def verify_demo(bundle: Bundle, folder: Path, engine: str, page: Path, seed: int
     labels = [0, bundle.manifest.model["classes"] - 1]
     report = verify_bundle(bundle, model.model, vae.model, engine, labels, [seed, seed], schedule)
     write_html(report, page)
-    verdict = "passed" if report.passed else f"FAILED: {report.failures[0]}"
-    return f"{verdict}; latents within {report.latents_error:.1e} relative, worst picture {report.worst_psnr:.1f} dB"
+    return report

@@ -52,7 +52,7 @@ DEFAULT_LABELS = 2
 @click.option("--temperature", type=float, metavar="T", help="Factor of the sampler's noise. Default: the bundle's.")
 @click.option(
     "--tolerance-scale",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, max=1e6, min_open=True),
     default=1.0,
     show_default=True,
     metavar="FACTOR",
@@ -70,7 +70,7 @@ def verify(**options: Any) -> None:
 
     from far_export.report import json_text, write_html, write_json
     from far_runtime.errors import CheckFailed
-    from far_runtime.files import check_file
+    from far_runtime.files import check_distinct, check_file
 
     json_file, html_file = options["json_file"], options["html_file"]
     to_stdout = json_file is not None and str(json_file) == "-"
@@ -78,6 +78,12 @@ def verify(**options: Any) -> None:
         check_file(json_file, "--json")
     if html_file is not None:
         check_file(html_file, "--html")
+    outputs = [("--html", html_file), ("--json", None if to_stdout else json_file)]
+    inputs = {"--checkpoint": options["checkpoint"], "--vae": options["vae"]}
+    check_distinct(
+        [(option, path) for option, path in outputs if path is not None],
+        {option: path for option, path in inputs.items() if path is not None},
+    )
     report = _run(options)
     console = Console(stderr=to_stdout, highlight=False)
     print_report(report, console)
@@ -116,7 +122,7 @@ def _run(options: dict[str, Any]) -> Report:
     seeds = [options["seed"] + i for _ in chosen for i in range(options["count"])]
     checkpoint = options["checkpoint"]
     vae = options["vae"] or recorded_vae(manifest, checkpoint)
-    weights = options["weights"] or manifest.source.get("checkpoint", {}).get("weights", "model_ema")
+    weights = options["weights"] or manifest.source.get("checkpoint", {}).get("weights") or None  # None: the usual ones
     overrides = manifest.source.get("config", {}) | parse_overrides(options["config"])
     model, decoder = load_pair(checkpoint, vae, weights, overrides)
     with _threads(options["threads"]), progress_bar(sys.stderr.isatty()) as on_progress:

@@ -106,6 +106,8 @@ def open_bundle(path: str | Path, check: bool = True) -> Bundle:
     bundle = Bundle(folder, _read_manifest(folder))
     for name, record in bundle.manifest.files.items():
         _check_file(folder, name, record, check)
+    if (folder / WEIGHTS).exists() and WEIGHTS not in bundle.manifest.files:
+        raise FarError(f"{folder / MANIFEST}: has no checksum of {WEIGHTS}; export the bundle again")
     for graph in bundle.manifest.graphs:
         if graph.file not in bundle.manifest.files:
             raise FarError(
@@ -134,6 +136,8 @@ def _read_manifest(folder: Path) -> Manifest:
         raise FarError(
             f"{file}: format {version}, this far-deploy reads up to {FORMAT}; update it with: pip install -U far-deploy"
         )
+    if data.get("sha256") != manifest_checksum(data):
+        raise FarError(f"{file}: changed since export (its checksum is another); export the bundle again")
     try:
         return manifest_from_dict(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -186,8 +190,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json whole or not at all."""
     target = folder / MANIFEST
     aside = target.with_suffix(".json.part")
-    aside.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
+    content = {"format": FORMAT, **asdict(manifest)}
+    aside.write_text(json.dumps({**content, "sha256": manifest_checksum(content)}, indent=1) + "\n", encoding="utf-8")
     os.replace(aside, target)
+
+
+def manifest_checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, its own "sha256" entry left out: of the compact JSON with sorted keys."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def manifest_from_dict(data: Mapping[str, Any]) -> Manifest:

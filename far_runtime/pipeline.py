@@ -213,6 +213,11 @@ class Pipeline:
             on_step,
         )
         images, latents = self._decode(state), self.engine.get(state).copy()
+        if not np.isfinite(latents).all():
+            raise FarError(
+                f"the latents are not finite at guidance {pictures[0].guidance:g}, temperature "
+                f"{pictures[0].temperature:g}; try less --guidance, or far verify to see where it begins"
+            )
         if not save_levels:
             return Generation(images, latents, pictures)
         kept = zip(samples, schedule.levels[1:], strict=False)  # one less: nothing is dropped from the last sample

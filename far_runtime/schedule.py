@@ -86,7 +86,8 @@ def check_levels(levels: tuple[int, ...], grid: int, masked: bool) -> None:
                 f"--levels {shown}: level {level} is outside 0 to {grid - 1}, the levels of a {grid} x {grid} "
                 f"grid of latents"
             )
-    rising = levels[3:] if masked and len(levels) > 3 and levels[1] == levels[2] else levels
+    opens_masked = masked and len(levels) > 3 and levels[0] < levels[1] == levels[2]
+    rising = levels[3:] if opens_masked else levels
     if any(a >= b for a, b in pairwise(rising)):
         raise FarError(
             f"--levels {shown}: levels must rise from low to high frequency, each larger than the one before"

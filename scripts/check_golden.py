@@ -15,6 +15,7 @@ import math
 import re
 import sys
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -216,7 +217,7 @@ def check_case(folder: Path, engine_name: str) -> dict[str, Any]:
             raise FarError(f"system {case['system']!r}; known: {', '.join(CHECKS)}")
         with tempfile.TemporaryDirectory() as aside:
             errors = CHECKS[case["system"]](case, expected, engine_name, Path(aside))
-    except (FarError, OSError, KeyError, ValueError) as error:
+    except (FarError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         return {**result, "problem": f"{type(error).__name__}: {error}"}
     limits = {name: LOOP_TOLERANCE if name in LOOP_ARRAYS else STAGE_TOLERANCE for name in errors}
     return {**result, "errors": errors, "passed": all(errors[name] <= limits[name] for name in errors)}

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from far_runtime.bundle import manifest_checksum
 from far_runtime.cli import main
 
 if TYPE_CHECKING:
@@ -335,7 +336,7 @@ def decoded(source: str) -> np.ndarray:
 
 
 def test_settings_of_the_export_are_remembered(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bare state dict shows no head count: what --config said at the export is in the manifest."""
+    """A bare state dict shows neither head count nor variant: what --config said at the export is in the manifest."""
     import torch
 
     state = torch.load(tiny.far, weights_only=False)
@@ -343,8 +344,11 @@ def test_settings_of_the_export_are_remembered(tiny: Tiny, tmp_path: Path, capsy
     bundle = shutil.copytree(tiny.bundle, tmp_path / "bundle")
     code, _, err = verify(capsys, bundle, tmp_path / "bare.pth", "--vae", tiny.vae)
     assert code == 2 and "--config encoder_heads=N" in err
+    code, _, err = verify(capsys, bundle, tmp_path / "bare.pth", "--vae", tiny.vae, "--config", "heads=2")
+    assert code == 2 and "--config masked=true or masked=false" in err
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["source"]["config"] = {"heads": 2, "prediction": "v"}
+    manifest["source"]["config"] = {"heads": 2, "prediction": "v", "masked": False}
+    manifest["sha256"] = manifest_checksum(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     code, _, err = verify(capsys, bundle, tmp_path / "bare.pth", "--vae", tiny.vae, "--count", 1)
     assert (code, err) == (0, "")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from far_runtime.bundle import MANIFEST
+from far_runtime.bundle import MANIFEST, manifest_checksum
 from far_runtime.pictures import KEY, read_settings
 from far_runtime.pipeline import Pipeline
 
@@ -239,9 +239,31 @@ def test_no_bundle(far: Any, tmp_path: Path) -> None:
     ],
 )
 def test_a_manifest_that_cannot_be_used(far: Any, bundle_copy: Path, change: dict[str, Any], reason: str) -> None:
-    manifest = json.loads((bundle_copy / MANIFEST).read_text())
-    (bundle_copy / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    manifest = {**json.loads((bundle_copy / MANIFEST).read_text()), **change}
+    manifest["sha256"] = manifest_checksum(manifest)
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
     refused(far("generate", bundle_copy), reason)
+
+
+@pytest.mark.parametrize(("then", "now"), [('"temperature": 1.0', '"temperature": 0.0'), ("0.0001", "0.4001")])
+def test_a_changed_byte_of_the_manifest(far: Any, bundle_copy: Path, then: str, now: str) -> None:
+    text = (bundle_copy / MANIFEST).read_text()
+    assert then in text
+    (bundle_copy / MANIFEST).write_text(text.replace(then, now))
+    refused(far("generate", bundle_copy), f"{MANIFEST}: changed since export")
+
+
+def test_weights_that_the_manifest_does_not_list(far: Any, bundle_copy: Path) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
+    del manifest["files"]["weights.bin"]
+    manifest["sha256"] = manifest_checksum(manifest)
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    refused(far("generate", bundle_copy), "has no checksum of weights.bin")
+
+
+def test_pictures_that_are_not_finite_are_not_written(far: Any, bundle_copy: Path) -> None:
+    refused(far("generate", bundle_copy, "--guidance", "1e30", "-o", "nan.png"), "not finite")
+    assert not Path("nan.png").exists()
 
 
 def test_a_manifest_that_is_no_json(far: Any, bundle_copy: Path) -> None:

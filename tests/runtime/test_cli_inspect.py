@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from far_runtime.bundle import Graph, Manifest, open_bundle, sha256_of
+from far_runtime.bundle import Graph, Manifest, manifest_checksum, open_bundle, sha256_of
 from far_runtime.cost import picture_cost, row_flops, step_costs
 from far_runtime.samplers.far import plan
 from far_runtime.schedule import make_schedule, official_levels
@@ -66,6 +66,7 @@ def test_many_classes_are_shortened(far: Any, bundle_copy: Path) -> None:
     manifest = json.loads((bundle_copy / "manifest.json").read_text())
     manifest["model"]["classes"] = 1000
     manifest["classes"] = [f"thing{i}" for i in range(1000)]
+    manifest["sha256"] = manifest_checksum(manifest)
     (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
     last = far("inspect", bundle_copy).out.splitlines()[-1]
     assert last == "Classes: 0 thing0, 1 thing1, 2 thing2, 3 thing3, 4 thing4, ... 999 thing999"

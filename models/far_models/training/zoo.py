@@ -19,12 +19,18 @@ FORMAT = "far-deploy"
 
 
 def export_checkpoint(
-    model: nn.Module, path: Path, classes: Sequence[str], training: Mapping[str, Any], half: bool = True
+    model: nn.Module,
+    path: Path,
+    classes: Sequence[str],
+    training: Mapping[str, Any],
+    half: bool = True,
+    sampling: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a FAR or KL-VAE as .safetensors, in float16 or float32, whole or not at all.
 
-    Metadata: format, system ("far" or "klvae"), config (the dataclass fields), classes (names, FAR) and training (a
-    summary), the last three as JSON. FarError where a weight does not fit float16 or the file cannot be written.
+    Metadata: format, system ("far" or "klvae"), and as JSON config (the dataclass fields), classes (names, FAR),
+    training (a summary) and sampling (what a bundle takes as its default steps, guidance, ...). FarError where a weight
+    does not fit float16 or the file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -39,6 +45,7 @@ def export_checkpoint(
         "config": json.dumps(asdict(model.config)),
         "classes": json.dumps(list(classes)),
         "training": json.dumps(dict(training)),
+        "sampling": json.dumps(dict(sampling or {})),
     }
     part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
