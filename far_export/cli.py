@@ -22,9 +22,7 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--weights",
     type=click.Choice(["model_ema", "model"]),
-    default="model_ema",
-    show_default=True,
-    help="Which weights of a .pth.",
+    help="Which weights of a .pth. Default: model_ema, or model where there is no model_ema.",
 )
 @click.option(
     "--levels",
@@ -51,7 +49,7 @@ def export(
     checkpoint: Path,
     vae: Path,
     output: Path,
-    weights: str,
+    weights: str | None,
     levels: str,
     config: tuple[str, ...],
     classes: Path | None,

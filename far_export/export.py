@@ -25,7 +25,7 @@ def export_bundle(
     vae: str | Path,
     output: str | Path,
     *,
-    weights: str = "model_ema",
+    weights: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     levels: str = "auto",
     defaults: Defaults | None = None,
@@ -77,15 +77,16 @@ def export_bundle(
 
 
 def load_pair(
-    checkpoint: str | Path, vae: str | Path, weights: str = "model_ema", overrides: Mapping[str, Any] | None = None
+    checkpoint: str | Path, vae: str | Path, weights: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Checkpoint, Checkpoint]:
-    """A generator and the VAE whose latents it draws; FarError where the two do not fit each other."""
+    """A generator and the VAE whose latents it draws; FarError where the two do not fit each other. `weights` and
+    `overrides` are the generator's."""
     model = load_checkpoint(checkpoint, weights, overrides)
     if model.system not in SYSTEMS:
         raise FarError(
             f"{checkpoint}: is a {model.system} checkpoint; expected {' or '.join(SYSTEMS)} (a VAE belongs after --vae)"
         )
-    decoder = load_checkpoint(vae, weights, expect="klvae")
+    decoder = load_checkpoint(vae, expect="klvae")
     ours, theirs = model.model.config.channels, decoder.model.config.channels
     if ours != theirs:
         raise FarError(

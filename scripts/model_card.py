@@ -255,7 +255,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     for kind, name, folder in (("klvae", "vae", vae_run[-1]), ("far", "far", far_run)):
         run = open_run(folder)
-        model = load_checkpoint(folder / STATE, expect=kind).model
+        model = load_checkpoint(folder / STATE, "model_ema", expect=kind).model
         summary = {
             "steps": run.steps,
             "minutes": round(run.minutes, 1),

@@ -99,7 +99,7 @@ def test_every_misfit_is_named(tmp_path: Path) -> None:
     state["encoder_norm.weight"] = torch.zeros(7)
     torch.save(state, tmp_path / "c.pth")
     with pytest.raises(FarError) as error:
-        load_checkpoint(tmp_path / "c.pth", overrides=HEADS)
+        load_checkpoint(tmp_path / "c.pth", overrides=HEADS | {"masked": False})
     message = str(error.value)
     assert "3 tensors" in message
     assert "missing decoder_norm.bias [48]" in message
@@ -182,3 +182,183 @@ def test_only_the_chosen_weights_and_the_arguments_are_kept(tmp_path: Path) -> N
     contents = read_contents(save(tmp_path / "c.pth"))
     assert set(contents.tensors) == set(tensors())
     assert contents.args["mask"] is False
+
+
+def bare(path: Path, state: dict[Any, Any] | None = None, **args: Any) -> Path:
+    """A state dict under model_ema, with a plain dictionary of arguments."""
+    torch.save({"model_ema": tensors() if state is None else state, "args": {**HEADS, **args}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("masked=1", "masked=1: expected true or false"),
+        ("masked=maybe", "masked='maybe': expected true or false"),
+        ("heads=true", "heads=True: expected a whole number"),
+        ("heads=0", "heads=0: expected a whole number"),
+        ("heads=2.0", "heads=2.0: expected a whole number"),
+        ("encoder_heads=-2", "encoder_heads=-2: expected a whole number"),
+        ("prediction=x0", "prediction='x0': expected epsilon or v"),
+        ("prediction=[1]", "expected epsilon or v"),
+        ("latent_scale=0", "latent_scale=0: expected a finite number"),
+        ("latent_scale=NaN", "expected a finite number"),
+        ("latent_scale=true", "expected a finite number"),
+        ("latent_scale=1e999", "expected a finite number"),
+        ("grid=8", "grid=8: the tensors of c.pth say 4"),
+        ("mlp_ratio=4", "mlp_ratio=4: the tensors of c.pth say 2.0"),
+        ("head_depth=two", "head_depth='two': expected a whole number"),
+    ],
+)
+def test_settings_that_are_not_allowed(tmp_path: Path, setting: str, said: str) -> None:
+    with pytest.raises(FarError) as error:
+        load_checkpoint(bare(tmp_path / "c.pth", mask=False), overrides=parse_overrides((setting,)))
+    assert str(error.value).startswith("--config ") and said in str(error.value)
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("yes", True), ("False", False), ("no", False)])
+def test_words_for_the_variant(tmp_path: Path, word: str, value: bool) -> None:
+    settings = parse_overrides((f"masked={word}", "grid=4", "latent_scale=1"))
+    config = load_checkpoint(bare(tmp_path / "c.pth", mask=not value), overrides=settings).model.config
+    assert config.masked is value and config.latent_scale == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("masked", "maybe"), ("grid", 5), ("encoder_heads", True)])
+def test_metadata_is_checked_too(tmp_path: Path, name: str, value: Any) -> None:
+    save_file(tensors(), tmp_path / "far.safetensors", {"config": json.dumps(vars(TINY) | {name: value})})
+    with pytest.raises(FarError, match=f"far.safetensors: metadata {name}="):
+        load_checkpoint(tmp_path / "far.safetensors")
+
+
+def test_a_ratio_that_means_the_same_width_is_the_same_size(tmp_path: Path) -> None:
+    config = FARConfig(**{**vars(TINY), "mlp_ratio": 2.71})
+    save_file(tensors(config), tmp_path / "far.safetensors", {"config": json.dumps(vars(config))})
+    assert load_checkpoint(tmp_path / "far.safetensors").model.config.mlp_ratio == 87 / 32
+
+
+def test_metadata_of_a_kl_vae(tmp_path: Path) -> None:
+    config = VAEConfig(ch=16, multipliers=(1, 2), blocks=1, channels=4, patch=2)
+    state, path = AutoencoderKL(config).state_dict(), tmp_path / "vae.safetensors"
+    save_file(state, path, {"config": json.dumps(vars(config))})
+    assert load_checkpoint(path).model.config == config
+    with pytest.raises(FarError, match=r"multipliers=\(1, 4\): the tensors of vae.safetensors say \(1, 2\)"):
+        load_checkpoint(path, overrides={"multipliers": [1, 4]})
+
+
+def test_the_variant_must_be_told(tmp_path: Path) -> None:
+    with pytest.raises(FarError, match="--config masked=true or masked=false"):
+        load_checkpoint(bare(tmp_path / "c.pth"))
+    assert load_checkpoint(bare(tmp_path / "c.pth"), overrides={"masked": True}).model.config.masked
+    assert load_checkpoint(bare(tmp_path / "d.pth", mask=True)).model.config.masked
+    with pytest.raises(FarError, match="args mask='perhaps': expected true or false"):
+        load_checkpoint(bare(tmp_path / "e.pth", mask="perhaps"))
+
+
+def test_the_source_says_which_weights_were_taken(tmp_path: Path) -> None:
+    told = HEADS | {"masked": False}
+    path = tmp_path / "c.pth"
+
+    def taken(state: dict[str, Any], weights: str | None = None) -> str:
+        torch.save(state, path)
+        source = load_checkpoint(path, weights, told).source
+        assert source["file"] == "c.pth"
+        return source["weights"]
+
+    assert taken({"model": tensors(), "model_ema": tensors()}) == "model_ema"
+    assert taken({"model": tensors(), "model_ema": tensors()}, "model") == "model"
+    assert taken({"model": tensors(), "model_ema": None}) == "model"
+    assert taken({"state_dict": tensors()}) == "state_dict"
+    assert taken(tensors()) == ""
+    with pytest.raises(FarError, match="no weights called 'model_ema'; the file has model; choose with --weights"):
+        taken({"model": tensors(), "model_ema": None}, "model_ema")
+    save_file(tensors(), tmp_path / "far.safetensors")
+    assert load_checkpoint(tmp_path / "far.safetensors", overrides=told).source["weights"] == ""
+
+
+def test_a_kl_vae_has_its_own_order_of_weights(tmp_path: Path) -> None:
+    state = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)).state_dict()
+    for names in (("model_ema", "state_dict", "model"), ("model_ema", "state_dict"), ("model_ema",)):
+        torch.save(dict.fromkeys(names, state), tmp_path / "vae.ckpt")
+        assert load_checkpoint(tmp_path / "vae.ckpt", expect="klvae").source["weights"] == names[-1]
+
+
+def test_weights_are_not_asked_of_the_vae(tmp_path: Path) -> None:
+    from far_export.export import load_pair
+
+    vae = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)).state_dict()
+    torch.save({"state_dict": vae}, tmp_path / "vae.ckpt")
+    model, decoder = load_pair(save(tmp_path / "c.pth", **HEADS), tmp_path / "vae.ckpt", "model")
+    assert (model.source["weights"], decoder.source["weights"]) == ("model", "state_dict")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_inf_are_named(tmp_path: Path, value: float) -> None:
+    state = tensors()
+    for name in ("decoder_norm.bias", "encoder_blocks.0.mlp.fc1.weight"):
+        state[name].view(-1)[3] = value
+    with pytest.raises(FarError, match=r"NaN or Inf in (?=.*decoder_norm.bias)(?=.*encoder_blocks.0.mlp.fc1.weight)"):
+        load_checkpoint(bare(tmp_path / "c.pth", state, mask=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("decoder_embed.weight", torch.tensor(1.0), "decoder_embed.weight is [], expected 2 dimensions"),
+        ("z_proj.weight", torch.zeros(5), "z_proj.weight is [5], expected 2 dimensions"),
+        ("class_emb.weight", torch.zeros(0, 32), "class_emb.weight is [0, 32], expected 2 dimensions, none of them 0"),
+        ("diffusion_pos_embed_learned", torch.zeros(1, 15, 48), "diffusion_pos_embed_learned is [1, 15, 48]: 15 tok"),
+        ("encoder_pos_embed_learned", torch.zeros(1, 9, 32), "encoder_pos_embed_learned is [1, 9, 32]; expected at"),
+        ("decoder_norm.bias", torch.zeros(48, dtype=torch.int8), "decoder_norm.bias is torch.int8, expected floating"),
+        (7, torch.zeros(2, 3), "the name of tensor 7 [2, 3] is of type int"),
+        ("z_proj.weight", torch.zeros(2, 2).to_sparse(), "tensor z_proj.weight [2, 2] is sparse"),
+    ],
+)
+def test_misshapen_tensors_of_far(tmp_path: Path, name: Any, tensor: torch.Tensor, said: str) -> None:
+    with pytest.raises(FarError) as error:
+        load_checkpoint(bare(tmp_path / "c.pth", {**tensors(), name: tensor}, mask=False))
+    assert said in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
+def test_quantized_tensors_are_refused(tmp_path: Path) -> None:
+    quantized = torch.quantize_per_tensor(torch.zeros(32, 4), 0.1, 0, torch.qint8)
+    with pytest.raises(FarError, match=r"tensor z_proj.weight \[32, 4\] is quantized; expected dense floating-point"):
+        load_checkpoint(bare(tmp_path / "c.pth", {**tensors(), "z_proj.weight": quantized}, mask=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("encoder.conv_in.weight", torch.zeros(8), "encoder.conv_in.weight is [8], expected 4 dimensions"),
+        ("encoder.conv_in.weight", torch.zeros(0, 3, 3, 3), "encoder.conv_in.weight is [0, 3, 3, 3], expected 4"),
+        ("encoder.conv_in.weight", torch.zeros(8, 4, 3, 3), "encoder.conv_in.weight [8, 4, 3, 3] takes 4 channels"),
+        ("encoder.down.1.block.0.conv1.weight", torch.zeros(9, 8, 3, 3), "expected a multiple of 8 channels"),
+        ("post_quant_conv.weight", torch.tensor(0.0), "post_quant_conv.weight is [], expected 4 dimensions"),
+    ],
+)
+def test_misshapen_tensors_of_a_kl_vae(tmp_path: Path, name: str, tensor: torch.Tensor, said: str) -> None:
+    state = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)).state_dict()
+    torch.save({**state, name: tensor}, tmp_path / "vae.ckpt")
+    with pytest.raises(FarError) as error:
+        load_checkpoint(tmp_path / "vae.ckpt")
+    assert said in str(error.value)
+
+
+def test_all_missing_size_tensors_and_unknown_names_are_listed(tmp_path: Path) -> None:
+    state = {name: t for name, t in tensors().items() if not name.startswith(("z_proj.", "decoder_blocks."))}
+    state |= {f"extra{i}.weight": torch.zeros(1) for i in range(7)}
+    with pytest.raises(FarError) as error:
+        load_checkpoint(bare(tmp_path / "c.pth", state, mask=False))
+    message = str(error.value)
+    assert "missing z_proj.weight, decoder_blocks.0.mlp.fc1.weight; not known: extra0.weight, " in message
+    assert "extra4.weight;" in message and "extra5" not in message
+    vae = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)).state_dict()
+    torch.save({n: t for n, t in vae.items() if not n.startswith("encoder.down")}, tmp_path / "vae.ckpt")
+    with pytest.raises(FarError, match=r"missing encoder.down.0.block.0.conv1.weight; is this a whole AutoencoderKL"):
+        load_checkpoint(tmp_path / "vae.ckpt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
+    wrapped = {prefix + name: tensor for name, tensor in tensors().items()}
+    assert load_checkpoint(bare(tmp_path / "c.pth", wrapped, mask=False)).model.config == TINY

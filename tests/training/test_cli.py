@@ -38,7 +38,7 @@ def same(a: object, b: object) -> bool:
 
 def test_vae_run_leaves_what_it_promises(vae_run: Path) -> None:
     loaded = load_checkpoint(vae_run / "vae.safetensors", expect="klvae").model
-    state = load_checkpoint(vae_run / "checkpoint-last.pth", expect="klvae").model
+    state = load_checkpoint(vae_run / "checkpoint-last.pth", "model_ema", expect="klvae").model
     assert loaded.config == state.config
     for name, tensor in state.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
