@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from far_runtime.bundle import MANIFEST
 from far_runtime.errors import FarError
 
 
 def check_target(target: Path) -> None:
-    """FarError unless a bundle can be written to `target`: absent, empty, or an older bundle, in a folder that is
-    writable."""
-    if target.exists() and not target.is_dir():
-        raise FarError(f"{target}: is a file; -o needs a folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise FarError(f"{target}: holds files that are no bundle, and they stay; give -o another folder")
-    parent = target.absolute().parent
+    """FarError unless a bundle can be written to `target`: absent, empty, or an older bundle and nothing else, in a
+    folder that is writable; never the current folder or one around it."""
+    target = resolved(target)
+    here = Path.cwd().resolve()
+    if target == here or target in here.parents:
+        raise FarError(f"{target}: is the current folder or one around it, and stays; give -o a folder of its own")
+    check_replaceable(target)
+    parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
@@ -36,23 +39,21 @@ def folder_put_in_place(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place at the end of the block, or vanishes if the block raises.
 
     A full disk becomes a FarError. What stood at `target` before is there untouched until the replacement. What a
-    process that was killed left beside `target` is cleared first.
+    process that was killed left beside `target` is cleared first. Where `target` is a link, the folder that it leads
+    to is replaced.
     """
-    parent = target.absolute().parent
+    target = resolved(target)
+    parent = target.parent
     clear_leftovers(target)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}-", suffix=".part", dir=parent))
     old = folder.with_suffix(".old")
     try:
         yield folder
         folder.chmod(0o777 & ~_umask())
+        check_replaceable(target)  # once more: somebody may have put files there in the meantime
         if target.exists():
             target.rename(old)
-        try:
-            folder.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
+        folder.rename(target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             needed = sum(path.stat().st_size for path in folder.iterdir()) >> 20
@@ -61,14 +62,60 @@ def folder_put_in_place(target: Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
+        if old.exists() and not target.exists():  # interrupted between the two renames
+            old.rename(target)
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def resolved(target: Path) -> Path:
+    """The folder that a path leads to, by its full name; FarError for links in a circle."""
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError) as error:
+        raise FarError(f"{target}: leads nowhere ({error}); give -o another folder") from error
+
+
+def check_replaceable(target: Path) -> None:
+    """FarError unless nothing would be lost with `target` but a bundle."""
+    if target.exists() and not target.is_dir():
+        raise FarError(f"{target}: is a file; -o needs a folder")
+    foreign = _foreign(target) if target.is_dir() else None
+    if foreign is not None:
+        raise FarError(f"{target}: holds files that are no bundle ({foreign}, say), and they stay; give -o another")
+
+
+def _foreign(folder: Path) -> str | None:
+    """One of the files that do not belong to the bundle in a folder, or None. A bundle of another format or with files
+    missing is one, too."""
+    files = _listed(folder)
+    if files is None:
+        return next((path.name for path in sorted(folder.iterdir())), None)
+    own = {folder / name for name in (MANIFEST, *files)}
+    around = {parent for path in own for parent in path.parents}
+    for path in sorted(folder.rglob("*")):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if path not in (around if is_folder else own):
+            return str(path.relative_to(folder))
+    return None
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """The files that the folder's manifest lists; None where there is no manifest of ours."""
+    try:
+        data: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or type(data.get("format")) is not int or not isinstance(data.get("files"), dict):
+        return None
+    return list(data["files"])
 
 
 def clear_leftovers(target: Path) -> None:
     """Remove unfinished folders of processes that are gone; an old bundle that one had just moved aside comes back."""
-    for path in target.absolute().parent.glob(f".{target.name}.*"):
-        found = re.fullmatch(r"(\d+)-\w+\.(part|old)", path.name[len(target.name) + 2 :])
+    for path in target.absolute().parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-\w+\.(part|old)", path.name)
         if found is None or _alive(int(found[1])):
             continue
         if found[2] == "old" and not target.exists():

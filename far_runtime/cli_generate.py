@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from far_runtime.settings import MAX_BATCH, MAX_THREADS
+
 if TYPE_CHECKING:
     from far_runtime.pipeline import Generation, OnProgress, Progress
     from far_runtime.settings import PictureSettings
@@ -50,7 +52,11 @@ OF_THE_PICTURE = ("labels", "count", "seed", "guidance", "temperature", "steps",
 )
 @click.option("--levels", metavar="N,N,...", help="Levels from low to high frequency. Default: the bundle's.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures computed together."
+    "--batch-size",
+    type=click.IntRange(1, MAX_BATCH),
+    default=8,
+    show_default=True,
+    help="Pictures computed together.",
 )
 @click.option(
     "-o",
@@ -67,7 +73,8 @@ OF_THE_PICTURE = ("labels", "count", "seed", "guidance", "temperature", "steps",
     flag_value="",
     metavar="[PREFIX|DIR]",
     help="Also write the way from low to high frequency, as a strip (PREFIX.png) and an animation (PREFIX.webp); "
-    "without a value, beside the contact sheet.",
+    "without a value, beside the contact sheet. A value is best given as --save-levels=PREFIX: a BUNDLE that follows "
+    "the bare option would be taken for it.",
 )
 @click.option("--like", type=PATH, metavar="PNG", help="Repeat a picture bit for bit, with the settings in its file.")
 @click.option(
@@ -76,7 +83,9 @@ OF_THE_PICTURE = ("labels", "count", "seed", "guidance", "temperature", "steps",
     help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt. Default: onnxruntime on the CPU; with --like, the "
     "picture's.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine. Default: the engine's choice.")
+@click.option(
+    "--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of the engine. Default: the engine's choice."
+)
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no report.")
 @click.pass_context
@@ -103,33 +112,37 @@ def generate(
 ) -> None:
     """Draw pictures of the given labels from BUNDLE, a folder made by far export."""
     started = time.perf_counter()
-    from far_runtime.outputs import Outputs, level_files, write
-    from far_runtime.pictures import read_settings
+    from far_runtime.outputs import Outputs, check_sheet, level_files, write
+    from far_runtime.pictures import name_of, read_settings
     from far_runtime.pipeline import Pipeline
     from far_runtime.schedule import parse_levels
 
+    check_sheet(output)
     outputs = Outputs(output, each, None if save_levels is None else level_files(save_levels, output))
     original = None
     if like is not None:
         _refuse_beside_like(ctx)
         original = read_settings(like)
-        outputs.keep(like, original)
         threads = threads or original.threads
+    outputs.check_distinct((), like)
     with Pipeline.from_bundle(bundle, engine or _engine_of(original), threads, check=not no_check) as pipeline:
-        model = pipeline.bundle.manifest.model
+        model, classes = pipeline.bundle.manifest.model, pipeline.bundle.manifest.classes
         if original is not None and like is not None:
             _warn_of_differences(like, original.differences(pipeline.surroundings()))
+            wanted = [(pipeline.labels([original.label])[0], original.seed)]
             rows, columns, draw = 1, 1, partial(pipeline.like, original)
         else:
             numbers = pipeline.labels(list(dict.fromkeys(labels)) or list(range(min(DEFAULT_LABELS, model["classes"]))))
             numbers = list(dict.fromkeys(numbers))
             rows, columns = len(numbers), count
+            wanted = [(label, seed + i) for label in numbers for i in range(count)]
             draw = partial(
                 pipeline.generate,
-                [label for label in numbers for _ in range(count)],
-                [seed + i for _ in numbers for i in range(count)],
+                [label for label, _ in wanted],
+                [of_one for _, of_one in wanted],
                 guidance, temperature, steps, parse_levels(levels) if levels is not None else None, batch_size,
             )  # fmt: skip
+        outputs.check_distinct((name_of(of, classes[of] if classes else "", one) for of, one in wanted), like)
         outputs.check(rows, columns, model["image_size"], model["image_size"])
         with progress_bar(not quiet and sys.stderr.isatty()) as on_progress:
             made = draw(on_progress=on_progress, save_levels=save_levels is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from far_runtime.errors import FarError
@@ -33,6 +33,19 @@ def check_file(path: Path, option: str = "-o") -> None:
     if path.exists() and not path.is_file():
         raise FarError(f"{path}: exists and is no file; give {option} the name of a file")
     check_folder(path.parent, option)
+
+
+def check_distinct(outputs: Iterable[tuple[str, Path]], inputs: Mapping[str, Path] | None = None) -> None:
+    """FarError, naming both options, where two of the outputs (option and file) are one file, or one is an input."""
+    read = {path.resolve(): option for option, path in (inputs or {}).items()}
+    written: dict[Path, str] = {}
+    for option, path in outputs:
+        file = path.resolve()
+        if file in read:
+            raise FarError(f"{path}: {option} would replace the file given with {read[file]}; name another")
+        if file in written:
+            raise FarError(f"{path}: {written[file]} and {option} would both write it; give one of them another name")
+        written[file] = option
 
 
 @contextlib.contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from far_runtime.errors import FarError
-from far_runtime.files import check_file, check_folder
+from far_runtime.files import check_distinct, check_file, check_folder
 from far_runtime.pictures import (
     Pixels,
     check_animation,
@@ -21,7 +22,6 @@ from far_runtime.pictures import (
     save_sheet,
 )
 from far_runtime.pipeline import Generation
-from far_runtime.settings import PictureSettings
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Outputs:
 
     def check(self, rows: int, columns: int, height: int, width: int) -> None:
         """FarError, naming the option, where something could not be written; makes folders that are missing."""
-        if self.sheet.suffix.lower() != ".png":
-            raise FarError(f"{self.sheet}: is written as PNG; use -o {self.sheet.with_suffix('.png')}, say")
+        check_sheet(self.sheet)
         check_file(self.sheet, "-o")
         if self.each is not None:
             check_folder(self.each, "--each")
@@ -45,14 +44,22 @@ class Outputs:
             for path in self.levels:
                 check_file(path, "--save-levels")
 
-    def keep(self, original: Path, settings: PictureSettings) -> None:
-        """FarError where the picture that is repeated would be replaced."""
-        targets = {"-o": self.sheet}
+    def check_distinct(self, names: Iterable[str], like: Path | None = None) -> None:
+        """FarError where one file would be written twice, or in place of the picture that --like repeats. names: those
+        of the files in `each`."""
+        files = [("-o", self.sheet), *(("--save-levels", path) for path in self.levels or ())]
         if self.each is not None:
-            targets["--each"] = self.each / file_name(settings)
-        for option, target in targets.items():
-            if target.resolve() == original.resolve():
-                raise FarError(f"{original}: {option} would replace the picture that is to be repeated; name another")
+            files += [("--each", self.each / name) for name in names]
+        check_distinct(files, {} if like is None else {"--like": like})
+
+
+def check_sheet(path: Path) -> None:
+    """FarError unless `path` is the name of a PNG file."""
+    if path.suffix.lower() == ".png":
+        return
+    if path.name in ("", "..") or path.is_dir():
+        raise FarError(f"{path}: is a folder; name a file with -o {path / 'out.png'}, say")
+    raise FarError(f"{path}: is written as PNG; use -o {path.with_suffix('.png')}, say")
 
 
 def level_files(prefix: str, sheet: Path) -> tuple[Path, Path]:
@@ -81,13 +88,20 @@ def write(made: Generation, columns: int, outputs: Outputs) -> list[str]:
             save_picture(outputs.each / file_name(settings), pixels, settings)
         lines.append(f"{outputs.each}: {count} PNG {'file' if count == 1 else 'files'}, each with its settings")
     if outputs.levels is not None and made.level_images is not None:
-        strip, animation = outputs.levels
-        captions = [f"{one.caption}\nseed {one.seed}" for one in made.settings]
-        levels = made.settings[0].levels
-        save_plain(strip, picture_grid(made.level_images, captions, [f"level {level}" for level in levels]))
-        save_animation(animation, [_sheet(made, made.level_images[:, i], columns) for i in range(len(levels))])
-        lines += [f"{strip}: {len(levels)} levels from low to high frequency", f"{animation}: the same as an animation"]
+        lines += write_levels(made, columns, *outputs.levels)
     return lines
+
+
+def write_levels(made: Generation, columns: int, strip: Path, animation: Path) -> list[str]:
+    """Write the way from low to high frequency, in the animation `columns` pictures to a row; returns a line about each
+    file. ValueError for pictures made without their levels."""
+    if made.level_images is None:
+        raise ValueError("these pictures were made without save_levels")
+    captions = [f"{one.caption}\nseed {one.seed}" for one in made.settings]
+    levels = made.settings[0].levels
+    save_plain(strip, picture_grid(made.level_images, captions, [f"level {level}" for level in levels]))
+    save_animation(animation, [_sheet(made, made.level_images[:, i], columns) for i in range(len(levels))])
+    return [f"{strip}: {len(levels)} levels from low to high frequency", f"{animation}: the same as an animation"]
 
 
 def _sheet(made: Generation, images: Pixels, columns: int) -> Image.Image:

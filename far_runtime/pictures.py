@@ -60,17 +60,23 @@ def read_settings(path: Path) -> PictureSettings:
             f"{path}: no settings of far-deploy in it (an editor may have dropped them); "
             "--like takes a PNG as far generate --each wrote it"
         ) from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
         raise FarError(
             f"{path}: no PNG with settings, or cut short ({error}); --like takes a PNG that far generate --each wrote"
         ) from error
     if isinstance(record, dict) and "pictures" in record:
-        raise FarError(
-            f"{path}: is a contact sheet of {len(record['pictures'])} pictures; --like takes one, as --each writes them"
-        )
+        count = f" of {len(record['pictures'])} pictures" if isinstance(record["pictures"], list) else ""
+        raise FarError(f"{path}: is a contact sheet{count}; --like takes one picture, as --each writes them")
     try:
         return PictureSettings.from_dict(record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FarError(
             f"{path}: its settings are incomplete or damaged ({type(error).__name__}: {error}); "
             "--like takes a PNG as far generate --each wrote it"
@@ -79,8 +85,13 @@ def read_settings(path: Path) -> PictureSettings:
 
 def file_name(settings: PictureSettings) -> str:
     """Name of a picture's own file, such as 207-golden-retriever-seed-0.png."""
-    name = "-".join(re.findall(r"[a-z0-9]+", settings.name.casefold()))[:_NAME_LENGTH].strip("-")
-    return "-".join(part for part in (str(settings.label), name, "seed", str(settings.seed)) if part) + ".png"
+    return name_of(settings.label, settings.name, settings.seed)
+
+
+def name_of(label: int, name: str, seed: int) -> str:
+    """File name of the picture of a label (and the label's name) with a seed."""
+    words = "-".join(re.findall(r"[a-z0-9]+", name.casefold()))[:_NAME_LENGTH].strip("-")
+    return "-".join(part for part in (str(label), words, "seed", str(seed)) if part) + ".png"
 
 
 def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:

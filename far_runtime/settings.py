@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+MAX_BATCH, MAX_THREADS = 4096, 1024
+"""More than any machine wants; a damaged picture shall not ask for all of the memory."""
+
 
 @dataclass(frozen=True)
 class PictureSettings:
@@ -43,7 +46,8 @@ class PictureSettings:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> PictureSettings:
-        """Settings from their stored form; KeyError, TypeError or ValueError where it is incomplete or wrong."""
+        """Settings from their stored form; KeyError, TypeError, ValueError or OverflowError where it is incomplete or
+        wrong."""
         settings = PictureSettings(
             bundle=str(data["bundle"]),
             label=int(data["label"]),
@@ -62,6 +66,10 @@ class PictureSettings:
         )
         if not 0 <= settings.index < settings.batch:
             raise ValueError(f"picture {settings.index} of a batch of {settings.batch}")
+        if settings.batch > MAX_BATCH:
+            raise ValueError(f"a batch of {settings.batch}; expected 1 to {MAX_BATCH}")
+        if settings.threads is not None and not 1 <= settings.threads <= MAX_THREADS:
+            raise ValueError(f"{settings.threads} threads; expected 1 to {MAX_THREADS}")
         return settings
 
     def differences(self, surroundings: Mapping[str, Any]) -> list[str]:

@@ -157,9 +157,8 @@ def test_a_failure_leaves_the_old_bundle_whole(
 
 
 def test_a_failure_at_the_replacement_restores_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "bundle"
-    target.mkdir()
-    (target / "manifest.json").write_text("old")
+    target = an_old_bundle(tmp_path / "bundle")
+    before = snapshot(tmp_path)
     rename = Path.rename
 
     def failing(self: Path, to: Path) -> Path:
@@ -170,17 +169,73 @@ def test_a_failure_at_the_replacement_restores_the_old_bundle(tmp_path: Path, mo
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(KeyboardInterrupt), folder_put_in_place(target) as folder:
         (folder / "manifest.json").write_text("new")
-    assert snapshot(tmp_path) == {"bundle/manifest.json": b"old"}
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("after", ["the first rename", "the second rename"])
+def test_an_interrupt_at_the_replacement_leaves_one_bundle_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """The rename has succeeded when the signal arrives."""
+    target = an_old_bundle(tmp_path / "bundle")
+    before = snapshot(tmp_path)
+    rename = Path.rename
+    calls: list[Path] = []
+
+    def interrupted(self: Path, to: Path) -> Path:
+        made = rename(self, to)
+        calls.append(self)
+        if len(calls) == (1 if after == "the first rename" else 2):
+            raise KeyboardInterrupt
+        return made
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), folder_put_in_place(target) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert calls[0] == target
+    assert snapshot(tmp_path) == (before if after == "the first rename" else {"bundle/manifest.json": b"new"})
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def an_old_bundle(folder: Path, **changes: Any) -> Path:
+    """A folder that looks like an export of some version."""
+    folder.mkdir()
+    manifest = {"format": 1, "system": "far", "files": {"decode.onnx": {}, "sub/more.bin": {}, "gone.bin": {}}}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    (folder / "decode.onnx").write_text("old")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "more.bin").write_text("old")
+    return folder
 
 
 def test_the_new_bundle_replaces_the_old_one_and_nothing_else_stays(tmp_path: Path) -> None:
-    target = tmp_path / "bundle"
-    target.mkdir()
-    (target / "manifest.json").write_text("old")
-    (target / "left_over.onnx").write_text("old")
+    target = an_old_bundle(tmp_path / "bundle", format=99)
+    check_target(target)
     with folder_put_in_place(target) as folder:
         (folder / "manifest.json").write_text("new")
     assert snapshot(tmp_path) == {"bundle/manifest.json": b"new"}
+
+
+def test_the_folder_that_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
+    real = an_old_bundle(tmp_path / "real")
+    link = tmp_path / "link"
+    link.symlink_to("real")
+    check_target(link)
+    with folder_put_in_place(link) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert link.is_symlink() and not real.is_symlink()
+    assert snapshot(real) == {"manifest.json": b"new"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_files_that_arrive_during_the_export_stay(tmp_path: Path) -> None:
+    target = an_old_bundle(tmp_path / "bundle")
+    with pytest.raises(FarError, match=r"mine\.txt"), folder_put_in_place(target) as folder:
+        (folder / "manifest.json").write_text("new")
+        (target / "mine.txt").write_text("mine")
+        before = snapshot(target)
+    assert snapshot(target) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
@@ -224,6 +279,46 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FarError, match="holds files that are no bundle"):
         check_target(tmp_path)
     assert (tmp_path / "file").read_text() == "x"
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(FarError):
+        check_target(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "other", "named"),
+    [
+        ({"manifest_version": 3, "name": "an extension"}, None, "decode.onnx"),
+        ({"format": "1", "files": {"decode.onnx": {}}}, None, "decode.onnx"),
+        ({"format": 1, "files": ["decode.onnx"]}, None, "decode.onnx"),
+        ([1], None, "decode.onnx"),
+        (None, None, "decode.onnx"),
+        ({"format": 1, "files": {"decode.onnx": {}, "sub/more.bin": {}}}, "notes.txt", "notes.txt"),
+        ({"format": 1, "files": {"decode.onnx": {}, "sub/more.bin": {}}}, "sub/notes.txt", "sub/notes.txt"),
+        ({"format": 1, "files": {"decode.onnx": {}}}, None, "sub"),
+    ],
+)
+def test_folders_with_other_files_are_refused(tmp_path: Path, manifest: Any, other: str | None, named: str) -> None:
+    target = an_old_bundle(tmp_path / "folder")
+    (target / "manifest.json").write_text("{" if manifest is None else json.dumps(manifest))
+    if other:
+        (target / other).write_text("mine")
+    before = snapshot(tmp_path)
+    with pytest.raises(FarError, match=rf"holds files that are no bundle \({named}, say\), and they stay"):
+        check_target(target)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [".", "", "..", "../bundle", "../../up/bundle", "/", "link"])
+def test_the_current_folder_and_those_around_it_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "up").mkdir()
+    here = an_old_bundle(tmp_path / "up" / "bundle")
+    (here / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    with pytest.raises(FarError, match="is the current folder or one around it"):
+        check_target(Path(name))
 
 
 def command_fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -166,6 +166,8 @@ def put_nan(bundle: Path, stage: str, level: int) -> None:
         (["--vae", "{folder}/none.ckpt"], "no such file"),
         (["--html", "{far}/verify.html"], "--html"),
         (["--json", "{folder}"], "--json"),
+        (["--json", "{folder}/x", "--html", "{folder}/a/../x"], "--html and --json would both write it"),
+        (["--json", "{folder}/far.safetensors"], "--json would replace the file given with --checkpoint"),
         (["--count", "0"], "--count"),
         (["--tolerance-scale", "0"], "--tolerance-scale"),
     ],

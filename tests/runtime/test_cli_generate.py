@@ -14,8 +14,11 @@ import pytest
 from PIL import Image, ImageSequence
 
 from far_runtime.bundle import MANIFEST, manifest_checksum
-from far_runtime.pictures import KEY, read_settings
+from far_runtime.errors import FarError
+from far_runtime.outputs import Outputs, level_files
+from far_runtime.pictures import KEY, read_settings, save_picture
 from far_runtime.pipeline import Pipeline
+from far_runtime.settings import PictureSettings
 
 
 def pixels(path: Path) -> Any:
@@ -143,10 +146,10 @@ def test_like_warns_when_the_surroundings_differ(far: Any, tiny: Any, tmp_path: 
 
 def test_like_never_replaces_the_picture_that_it_repeats(far: Any, tiny: Any) -> None:
     far("generate", tiny.bundle, "--label", 1, "--each", ".", "-q")
-    refused(far("generate", tiny.bundle, "--like", "out.png"), "out.png: -o would replace the picture")
+    refused(far("generate", tiny.bundle, "--like", "out.png"), "out.png: -o would replace the file given with --like")
     refused(
         far("generate", tiny.bundle, "--like", "1-red-fox-seed-0.png", "--each", "."),
-        "--each would replace the picture",
+        "--each would replace the file given with --like",
     )
 
 
@@ -180,6 +183,8 @@ def test_like_refuses_what_the_picture_says(far: Any, tiny: Any, option: str) ->
         (["--engine", "tensorflow"], "engine 'tensorflow': unknown; known: onnxruntime"),
         (["--engine", "onnxruntime:rocm"], "unknown provider; known: cpu, cuda, tensorrt"),
         (["--like", "nothing.png"], "nothing.png: no such file"),
+        (["--threads", "1025"], "Invalid value for '--threads'"),
+        (["--batch-size", "4097"], "Invalid value for '--batch-size'"),
         (["-o", "picture.jpg"], "picture.jpg: is written as PNG; use -o picture.png"),
         (["--colour", "red"], "No such option"),
     ],
@@ -269,6 +274,52 @@ def test_pictures_that_are_not_finite_are_not_written(far: Any, bundle_copy: Pat
 def test_a_manifest_that_is_no_json(far: Any, bundle_copy: Path) -> None:
     (bundle_copy / MANIFEST).write_bytes(b"\xff{")
     refused(far("generate", bundle_copy), f"{MANIFEST}: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["-o", "."], ".: is a folder; name a file with -o out.png"),
+        (["-o", ""], ".: is a folder; name a file with -o out.png"),
+        (["-o", ".."], "..: is a folder; name a file with -o ../out.png"),
+        (["-o", "/"], "/: is a folder; name a file with -o /out.png"),
+        (["-o", "picture"], "picture: is written as PNG; use -o picture.png"),
+        (["-o", ".", "--save-levels"], "is a folder"),
+        (["-o", "a.png", "--save-levels=a"], "a.png: -o and --save-levels would both write it"),
+        (["-o", "a.png", "--save-levels=b/../a.webp"], "-o and --save-levels would both write it"),
+        (["--like", "b.png", "-o", "b.png"], "b.png: -o would replace the file given with --like"),
+        (["--like", "b.png", "--save-levels=b"], "b.png: --save-levels would replace the file given with --like"),
+    ],
+)
+def test_names_that_would_lose_a_file(far: Any, tmp_path: Path, arguments: list[str], reason: str) -> None:
+    """Refused before any bundle is opened."""
+    if "--like" in arguments:
+        settings = PictureSettings("b", 0, "", 0, 1.0, 1.0, (0,), (1,), "e", "1", None, 1, 0, "1")
+        save_picture(tmp_path / "b.png", np.zeros((4, 4, 3), np.uint8), settings)
+    before = [path.name for path in tmp_path.iterdir()]
+    refused(far("generate", "nowhere", *arguments), reason)
+    assert [path.name for path in tmp_path.iterdir()] == before
+
+
+def test_single_pictures_keep_away_from_the_other_files(tmp_path: Path) -> None:
+    sheet = tmp_path / "0-seed-1.png"
+    names = ["0-seed-0.png", "0-seed-1.png"]
+    with pytest.raises(FarError, match="-o and --each would both write it"):
+        Outputs(sheet, tmp_path).check_distinct(names)
+    with pytest.raises(FarError, match="--save-levels and --each would both write it"):
+        Outputs(tmp_path / "a.png", tmp_path, (sheet, sheet.with_suffix(".webp"))).check_distinct(names)
+    with pytest.raises(FarError, match="--each would replace the file given with --like"):
+        Outputs(tmp_path / "a.png", tmp_path).check_distinct(names, sheet)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(FarError, match="-o and --each would both write it"):
+        Outputs(sheet, tmp_path / "link").check_distinct(names)
+    Outputs(sheet, tmp_path / "each", level_files("", sheet)).check_distinct(names, tmp_path / "other.png")
+
+
+def test_single_pictures_over_the_sheet(far: Any, tiny: Any, tmp_path: Path) -> None:
+    arguments = ["--label", 1, "--count", 2, "--each", ".", "-o", "1-red-fox-seed-1.png"]
+    refused(far("generate", tiny.bundle, *arguments), "1-red-fox-seed-1.png: -o and --each would both write it")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["-o", "--each", "--save-levels"])

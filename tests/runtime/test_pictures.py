@@ -79,6 +79,13 @@ def png_with(path: Path, text: str | None) -> Path:
         ("{}", "incomplete or damaged .*bundle"),
         (json.dumps({**SETTINGS.to_dict(), "index": 8}), "picture 8 of a batch of 8"),
         (json.dumps({**SETTINGS.to_dict(), "levels": 3}), "incomplete or damaged"),
+        (json.dumps({**SETTINGS.to_dict(), "seed": float("inf")}), "incomplete or damaged .*OverflowError"),
+        (json.dumps({**SETTINGS.to_dict(), "batch": 4097}), "a batch of 4097; expected 1 to 4096"),
+        (json.dumps({**SETTINGS.to_dict(), "threads": 0}), "0 threads; expected 1 to 1024"),
+        (json.dumps({**SETTINGS.to_dict(), "threads": 10**9}), "1000000000 threads; expected 1 to 1024"),
+        ("[" * 100_000, "no PNG with settings"),
+        ('{"pictures": 3}', "a.png: is a contact sheet; --like takes one picture"),
+        ("3", "incomplete or damaged"),
     ],
 )
 def test_a_png_without_proper_settings_is_refused(tmp_path: Path, text: str | None, reason: str) -> None:
