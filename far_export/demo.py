@@ -110,14 +110,12 @@ def draw_samples(pipeline: Pipeline, path: Path, seed: int) -> str:
 
 def draw_levels(pipeline: Pipeline, folder: Path, seed: int) -> str:
     """levels.png and levels.webp of some classes in `folder`; returns a line about them."""
-    from far_runtime.outputs import Outputs, level_files, write
+    from far_runtime.outputs import write_levels
 
     classes = pipeline.bundle.manifest.model["classes"]
     labels = np.linspace(0, classes - 1, min(LEVEL_PICTURES, classes)).round().astype(int).tolist()
     made = pipeline.generate(labels, [seed] * len(labels), save_levels=True)
-    outputs = Outputs(folder / "few.png", None, level_files(str(folder / "levels"), folder / "few.png"))
-    write(made, 1, outputs)
-    outputs.sheet.unlink()
+    write_levels(made, 1, folder / "levels.png", folder / "levels.webp")
     return f"{len(labels)} pictures at {len(made.settings[0].levels)} levels, also as an animation: levels.webp"
 
 

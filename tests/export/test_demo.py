@@ -1,0 +1,64 @@
+"""`far demo` with a tiny zoo: everything it promises is there, and a bundle that does not verify is a failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from far_runtime.bundle import open_bundle
+from far_runtime.cli import main
+
+
+@pytest.fixture
+def zoo(tiny: Any, tmp_path: Path) -> Path:
+    """One model, "tiny", that is drawn with 2 steps."""
+    import torch
+
+    folder = tmp_path / "zoo" / "tiny"
+    folder.mkdir(parents=True)
+    with safe_open(tiny.safetensors, "pt") as file:
+        metadata = {**file.metadata(), "sampling": '{"steps": "2", "guidance": 2.0}'}
+        save_file({name: file.get_tensor(name) for name in file.keys()}, folder / "far.safetensors", metadata)  # noqa: SIM118
+    save_file(torch.load(tiny.vae, weights_only=True)["model"], folder / "vae.safetensors")
+    return folder.parent
+
+
+def demo(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", *map(str, arguments)])
+    return int(ended.value.code or 0)
+
+
+def test_everything_is_written_and_a_failed_check_is_a_failure(
+    tiny: Any, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert demo("-o", out, "--zoo", zoo, "--model", "tiny") == 0
+    assert {path.name for path in out.iterdir()} == {
+        "bundle",
+        "samples.png",
+        "levels.png",
+        "levels.webp",
+        "verify.html",
+    }
+    told = capsys.readouterr().out
+    assert all(str(out / name) in told for name in ("bundle", "samples.png", "levels.png", "verify.html"))
+    schedule = open_bundle(out / "bundle").manifest.schedule
+    assert (schedule["steps"], schedule["guidance"]) == ("2", 2.0)  # the checkpoint's own settings
+    # The same bundle against other weights does not pass, and that is an error.
+    with safe_open(zoo / "tiny" / "far.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) + 0.1 for name in file.keys()}  # noqa: SIM118
+        save_file(tensors, zoo / "tiny" / "far.safetensors", file.metadata())
+    monkeypatch.setattr("far_export.export.export_bundle", lambda *_, **__: open_bundle(out / "bundle"))
+    assert demo("-o", out, "--zoo", zoo, "--model", "tiny") == 1
+    assert "relative error" in capsys.readouterr().err
+
+
+def test_an_unknown_model_names_those_that_are_there(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo("--zoo", zoo, "--model", "huge") == 2
+    assert "no model 'huge'" in (err := capsys.readouterr().err)
+    assert "tiny" in err
