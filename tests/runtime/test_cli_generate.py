@@ -266,11 +266,6 @@ def test_weights_that_the_manifest_does_not_list(far: Any, bundle_copy: Path) ->
     refused(far("generate", bundle_copy), "has no checksum of weights.bin")
 
 
-def test_pictures_that_are_not_finite_are_not_written(far: Any, bundle_copy: Path) -> None:
-    refused(far("generate", bundle_copy, "--guidance", "1e38", "-o", "nan.png"), "not finite")
-    assert not Path("nan.png").exists()
-
-
 def test_a_manifest_that_is_no_json(far: Any, bundle_copy: Path) -> None:
     (bundle_copy / MANIFEST).write_bytes(b"\xff{")
     refused(far("generate", bundle_copy), f"{MANIFEST}: cannot be read")

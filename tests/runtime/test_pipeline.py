@@ -181,3 +181,20 @@ def test_close_gives_the_sessions_back(tiny: Any) -> None:
         opened.generate([1], [0], steps=1)
         assert opened.engine._sessions  # type: ignore[attr-defined]
     assert not opened.engine._sessions  # type: ignore[attr-defined]
+
+
+class Broken:
+    """An engine whose latents come out as NaN."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.name = engine, engine.name
+        self.put, self.run, self.close = engine.put, engine.run, engine.close
+
+    def get(self, array: Any) -> Any:
+        host = self.engine.get(array)
+        return np.full_like(host, np.nan) if host.dtype == np.float32 else host
+
+
+def test_latents_that_are_not_finite_make_no_picture(pipeline: Pipeline) -> None:
+    with pytest.raises(FarError, match="not finite at guidance 3"):
+        Pipeline(pipeline.bundle, Broken(pipeline.engine)).generate([1], [0])
