@@ -66,3 +66,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens [B, n, width] at the places index [B, n] of tokens [B, L, width]."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def fill_gaps(seen: Tensor, mask_token: Tensor, restore: Tensor) -> Tensor:
+    """All tokens [B, L, width] from those seen [B, V, width]: restore [B, L] holds every position's place among them,
+    or V, which is the mask token [1, 1, width]."""
+    return take_tokens(torch.cat([seen, mask_token.expand(seen.shape[0], -1, -1)], dim=1), restore)

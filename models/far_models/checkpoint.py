@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from far_models.checkpoint_config import far_config, json_entry, parse_overrides, vae_config
 from far_models.checkpoint_file import FAR_WEIGHTS, VAE_WEIGHTS, Contents, read_contents
+from far_models.checkpoint_t2i import far_t2i_config
 from far_models.far import FAR
+from far_models.far_t2i import FART2I
 from far_models.kl_vae import AutoencoderKL
 from far_runtime.errors import FarError
 
 __all__ = [
-    "Checkpoint", "Contents", "build_far", "build_vae", "check_tensors", "detect_system", "far_config",
+    "Checkpoint", "Contents", "build_far", "build_far_t2i", "build_vae", "check_tensors", "detect_system", "far_config",
     "load_checkpoint", "parse_overrides", "read_contents", "vae_config",
 ]  # fmt: skip
 
@@ -96,6 +98,11 @@ def build_far(contents: Contents, overrides: Mapping[str, Any] | None = None) ->
     return _build(FAR, far_config(contents, overrides), contents, contents.tensors)
 
 
+def build_far_t2i(contents: Contents, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """A FAR-T2I in float32 with the file's weights."""
+    return _build(FART2I, far_t2i_config(contents, overrides), contents, contents.tensors)
+
+
 def build_vae(contents: Contents, overrides: Mapping[str, Any] | None = None) -> nn.Module:
     """A KL-VAE in float32 with the file's weights."""
     tensors = {name: t for name, t in contents.tensors.items() if not name.startswith(NOT_OF_THE_VAE)}
@@ -131,7 +138,9 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
+# The first whose sign is there counts: FAR-T2I has FAR's sign too.
 SYSTEMS: dict[str, tuple[str, Callable[[Contents, Mapping[str, Any]], nn.Module]]] = {
+    "far_t2i": ("context_embed.weight", build_far_t2i),
     "far": ("diffloss.net.index_cond_embed.weight", build_far),
     "klvae": ("post_quant_conv.weight", build_vae),
 }

@@ -92,7 +92,7 @@ def checked(name: str, value: Any, kind: str, where: str) -> Any:
     return value
 
 
-def _changes(
+def stated_settings(
     contents: Contents, config_type: type, overrides: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The settings of `config_type` that the metadata and then the overrides state; FarError for a value that is not
@@ -122,12 +122,13 @@ def _same_size(name: str, value: Any, sizes: Mapping[str, Any]) -> bool:
     return bool(value == sizes[name])
 
 
-def _count(contents: Contents, prefix: str) -> int:
+def count_of(contents: Contents, prefix: str) -> int:
+    """How many numbered modules the file has under a prefix such as "encoder_blocks."."""
     indices = (name[len(prefix) :].split(".")[0] for name in contents.tensors if name.startswith(prefix))
     return len({index for index in indices if index.isdecimal()})
 
 
-def _shapes(
+def shapes_of(
     contents: Contents, ranks: Mapping[str, int], model_type: Callable[..., nn.Module], config: object
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors that state the sizes; FarError that names all that are missing, with names in the file
@@ -158,7 +159,7 @@ def _pattern(name: str) -> str:
 
 
 def _far_sizes(contents: Contents) -> dict[str, Any]:
-    shapes = _shapes(contents, FAR_RANKS, FAR, FARConfig())
+    shapes = shapes_of(contents, FAR_RANKS, FAR, FARConfig())
     width, channels = shapes["z_proj.weight"]
     places, tokens = shapes["encoder_pos_embed_learned"][1], shapes["diffusion_pos_embed_learned"][1]
     try:
@@ -169,7 +170,7 @@ def _far_sizes(contents: Contents) -> dict[str, Any]:
     if places < tokens:
         shape = list(shapes["encoder_pos_embed_learned"])
         raise FarError(f"{contents.path}: encoder_pos_embed_learned is {shape}; expected at least {tokens} places")
-    head_depth = _count(contents, "diffloss.net.res_blocks.")
+    head_depth = count_of(contents, "diffloss.net.res_blocks.")
     if not head_depth:
         raise FarError(f"{contents.path}: no tensors called diffloss.net.res_blocks.*; is this a whole FAR checkpoint?")
     return {
@@ -178,9 +179,9 @@ def _far_sizes(contents: Contents) -> dict[str, Any]:
         "classes": shapes["class_emb.weight"][0],
         "buffer": places - tokens,
         "encoder_width": width,
-        "encoder_depth": _count(contents, "encoder_blocks."),
+        "encoder_depth": count_of(contents, "encoder_blocks."),
         "decoder_width": shapes["decoder_embed.weight"][0],
-        "decoder_depth": _count(contents, "decoder_blocks."),
+        "decoder_depth": count_of(contents, "decoder_blocks."),
         "mlp_ratio": shapes["encoder_blocks.0.mlp.fc1.weight"][0] / width,
         "head_width": shapes["diffloss.net.input_proj.weight"][0],
         "head_depth": head_depth,
@@ -208,7 +209,7 @@ def far_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -
     """Sizes and settings of a FAR checkpoint; FarError where the tensors are not FAR's, a setting is not allowed, or
     the head counts or the variant cannot be known."""
     sizes = _far_sizes(contents)
-    settings = _far_arguments(contents) | _changes(contents, FARConfig, overrides or {}, sizes)
+    settings = _far_arguments(contents) | stated_settings(contents, FARConfig, overrides or {}, sizes)
     heads = {p.encoder_width: p.encoder_heads for p in PRESETS.values()}
     base = PRESETS.get(str(contents.args.get("model", "")))
     for part in ("encoder", "decoder"):
@@ -238,9 +239,9 @@ def far_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -
 
 def vae_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -> VAEConfig:
     """Sizes of a KL-VAE checkpoint; FarError where the tensors are not a KL-VAE's."""
-    count = _count(contents, "encoder.down.")
+    count = count_of(contents, "encoder.down.")
     levels = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(max(count, 1))]
-    shapes = _shapes(contents, VAE_RANKS | dict.fromkeys(levels, 4), AutoencoderKL, VAEConfig())
+    shapes = shapes_of(contents, VAE_RANKS | dict.fromkeys(levels, 4), AutoencoderKL, VAEConfig())
     ch, folded = shapes["encoder.conv_in.weight"][:2]
     if folded % 3 or math.isqrt(folded // 3) ** 2 != folded // 3:
         raise FarError(
@@ -253,9 +254,9 @@ def vae_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -
     sizes: dict[str, Any] = {
         "ch": ch,
         "multipliers": tuple(shapes[name][0] // ch for name in levels),
-        "blocks": _count(contents, "encoder.down.0.block."),
+        "blocks": count_of(contents, "encoder.down.0.block."),
         "channels": shapes["post_quant_conv.weight"][0],
         "patch": math.isqrt(folded // 3),
         "encoder_attention": f"encoder.down.{count - 1}.attn.0.q.weight" in contents.tensors,
     }
-    return replace(VAEConfig(), **{**_changes(contents, VAEConfig, overrides or {}, sizes), **sizes})
+    return replace(VAEConfig(), **{**stated_settings(contents, VAEConfig, overrides or {}, sizes), **sizes})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from far_models.blocks import Block
+from far_models.blocks import Block, fill_gaps, take_tokens
 from far_models.head import DiffLoss
 
 
@@ -123,7 +123,7 @@ class FAR(nn.Module):
         if latents is not None:
             tokens = self.z_proj_ln(self.z_proj(latents) + position[:, buffer:])
             if visible is not None:
-                tokens = tokens.gather(1, visible.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+                tokens = take_tokens(tokens, visible)
             x = torch.cat([x, tokens], dim=1)
         for block in self.encoder_blocks:
             x = block(x)
@@ -135,9 +135,7 @@ class FAR(nn.Module):
         buffer = self.config.buffer
         x = self.decoder_embed(x)
         if restore is not None:
-            seen = torch.cat([x[:, buffer:], self.mask_token.expand(x.shape[0], -1, -1)], dim=1)
-            tokens = seen.gather(1, restore.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-            x = torch.cat([x[:, :buffer], tokens], dim=1)
+            x = torch.cat([x[:, :buffer], fill_gaps(x[:, buffer:], self.mask_token, restore)], dim=1)
         elif hidden:
             x = torch.cat([x, self.mask_token.expand(x.shape[0], self.config.tokens, -1)], dim=1)
         x = x + self.decoder_pos_embed_learned
