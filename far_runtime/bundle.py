@@ -12,7 +12,7 @@ from typing import Any
 
 from far_runtime.errors import FarError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 
@@ -29,8 +29,8 @@ class TensorSpec:
 @dataclass(frozen=True)
 class Graph:
     """One ONNX file. `constants`: what is folded into it (empty: everything is an input). `tolerance`: the relative
-    error to the torch model that verify accepts. `flops`: arithmetic of one row, as coefficients of a polynomial in
-    the number of visible tokens (one coefficient where there is no such number).
+    error to the torch model that verify accepts. `flops`: arithmetic of one row as a polynomial in the sizes of its
+    axes: the coefficient of every term, named by its axes ("": the constant, "count count": the square of `count`).
     """
 
     name: str
@@ -40,8 +40,13 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     tolerance: float
     constants: dict[str, int] = field(default_factory=dict)
-    flops: tuple[float, ...] = ()
+    flops: dict[str, float] = field(default_factory=dict)
     parameters: int = 0
+
+
+def fits(folded: Mapping[str, int], constants: Mapping[str, int]) -> bool:
+    """Whether a graph that has `folded` in it computes what these constants ask for."""
+    return all(constants.get(name) == value for name, value in folded.items())
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. `model`: the network's sizes and settings; `schedule`: default levels, steps, guidance
-    and temperature; `classes`: names by label, or empty; `source`: the checkpoint files.
+    """What manifest.json says. `model`: the network's sizes and settings; `schedule`: the sampling settings that are
+    used by default; `classes`: names by label, or empty; `source`: the checkpoint files.
     """
 
     system: str
@@ -72,7 +77,7 @@ class Manifest:
         if none."""
         of_stage = [graph for graph in self.graphs if graph.stage == stage]
         for graph in of_stage:
-            if all(constants.get(name) == value for name, value in graph.constants.items()):
+            if fits(graph.constants, constants):
                 return graph
         wanted = ", ".join(f"{name} {value}" for name, value in constants.items())
         have = "; ".join(", ".join(f"{k} {v}" for k, v in graph.constants.items()) for graph in of_stage)
@@ -132,9 +137,11 @@ def _read_manifest(folder: Path) -> Manifest:
     version = data.get("format") if isinstance(data, dict) else None
     if not isinstance(version, int) or version < 1:
         raise FarError(f"{file}: no format number in it, so it is no far-deploy manifest; export the bundle again")
+    if version < FORMAT:
+        raise FarError(f"{file}: format {version} of an earlier far-deploy, this one reads {FORMAT}; export it again")
     if version > FORMAT:
         raise FarError(
-            f"{file}: format {version}, this far-deploy reads up to {FORMAT}; update it with: pip install -U far-deploy"
+            f"{file}: format {version}, this far-deploy reads {FORMAT}; update it with: pip install -U far-deploy"
         )
     if data.get("sha256") != manifest_checksum(data):
         raise FarError(f"{file}: changed since export (its checksum is another); export the bundle again")
@@ -227,6 +234,6 @@ def _graph(entry: Mapping[str, Any]) -> Graph:
         outputs=specs("outputs"),
         tolerance=float(entry["tolerance"]),
         constants={name: int(value) for name, value in entry.get("constants", {}).items()},
-        flops=tuple(float(value) for value in entry.get("flops", ())),
+        flops={term: float(value) for term, value in entry.get("flops", {}).items()},
         parameters=int(entry.get("parameters", 0)),
     )

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from far_runtime.cli_sampling import SAMPLING, sampling_options, subject_options, take_sampling
 from far_runtime.settings import MAX_BATCH, MAX_THREADS
 
 if TYPE_CHECKING:
@@ -21,36 +22,23 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 DEFAULT_LABELS = 8
-OF_THE_PICTURE = ("labels", "count", "seed", "guidance", "temperature", "steps", "levels", "batch_size")
+OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size", *SAMPLING)
 """Parameters that --like takes from the picture."""
 
 
 @click.command(short_help="Draw pictures from a bundle.")
 @click.argument("bundle", type=PATH)
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="NUMBER|NAME",
-    help="Class to draw, by number, name or part of a name; may be repeated. Default: the first eight classes.",
-)
-@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each label.")
+@subject_options("the first eight classes")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each subject.")
 @click.option(
     "--seed",
     type=int,
     default=0,
     show_default=True,
-    help="Every label's pictures have the seeds SEED, SEED+1, ...: further labels or a larger count change no picture.",
+    help="Every subject's pictures have the seeds SEED, SEED+1, ...: further labels or a larger count change no "
+    "picture.",
 )
-@click.option("--guidance", type=float, metavar="SCALE", help="Guidance at the end; 1 is none. Default: the bundle's.")
-@click.option("--temperature", type=float, metavar="T", help="Factor of the sampler's noise. Default: the bundle's.")
-@click.option(
-    "--steps",
-    metavar="N|A:B|N,N,...",
-    help="Diffusion steps: N at every level, from A at the first to B at the last, or level by level. "
-    "Default: the bundle's.",
-)
-@click.option("--levels", metavar="N,N,...", help="Levels from low to high frequency. Default: the bundle's.")
+@sampling_options
 @click.option(
     "--batch-size",
     type=click.IntRange(1, MAX_BATCH),
@@ -94,12 +82,10 @@ def generate(
     /,
     bundle: Path,
     labels: tuple[str, ...],
+    prompts: tuple[str, ...],
+    negative: str,
     count: int,
     seed: int,
-    guidance: float | None,
-    temperature: float | None,
-    steps: str | None,
-    levels: str | None,
     batch_size: int,
     output: Path,
     each: Path | None,
@@ -109,15 +95,18 @@ def generate(
     threads: int | None,
     no_check: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
-    """Draw pictures of the given labels from BUNDLE, a folder made by far export."""
+    """Draw pictures of the given labels or prompts from BUNDLE, a folder made by far export. Sampling settings that
+    are not given are the bundle's."""
     started = time.perf_counter()
     from far_runtime.outputs import Outputs, check_sheet, level_files, write
     from far_runtime.pictures import name_of, read_settings
     from far_runtime.pipeline import Pipeline
-    from far_runtime.schedule import parse_levels
+    from far_runtime.subjects import default_subjects, resolve_subjects
 
     check_sheet(output)
+    sampling = take_sampling(options)
     outputs = Outputs(output, each, None if save_levels is None else level_files(save_levels, output))
     original = None
     if like is not None:
@@ -126,26 +115,25 @@ def generate(
         threads = threads or original.threads
     outputs.check_distinct((), like)
     with Pipeline.from_bundle(bundle, engine or _engine_of(original), threads, check=not no_check) as pipeline:
-        model, classes = pipeline.bundle.manifest.model, pipeline.bundle.manifest.classes
+        manifest = pipeline.bundle.manifest
         if original is not None and like is not None:
             _warn_of_differences(like, original.differences(pipeline.surroundings()))
-            wanted = [(pipeline.labels([original.label])[0], original.seed)]
+            wanted = [(pipeline.subjects([original.subject])[0], original.seed)]
             rows, columns, draw = 1, 1, partial(pipeline.like, original)
         else:
-            numbers = pipeline.labels(list(dict.fromkeys(labels)) or list(range(min(DEFAULT_LABELS, model["classes"]))))
-            numbers = list(dict.fromkeys(numbers))
-            rows, columns = len(numbers), count
-            wanted = [(label, seed + i) for label in numbers for i in range(count)]
-            draw = partial(
-                pipeline.generate,
-                [label for label, _ in wanted],
-                [of_one for _, of_one in wanted],
-                guidance, temperature, steps, parse_levels(levels) if levels is not None else None, batch_size,
-            )  # fmt: skip
-        outputs.check_distinct((name_of(of, classes[of] if classes else "", one) for of, one in wanted), like)
-        outputs.check(rows, columns, model["image_size"], model["image_size"])
+            subjects = resolve_subjects(manifest, labels, prompts, negative)
+            subjects = list(dict.fromkeys(subjects)) or default_subjects(manifest, DEFAULT_LABELS)
+            rows, columns = len(subjects), count
+            wanted = [(subject, seed + i) for subject in subjects for i in range(count)]
+            drawn, seeds = zip(*wanted, strict=True)
+            draw = partial(pipeline.generate, drawn, seeds, batch_size=batch_size, **sampling)
+        outputs.check_distinct((name_of(subject, of_one) for subject, of_one in wanted), like)
+        size = manifest.model["image_size"]
+        outputs.check(rows, columns, size, size)
         with progress_bar(not quiet and sys.stderr.isatty()) as on_progress:
             made = draw(on_progress=on_progress, save_levels=save_levels is not None)
+        for warning in made.warnings:
+            click.echo(f"warning: {warning}", err=True)
         lines = write(made, columns, outputs)
         on_engine = f"{pipeline.engine.name} {pipeline.surroundings()['engine_version']}"
     if quiet:
@@ -198,7 +186,7 @@ def compared(like: Path, made: Generation) -> str:
 
 @contextlib.contextmanager
 def progress_bar(show: bool) -> Iterator[OnProgress | None]:
-    """Two bars on stderr, one over everything and one over the diffusion steps of the level; nothing unless `show`."""
+    """Two bars on stderr, one over everything and one over the step of the loop; nothing unless `show`."""
     if not show:
         yield None
         return
@@ -208,13 +196,13 @@ def progress_bar(show: bool) -> Iterator[OnProgress | None]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        whole = bars.add_task("all diffusion steps", total=None)
-        level = bars.add_task("level", total=None)
+        whole = bars.add_task("all", total=None)
+        level = bars.add_task("", total=None)
 
         def show_progress(at: Progress) -> None:
             of_batches = f", batch {at.batch + 1} of {at.batches}" if at.batches > 1 else ""
-            name = f"level {at.step.level} ({at.step.index + 1} of {at.levels}{of_batches})"
+            name = f"{at.step.name} ({at.step.index + 1} of {at.steps}{of_batches})"
             bars.update(whole, completed=at.done, total=at.total)
-            bars.update(level, completed=at.diffused, total=at.step.diffusion_steps, description=name)
+            bars.update(level, completed=at.inner, total=at.step.inner, description=name)
 
         yield show_progress

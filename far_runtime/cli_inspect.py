@@ -35,26 +35,26 @@ def inspect(bundle: Path, as_json: bool, no_check: bool) -> None:
 
 def describe(bundle: Any) -> dict[str, Any]:
     """All that `far inspect` shows, as plain values."""
-    from far_runtime.cost import picture_cost, step_costs
-    from far_runtime.defaults import check_system, plan_of, schedule_of, settings_of
+    from far_runtime.cost import picture_cost, step_flops
+    from far_runtime.defaults import check_system, plan_of, settings_of
 
     check_system(bundle)
     manifest = bundle.manifest
     settings = settings_of(manifest)
-    plan = plan_of(manifest, schedule_of(manifest, settings))
+    plan = plan_of(manifest, settings)
     gflop = {stage: flops / 1e9 for stage, flops in picture_cost(manifest, plan).items()}
     rows = [
         {
-            "level": step.level,
-            "lowpass": step.lowpass,
-            "visible": step.visible,
-            "diffusion_steps": step.diffusion_steps,
+            "kind": step.kind,
+            "number": step.number,
+            "inner": step.inner,
             "guidance": step.guidance,
-            "temperature": step.temperature,
-            "graph": manifest.graph("transformer", step.constants).name,
-            "gflop": (cost.transformer + cost.denoise) / 1e9,
+            **step.shown,
+            "constants": dict(step.constants),
+            "graph": manifest.graph(step.calls[0].stage, step.calls[0].constants).name,
+            "gflop": step_flops(manifest, step) / 1e9,
         }
-        for step, cost in zip(plan, step_costs(manifest, plan), strict=True)
+        for step in plan
     ]
     return {
         "path": str(bundle.path),
@@ -63,7 +63,7 @@ def describe(bundle: Any) -> dict[str, Any]:
         "created_by": manifest.created_by,
         "source": manifest.source,
         "model": manifest.model,
-        "defaults": {"guidance": settings.guidance, "temperature": settings.temperature},
+        "defaults": settings,
         "schedule": rows,
         "gflop": gflop,
         "gflop_total": sum(gflop.values()),
@@ -80,11 +80,7 @@ def _show(facts: dict[str, Any]) -> None:
     size = sum(record["bytes"] for record in facts["files"].values())
     model = facts["model"]
     console.print(f"{facts['path']}: {facts['system']} bundle {facts['id']}, {size / 1e6:.1f} MB")
-    variant = "masked" if model["masked"] else "unmasked"
-    console.print(
-        f"{variant}, {model['grid']} x {model['grid']} x {model['channels']} latents, {model['image_size']} pixels, "
-        f"{model['classes']} classes, predicts {model['prediction']}"
-    )
+    console.print(", ".join(_model_facts(model)))
     for part, source in facts["source"].items():
         console.print(f"{part}: {', '.join(f'{key} {value}' for key, value in source.items())}")
     if facts["created_by"]:
@@ -94,6 +90,14 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(table)
     console.print()
     console.print(_class_line(facts["classes"]))
+
+
+def _model_facts(model: dict[str, Any]) -> list[str]:
+    """What is said of the network, of that which its system has."""
+    facts = [] if "masked" not in model else ["masked" if model["masked"] else "unmasked"]
+    facts += [f"{model['grid']} x {model['grid']} x {model['channels']} latents", f"{model['image_size']} pixels"]
+    facts.append("draws from text" if model.get("condition") == "text" else f"{model['classes']} classes")
+    return facts + ([f"predicts {model['prediction']}"] if "prediction" in model else [])
 
 
 def _table(title: str, **columns: str) -> Table:
@@ -110,14 +114,13 @@ def _graph_table(facts: dict[str, Any]) -> Table:
     table = _table("Stages", graph="left", inputs="left", outputs="left", parameters="right", GFLOP_a_row="right")
     for graph in facts["graphs"]:
         inputs, outputs = ("\n".join(_tensor(spec) for spec in graph[side]) for side in ("inputs", "outputs"))
-        at_most = _largest_row(graph, facts["model"]["grid"] ** 2)
-        table.add_row(graph["name"], inputs, outputs, f"{graph['parameters']:,}", _number(at_most / 1e9))
+        table.add_row(graph["name"], inputs, outputs, f"{graph['parameters']:,}", _polynomial(graph["flops"]))
     return table
 
 
-def _largest_row(graph: dict[str, Any], tokens: int) -> float:
-    visible = graph["constants"].get("count", tokens)
-    return float(sum(value * visible**power for power, value in enumerate(graph["flops"])))
+def _polynomial(flops: dict[str, float]) -> str:
+    """GFLOP of a row, in the sizes of the graph's axes: "1.2 + 0.03 count"."""
+    return " + ".join(f"{_number(value / 1e9)} {term}".strip() for term, value in flops.items() if value)
 
 
 def _number(value: float) -> str:
@@ -129,15 +132,15 @@ def _tensor(spec: dict[str, Any]) -> str:
 
 
 def _schedule_table(facts: dict[str, Any]) -> Table:
-    table = _table(
-        "Default schedule",
-        level="right", diffusion_steps="right", guidance="right", temperature="right", visible_tokens="right",
-        GFLOP="right", graph="left",
-    )  # fmt: skip
-    for row in facts["schedule"]:
+    rows = facts["schedule"]
+    fixed = ("kind", "number", "inner", "guidance", "constants", "graph", "gflop")
+    own = [name for name in rows[0] if name not in fixed]
+    columns = {rows[0]["kind"]: "right", "diffusion_steps": "right", "guidance": "right"}
+    table = _table("Default schedule", **columns, **dict.fromkeys(own, "right"), GFLOP="right", graph="left")
+    for row in rows:
         table.add_row(
-            str(row["level"]), str(row["diffusion_steps"]), f"{row['guidance']:.3g}", f"{row['temperature']:.3f}",
-            str(row["visible"]), _number(row["gflop"]), row["graph"],
+            str(row["number"]), str(row["inner"]), f"{row['guidance']:.3g}", *(f"{row[name]:.4g}" for name in own),
+            _number(row["gflop"]), row["graph"],
         )  # fmt: skip
     return table
 

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 
 from far_runtime.bundle import Graph, Manifest
-from far_runtime.samplers.far import Step
+from far_runtime.samplers.base import Call, Step
+
+ONCE = ("text", "context", "decode")
+"""Stages that run once a picture, before or after the loop, where a bundle has them."""
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """Floating-point operations of one step of the loop for one picture: transformer, and all diffusion steps."""
-
-    transformer: float
-    denoise: float
+def call_flops(manifest: Manifest, call: Call) -> float:
+    """Floating-point operations (a multiply-add is two) of a call for one picture."""
+    return call.rows * call.times * row_flops(manifest.graph(call.stage, call.constants), call.sizes)
 
 
-def step_costs(manifest: Manifest, plan: Sequence[Step]) -> tuple[StepCost, ...]:
-    """The cost of every step of a plan; a guided step computes two rows a picture, an unguided one one."""
-    costs = []
-    for step in plan:
-        rows = 1 if step.guidance == 1 else 2
-        transformer = row_flops(manifest.graph("transformer", step.constants), step.visible)
-        denoise = row_flops(manifest.graph("denoise", {}), step.visible)
-        costs.append(StepCost(rows * transformer, rows * denoise * step.diffusion_steps))
-    return tuple(costs)
+def step_flops(manifest: Manifest, step: Step) -> float:
+    """Operations of one step of the loop for one picture."""
+    return sum(call_flops(manifest, call) for call in step.calls)
 
 
 def picture_cost(manifest: Manifest, plan: Sequence[Step]) -> dict[str, float]:
-    """Floating-point operations (a multiply-add is two) of one picture by stage; the decoder runs once."""
-    costs = step_costs(manifest, plan)
-    return {
-        "transformer": sum(cost.transformer for cost in costs),
-        "denoise": sum(cost.denoise for cost in costs),
-        "decode": row_flops(manifest.graph("decode", {}), 0),
-    }
+    """Operations of one picture by stage, in the order in which they first run."""
+    have = {graph.stage for graph in manifest.graphs}
+    before, after = ([Call(stage) for stage in part if stage in have] for part in (ONCE[:-1], ONCE[-1:]))
+    costs: dict[str, float] = {}
+    for call in [*before, *(call for step in plan for call in step.calls), *after]:
+        costs[call.stage] = costs.get(call.stage, 0.0) + call_flops(manifest, call)
+    return costs
 
 
-def row_flops(graph: Graph, visible: int) -> float:
-    """Operations of one row of a graph when the encoder sees `visible` tokens."""
-    return float(sum(coefficient * visible**power for power, coefficient in enumerate(graph.flops)))
+def row_flops(graph: Graph, sizes: Mapping[str, int]) -> float:
+    """Operations of one row of a graph with these sizes of its axes."""
+    return float(sum(value * math.prod(sizes[axis] for axis in term.split()) for term, value in graph.flops.items()))

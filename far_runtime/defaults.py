@@ -1,67 +1,57 @@
-"""A bundle's own settings, and the schedule that they make with some of them changed."""
+"""A bundle's own sampling settings, and the plan that they make with some of them changed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.errors import FarError
 from far_runtime.samplers import SAMPLERS
-from far_runtime.samplers.far import Step
-from far_runtime.schedule import OFFICIAL_STEPS, Schedule, make_schedule, official_levels
-
-OFFICIAL_GUIDANCE, OFFICIAL_TEMPERATURE = 3.0, 1.0
+from far_runtime.samplers.base import Sampler, Step
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Sampling settings of one call. steps: as `make_schedule` takes them."""
-
-    guidance: float
-    temperature: float
-    steps: str | int | Sequence[int]
-    levels: tuple[int, ...]
+def sampler_of(manifest: Manifest) -> Sampler:
+    """The sampling loop of the bundle's system; KeyError where `check_system` would raise."""
+    return SAMPLERS[manifest.system]
 
 
-def settings_of(
-    manifest: Manifest,
-    guidance: float | None = None,
-    temperature: float | None = None,
-    steps: str | int | Sequence[int] | None = None,
-    levels: Sequence[int] | None = None,
-) -> Settings:
-    """The given settings; what is None as the manifest has it, or else as the official code does."""
-    default, model = manifest.schedule, manifest.model
-    if levels is None:
-        levels = default.get("levels") or official_levels(model["grid"], model["masked"])
-    return Settings(
-        float(default.get("guidance", OFFICIAL_GUIDANCE) if guidance is None else guidance),
-        float(default.get("temperature", OFFICIAL_TEMPERATURE) if temperature is None else temperature),
-        default.get("steps", OFFICIAL_STEPS) if steps is None else steps,
-        tuple(int(level) for level in levels),
-    )
+def settings_of(manifest: Manifest, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All sampling settings by name: the given ones (None: not given), else the manifest's, else the official code's.
+
+    FarError for settings that the system does not have or that cannot be, and where a step has no graph.
+    """
+    sampler = sampler_of(manifest)
+    chosen = {name: value for name, value in (given or {}).items() if value is not None}
+    check_options(manifest.system, sampler.OPTIONS, chosen)
+    try:
+        settings = sampler.settle(manifest.model, {**manifest.schedule, **chosen})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FarError(f"sampling settings {chosen}: {error}; give numbers, as far generate --help shows") from error
+    for step in sampler.plan(manifest.model, settings):
+        for call in step.calls:
+            manifest.graph(call.stage, call.constants)
+    return settings
 
 
-def schedule_of(manifest: Manifest, settings: Settings) -> Schedule:
-    """The schedule of these settings; FarError for settings that cannot be, or that no graph was exported for."""
-    schedule = make_schedule(
-        settings.levels,
-        grid=manifest.model["grid"],
-        masked=manifest.model["masked"],
-        guidance=settings.guidance,
-        temperature=settings.temperature,
-        steps=settings.steps,
-    )
-    for step in plan_of(manifest, schedule):
-        manifest.graph("transformer", step.constants)
-    return schedule
+def plan_of(manifest: Manifest, settings: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The steps of the loop under settled settings."""
+    return sampler_of(manifest).plan(manifest.model, settings)
 
 
-def plan_of(manifest: Manifest, schedule: Schedule) -> tuple[Step, ...]:
-    """The steps of the loop under a schedule."""
-    plan: tuple[Step, ...] = SAMPLERS[manifest.system].plan(schedule, manifest.model["grid"], manifest.model["masked"])
-    return plan
+def check_options(system: str, options: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    """FarError for a setting that the system does not take."""
+    unknown = [name for name in given if name not in options]
+    if unknown:
+        raise FarError(
+            f"{', '.join(option(name) for name in unknown)}: a {system} model has no such setting; it takes "
+            f"{', '.join(option(name) for name in options)}"
+        )
+
+
+def option(name: str) -> str:
+    """A setting's name on the command line."""
+    return "--" + name.replace("_", "-")
 
 
 def check_system(bundle: Bundle) -> None:

@@ -98,16 +98,16 @@ def write_levels(made: Generation, columns: int, strip: Path, animation: Path) -
     if made.level_images is None:
         raise ValueError("these pictures were made without save_levels")
     captions = [f"{one.caption}\nseed {one.seed}" for one in made.settings]
-    levels = made.settings[0].levels
-    save_plain(strip, picture_grid(made.level_images, captions, [f"level {level}" for level in levels]))
-    save_animation(animation, [_sheet(made, made.level_images[:, i], columns) for i in range(len(levels))])
-    return [f"{strip}: {len(levels)} levels from low to high frequency", f"{animation}: the same as an animation"]
+    names = made.step_names[-made.level_images.shape[1] :]
+    save_plain(strip, picture_grid(made.level_images, captions, names))
+    save_animation(animation, [_sheet(made, made.level_images[:, i], columns) for i in range(len(names))])
+    return [f"{strip}: the way to the picture in {len(names)} steps", f"{animation}: the same as an animation"]
 
 
 def _sheet(made: Generation, images: Pixels, columns: int) -> Image.Image:
-    """Contact sheet of images [N, H, W, 3]: a row per label, a column per seed; no captions around a single one."""
+    """Contact sheet of images [N, H, W, 3]: a row per subject, a column per seed; no captions around a single one."""
     rows = images.reshape(-1, columns, *images.shape[1:])
     if len(images) == 1:
         return picture_grid(rows, [""], [""])
-    labels = [f"{one.label}\n{one.name}" for one in made.settings[::columns]]
+    labels = [one.name if one.label is None else f"{one.label}\n{one.name}" for one in made.settings[::columns]]
     return picture_grid(rows, labels, [f"seed {one.seed}" for one in made.settings[:columns]])

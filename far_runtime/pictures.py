@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from far_runtime.errors import FarError
 from far_runtime.files import whole_file
 from far_runtime.settings import PictureSettings
+from far_runtime.subjects import Subject
 
 KEY = "far-deploy"
 """Keyword of the PNG text chunk."""
@@ -85,13 +87,15 @@ def read_settings(path: Path) -> PictureSettings:
 
 def file_name(settings: PictureSettings) -> str:
     """Name of a picture's own file, such as 207-golden-retriever-seed-0.png."""
-    return name_of(settings.label, settings.name, settings.seed)
+    return name_of(settings.subject, settings.seed)
 
 
-def name_of(label: int, name: str, seed: int) -> str:
-    """File name of the picture of a label (and the label's name) with a seed."""
-    words = "-".join(re.findall(r"[a-z0-9]+", name.casefold()))[:_NAME_LENGTH].strip("-")
-    return "-".join(part for part in (str(label), words, "seed", str(seed)) if part) + ".png"
+def name_of(subject: Subject, seed: int) -> str:
+    """File name of the picture of a label and its name, or of a prompt (told from others by a checksum), with a
+    seed."""
+    words = "-".join(re.findall(r"[a-z0-9]+", subject.name.casefold()))[:_NAME_LENGTH].strip("-")
+    first = f"{zlib.crc32(subject.name.encode()):08x}" if subject.label is None else str(subject.label)
+    return "-".join(part for part in (first, words, "seed", str(seed)) if part) + ".png"
 
 
 def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:

@@ -1,9 +1,10 @@
-"""Pipeline: labels and seeds into pictures, through a bundle's stages on one engine."""
+"""Pipeline: labels or prompts, and seeds, into pictures, through a bundle's stages on one engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,31 +14,28 @@ from numpy.typing import NDArray
 
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, open_bundle
-from far_runtime.defaults import Settings, check_system, schedule_of, settings_of
+from far_runtime.defaults import check_system, option, plan_of, sampler_of, settings_of
 from far_runtime.engines import DEFAULT_ENGINE, open_engine
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.frequency import lowpass
-from far_runtime.labels import resolve_label
 from far_runtime.noise import SeedNoise
-from far_runtime.samplers import SAMPLERS
-from far_runtime.samplers.far import Step
-from far_runtime.schedule import Schedule
+from far_runtime.samplers.base import Known, Step
 from far_runtime.settings import PictureSettings
+from far_runtime.subjects import Subject, condition_of, resolve_subjects, takes_text
 
 DEFAULT_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far `generate` is: `diffused` diffusion steps of `step`, one of `levels` steps of the loop, in `batch` (from
-    0) of `batches`; in all `done` of `total` diffusion steps."""
+    """How far `generate` is: `inner` units (diffusion steps) of `step`, one of `steps` steps of the loop, in `batch`
+    (from 0) of `batches`; in all `done` of `total` units."""
 
     batch: int
     batches: int
     step: Step
-    levels: int
-    diffused: int
+    steps: int
+    inner: int
     done: int
     total: int
 
@@ -47,11 +45,12 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Generation:
-    """Pictures with what they came from, in the order of the labels.
+    """Pictures with what they came from, in the order of the subjects.
 
-    images: uint8 [N, H, W, 3]. latents: float32 [N, L, C], scaled. settings: one per picture. Where asked for, and None
-    otherwise, level_latents: [N, levels, L, C], the sample after each level; level_images: uint8 [N, levels, H, W, 3],
-    those samples low-passed to the next entry of the level list (the last as it is) and decoded.
+    images: uint8 [N, H, W, 3]. latents: float32 [N, ...], what was decoded (continuous systems: [N, L, C], scaled).
+    settings: one per picture. Where asked for, and None otherwise, level_latents: [N, steps, ...], the state after each
+    step; level_images: uint8 [N, steps, H, W, 3], the way to the picture as the system's `views` shows it. step_names:
+    what the steps are called. warnings: what the user should know.
     """
 
     images: NDArray[np.uint8]
@@ -59,15 +58,18 @@ class Generation:
     settings: tuple[PictureSettings, ...]
     level_latents: NDArray[np.float32] | None = None
     level_images: NDArray[np.uint8] | None = None
+    step_names: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __getitem__(self, rows: slice) -> Generation:
         """Some of the pictures."""
-        return Generation(
-            self.images[rows],
-            self.latents[rows],
-            self.settings[rows],
-            None if self.level_latents is None else self.level_latents[rows],
-            None if self.level_images is None else self.level_images[rows],
+        return replace(
+            self,
+            images=self.images[rows],
+            latents=self.latents[rows],
+            settings=self.settings[rows],
+            level_latents=None if self.level_latents is None else self.level_latents[rows],
+            level_images=None if self.level_images is None else self.level_images[rows],
         )
 
 
@@ -113,11 +115,6 @@ class Pipeline:
         """Give the engine's memory back."""
         self.engine.close()
 
-    def labels(self, labels: Sequence[int | str]) -> list[int]:
-        """Numbers of labels given by number or name; FarError for one that is out of range, unknown or ambiguous."""
-        manifest = self.bundle.manifest
-        return [resolve_label(label, manifest.model["classes"], manifest.classes) for label in labels]
-
     def surroundings(self) -> dict[str, Any]:
         """What a picture's bits depend on beside its own settings, under the names of `PictureSettings`."""
         return {
@@ -130,133 +127,212 @@ class Pipeline:
 
     def generate(
         self,
-        labels: Sequence[int | str],
+        subjects: Sequence[int | str | Subject],
         seeds: Sequence[int],
-        guidance: float | None = None,
-        temperature: float | None = None,
-        steps: str | int | Sequence[int] | None = None,
-        levels: Sequence[int] | None = None,
+        *,
+        negative: str = "",
         batch_size: int = DEFAULT_BATCH,
         on_progress: OnProgress | None = None,
         save_levels: bool = False,
+        **sampling: Any,
     ) -> Generation:
-        """Draw one picture per label and seed, `batch_size` at a time; what is None is the bundle's default.
+        """Draw one picture per subject and seed, `batch_size` at a time.
 
-        A picture depends on its own label, seed and settings alone, up to the engine's rounding. steps: a number, one
-        per level, or "40:100", linear from the first level to the last. Raises FarError for numbers that cannot be.
+        subjects: labels by number or name, or prompts, whichever the bundle draws from. negative: a prompt to lead away
+        from. sampling: the system's settings (`Sampler.OPTIONS`) by name, such as guidance=2.5; what is None or absent
+        is the bundle's default. A picture depends on its own subject, seed and settings alone, up to the engine's
+        rounding. Raises FarError for subjects and settings that cannot be.
         """
-        numbers = self.labels(labels)
-        if not numbers:
-            raise FarError("no labels; give one or more with --label")
-        if len(seeds) != len(numbers):
-            raise FarError(f"{len(seeds)} seeds for {len(numbers)} labels; give one seed per picture")
-        if batch_size < 1:
-            raise FarError(f"batch size {batch_size}: expected 1 or more; use --batch-size {DEFAULT_BATCH}, say")
-        settings = settings_of(self.bundle.manifest, guidance, temperature, steps, levels)
-        schedule = schedule_of(self.bundle.manifest, settings)
+        wanted = self.subjects(subjects, negative)
+        self._check(wanted, seeds, batch_size)
+        settings = settings_of(self.bundle.manifest, sampling)
+        pictures = self._pictures(wanted, SeedNoise([int(seed) for seed in seeds]).seeds, settings, batch_size)
+        return self._draw(pictures, settings, batch_size, on_progress, save_levels)
+
+    def edit(
+        self,
+        subjects: Sequence[int | str | Subject],
+        seeds: Sequence[int],
+        image: NDArray[np.uint8],
+        keep: NDArray[np.bool_],
+        *,
+        edited: Mapping[str, str] | None = None,
+        negative: str = "",
+        batch_size: int = DEFAULT_BATCH,
+        on_progress: OnProgress | None = None,
+        save_levels: bool = False,
+        **sampling: Any,
+    ) -> Generation:
+        """Draw pictures that keep part of an image: its latents stand where every pixel of their cell is kept.
+
+        image: uint8 [H, W, 3] of the bundle's size. keep: [H, W], True where the image stays. edited: what to record of
+        where they came from. The pixels are the decoder's everywhere; far_runtime.edit puts the image's own back.
+        Raises FarError for a bundle without the encode stage, and as `generate` does.
+        """
+        wanted = self.subjects(subjects, negative)
+        self._check(wanted, seeds, batch_size)
+        settings = settings_of(self.bundle.manifest, sampling)
         pictures = self._pictures(
-            numbers, SeedNoise([int(seed) for seed in seeds]).seeds, settings, schedule, batch_size
+            wanted, SeedNoise([int(seed) for seed in seeds]).seeds, settings, batch_size, dict(edited or {})
         )
-        batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
-        report = _reporter(schedule, len(batches), on_progress)
-        return _joined([self._batch(batch, schedule, report(i), save_levels) for i, batch in enumerate(batches)])
+        return self._draw(pictures, settings, batch_size, on_progress, save_levels, partial(self._known, image, keep))
 
     def like(
         self, picture: PictureSettings, on_progress: OnProgress | None = None, save_levels: bool = False
     ) -> Generation:
         """One picture made again: in its place of a batch of the same size, whose other rows are copies of it.
 
-        Same bundle, engine and machine: every bit is the same. `PictureSettings.differences` tells what is not.
+        Same bundle, engine and machine: every bit is the same. `PictureSettings.differences` tells what is not. Raises
+        FarError for an edited picture, which does not hold the image that it came from.
         """
+        if picture.edited:
+            raise FarError("the picture was edited from another one; repeat it with far edit and the same files")
         made = self.generate(
-            [picture.label] * picture.batch,
+            [picture.subject] * picture.batch,
             [picture.seed] * picture.batch,
-            guidance=picture.guidance,
-            temperature=picture.temperature,
-            steps=picture.steps,
-            levels=picture.levels,
             batch_size=picture.batch,
             on_progress=on_progress,
             save_levels=save_levels,
+            **picture.sampling,
         )
         return made[picture.index : picture.index + 1]
 
+    def subjects(self, subjects: Sequence[int | str | Subject], negative: str = "") -> list[Subject]:
+        """Subjects of labels by number or name, or of prompts; FarError for a label that is out of range, unknown or
+        ambiguous."""
+        manifest = self.bundle.manifest
+        found = []
+        for one in subjects:
+            given = one if isinstance(one, Subject) else Subject(None, str(one), negative)
+            text = takes_text(manifest) if not isinstance(one, Subject) else given.label is None
+            labels: list[int | str] = [] if text else [given.name if given.label is None else given.label]
+            found += resolve_subjects(manifest, labels, [given.name] if text else [], given.negative)
+        return found
+
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Pictures uint8 [B, H, W, 3] of scaled latents [B, L, C]."""
+        """Pictures uint8 [B, H, W, 3] of what the loop ends with (scaled latents [B, L, C])."""
         return self._decode(self.engine.put(latents))
 
     def _decode(self, latents: Array) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = self.engine.get(self.engine.run("decode", {"latents": latents})["pixels"])
         return pixels
 
+    def _check(self, subjects: Sequence[Subject], seeds: Sequence[int], batch_size: int) -> None:
+        option, kind = ("--prompt", "prompts") if takes_text(self.bundle.manifest) else ("--label", "labels")
+        if not subjects:
+            raise FarError(f"no {kind}; give one or more with {option}")
+        if len(seeds) != len(subjects):
+            raise FarError(f"{len(seeds)} seeds for {len(subjects)} {kind}; give one seed per picture")
+        if batch_size < 1:
+            raise FarError(f"batch size {batch_size}: expected 1 or more; use --batch-size {DEFAULT_BATCH}, say")
+
+    def _known(self, image: NDArray[np.uint8], keep: NDArray[np.bool_], batch: int) -> Known:
+        """What an edit keeps, for a batch of pictures."""
+        size = self.bundle.manifest.model["image_size"]
+        if image.shape != (size, size, 3) or keep.shape != (size, size):
+            raise FarError(
+                f"image of {image.shape[1]} x {image.shape[0]} pixels, mask of {keep.shape[1]} x {keep.shape[0]}: this "
+                f"bundle edits pictures of {size} x {size}"
+            )
+        if not any(graph.stage == "encode" for graph in self.bundle.manifest.graphs):
+            raise FarError(
+                f"{self.bundle.path}: has no encode stage, so it cannot edit; export it again without --no-editing"
+            )
+        pixels = self.engine.put(np.repeat(image[None], batch, axis=0))
+        latents = self.engine.run("encode", {"pixels": pixels})["latents"]
+        grid = self.bundle.manifest.model["grid"]
+        cells = np.asarray(keep).reshape(1, grid, size // grid, grid, size // grid).all(axis=(2, 4))
+        return Known(latents, np.repeat(cells, batch, axis=0))
+
+    def _draw(
+        self,
+        pictures: tuple[PictureSettings, ...],
+        settings: Mapping[str, Any],
+        batch_size: int,
+        on_progress: OnProgress | None,
+        save_levels: bool,
+        known: Callable[[int], Known] | None = None,
+    ) -> Generation:
+        """All pictures, batch by batch."""
+        batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
+        plan = plan_of(self.bundle.manifest, settings)
+        report = _reporter(plan, len(batches), on_progress)
+        parts = [
+            self._batch(batch, settings, report(i), save_levels, known(len(batch)) if known else None)
+            for i, batch in enumerate(batches)
+        ]
+        return replace(_joined(parts), step_names=tuple(step.name for step in plan))
+
     def _batch(
         self,
         pictures: tuple[PictureSettings, ...],
-        schedule: Schedule,
+        settings: Mapping[str, Any],
         report: Callable[[Step, int], None],
         save_levels: bool,
+        known: Known | None = None,
     ) -> Generation:
         """Pictures that are computed together."""
         samples: list[NDArray[np.float32]] = []
 
-        def on_step(step: Step, diffused: int, state: Array) -> None:
-            if save_levels and diffused == step.diffusion_steps:
+        def on_step(step: Step, done: int, state: Array) -> None:
+            if save_levels and done == step.inner:
                 samples.append(self.engine.get(state).copy())
-            report(step, diffused)
+            report(step, done)
 
-        state = SAMPLERS[self.bundle.manifest.system].sample(
-            self.engine,
-            self.bundle.manifest.model,
-            schedule,
-            [picture.label for picture in pictures],
-            SeedNoise([picture.seed for picture in pictures]),
-            on_step,
-        )
+        manifest = self.bundle.manifest
+        sampler = sampler_of(manifest)
+        condition, warnings = condition_of(self.engine, self.bundle, [picture.subject for picture in pictures])
+        noise = SeedNoise([picture.seed for picture in pictures])
+        state = sampler.sample(self.engine, manifest.model, settings, condition, noise, on_step, known)
         images, latents = self._decode(state), self.engine.get(state).copy()
         if not np.isfinite(latents).all():
+            used = ", ".join(f"{option(name)} {value}" for name, value in settings.items())
             raise FarError(
-                f"the latents are not finite at guidance {pictures[0].guidance:g}, temperature "
-                f"{pictures[0].temperature:g}; try less --guidance, or far verify to see where it begins"
+                f"the latents are not finite with {used}; try less --guidance, or far verify to see where it begins"
             )
+        made = Generation(images, latents, pictures, warnings=warnings)
         if not save_levels:
-            return Generation(images, latents, pictures)
-        kept = zip(samples, schedule.levels[1:], strict=False)  # one less: nothing is dropped from the last sample
-        seen = [self.decode(lowpass(sample, level)) for sample, level in kept]
-        return Generation(images, latents, pictures, np.stack(samples, axis=1), np.stack([*seen, images], axis=1))
+            return made
+        seen = [self.decode(view) for view in sampler.views(manifest.model, settings, samples)[:-1]]
+        return replace(made, level_latents=np.stack(samples, axis=1), level_images=np.stack([*seen, images], axis=1))
 
     def _pictures(
-        self, labels: Sequence[int], seeds: Sequence[int], settings: Settings, schedule: Schedule, batch_size: int
+        self,
+        subjects: Sequence[Subject],
+        seeds: Sequence[int],
+        settings: Mapping[str, Any],
+        batch_size: int,
+        edited: dict[str, str] | None = None,
     ) -> tuple[PictureSettings, ...]:
         """The record of every picture."""
-        manifest, count, surroundings = self.bundle.manifest, len(labels), self.surroundings()
+        count, surroundings = len(subjects), self.surroundings()
         return tuple(
             PictureSettings(
-                label=label,
-                name=manifest.classes[label] if manifest.classes else "",
+                label=subject.label,
+                name=subject.name,
+                negative=subject.negative,
                 seed=seed,
-                guidance=settings.guidance,
-                temperature=settings.temperature,
-                levels=schedule.levels,
-                steps=schedule.steps,
+                sampling=dict(settings),
                 batch=min(batch_size, count - i // batch_size * batch_size),
                 index=i % batch_size,
+                edited=edited or {},
                 **surroundings,
             )
-            for i, (label, seed) in enumerate(zip(labels, seeds, strict=True))
+            for i, (subject, seed) in enumerate(zip(subjects, seeds, strict=True))
         )
 
 
 def _reporter(
-    schedule: Schedule, batches: int, on_progress: OnProgress | None
+    plan: Sequence[Step], batches: int, on_progress: OnProgress | None
 ) -> Callable[[int], Callable[[Step, int], None]]:
-    """For each batch, what to call after every diffusion step."""
-    per_batch = sum(schedule.steps)
+    """For each batch, what to call after every unit of a step."""
+    per_batch = sum(step.inner for step in plan)
 
     def of_batch(batch: int) -> Callable[[Step, int], None]:
-        def report(step: Step, diffused: int) -> None:
+        def report(step: Step, inner: int) -> None:
             if on_progress is not None:
-                done = batch * per_batch + sum(schedule.steps[: step.index]) + diffused
-                on_progress(Progress(batch, batches, step, len(schedule), diffused, done, batches * per_batch))
+                done = batch * per_batch + sum(before.inner for before in plan[: step.index]) + inner
+                on_progress(Progress(batch, batches, step, len(plan), inner, done, batches * per_batch))
 
         return report
 
@@ -273,4 +349,5 @@ def _joined(parts: Sequence[Generation]) -> Generation:
         tuple(one for part in parts for one in part.settings),
         np.concatenate(level_latents) if level_latents else None,
         np.concatenate(level_images) if level_images else None,
+        warnings=tuple(dict.fromkeys(warning for part in parts for warning in part.warnings)),
     )

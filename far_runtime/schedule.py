@@ -42,7 +42,7 @@ def official_levels(grid: int, masked: bool) -> tuple[int, ...]:
 def make_schedule(
     levels: Sequence[int],
     *,
-    grid: int,
+    grid: int | None = None,
     masked: bool = False,
     guidance: float = 3.0,
     temperature: float = 1.0,
@@ -52,15 +52,14 @@ def make_schedule(
 
     Guidance rises linearly, 1 + (guidance - 1) i / n at step i of n. Temperature: 0.8 + (T - 0.8)(1 - cos(pi/2 (i +
     1)/n)), masked 0.85 + (T - 0.85) i / n. `steps`: a number, one per level, or "40:100", linear from the first level
-    to the last (FAR's frequency-aware schedule). Raises FarError for levels that do not rise, guidance below 0 and
-    steps outside 1 to 1000.
+    to the last (FAR's frequency-aware schedule). Raises FarError for guidance below 0, steps outside 1 to 1000 and,
+    where the `grid` of the latents is given, levels that do not rise or lie outside it.
     """
     levels = tuple(levels)
-    check_levels(levels, grid, masked)
-    if guidance < 0 or not math.isfinite(guidance):
-        raise FarError(f"guidance {guidance:g}: expected 0 or more (1 is no guidance); use --guidance 3, say")
-    if temperature < 0 or not math.isfinite(temperature):
-        raise FarError(f"temperature {temperature:g}: expected 0 or more; use --temperature 1, say")
+    if grid is not None:
+        check_levels(levels, grid, masked)
+    check_guidance(guidance)
+    check_temperature(temperature)
     n = len(levels)
     if masked:
         temperatures = [0.85 + (temperature - 0.85) * i / n for i in range(n)]
@@ -72,6 +71,18 @@ def make_schedule(
         guidance=tuple(1 + (guidance - 1) * i / n for i in range(n)),
         temperature=tuple(temperatures),
     )
+
+
+def check_guidance(guidance: float) -> None:
+    """FarError for a scale below 0 or not finite."""
+    if guidance < 0 or not math.isfinite(guidance):
+        raise FarError(f"guidance {guidance:g}: expected 0 or more (1 is no guidance); use --guidance 3, say")
+
+
+def check_temperature(temperature: float) -> None:
+    """FarError for a temperature below 0 or not finite."""
+    if temperature < 0 or not math.isfinite(temperature):
+        raise FarError(f"temperature {temperature:g}: expected 0 or more; use --temperature 1, say")
 
 
 def check_levels(levels: tuple[int, ...], grid: int, masked: bool) -> None:
@@ -94,6 +105,11 @@ def check_levels(levels: tuple[int, ...], grid: int, masked: bool) -> None:
         )
 
 
+def compact(steps: tuple[int, ...]) -> int | list[int]:
+    """Steps as they are recorded: one number where all are the same, so that it fits any number of levels."""
+    return steps[0] if len(set(steps)) == 1 else list(steps)
+
+
 def parse_levels(text: str) -> tuple[int, ...]:
     """Levels from "0,2,3,4"; FarError for anything else."""
     try:
@@ -102,9 +118,9 @@ def parse_levels(text: str) -> tuple[int, ...]:
         raise FarError(f"levels {text!r}: expected whole numbers with commas between, as in 0,2,3,4") from None
 
 
-def parse_steps(steps: str | int | Sequence[int], count: int) -> tuple[int, ...]:
-    """Diffusion steps per level from 100, "100", "40:100" (linear, rounded) or one number per level; FarError
-    otherwise."""
+def parse_steps(steps: str | int | Sequence[int], count: int, of: str = "levels") -> tuple[int, ...]:
+    """Diffusion steps per level (or whatever the `count` steps of the loop are) from 100, "100", "40:100" (linear,
+    rounded) or one number per level; FarError otherwise."""
     try:
         if isinstance(steps, str) and ":" in steps:
             first, last = (int(part) for part in steps.split(":"))
@@ -121,10 +137,9 @@ def parse_steps(steps: str | int | Sequence[int], count: int) -> tuple[int, ...]
         ) from None
     if len(values) != count:
         raise FarError(
-            f"--steps names {len(values)} levels, the schedule has {count}; give one number, a range, or {count} "
-            f"numbers"
+            f"--steps names {len(values)} {of}, the schedule has {count}; give one number, a range, or {count} numbers"
         )
     for value in values:
         if not 1 <= value <= 1000:
-            raise FarError(f"--steps {steps}: {value} diffusion steps; expected 1 to 1000 at every level")
+            raise FarError(f"--steps {steps}: {value} diffusion steps; expected 1 to 1000")
     return tuple(values)

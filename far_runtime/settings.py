@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from far_runtime.subjects import Subject
 
 MAX_BATCH, MAX_THREADS = 4096, 1024
 """More than any machine wants; a damaged picture shall not ask for all of the memory."""
@@ -14,31 +16,36 @@ MAX_BATCH, MAX_THREADS = 4096, 1024
 class PictureSettings:
     """Everything that decides a picture's bits.
 
-    bundle: id of the bundle's content. levels, steps: one entry per step of the loop. guidance, temperature: the final
-    values, before the schedule spreads them over the steps. batch, index: how many pictures were computed together, and
-    which of them this one was, since an engine may round differently by shape and row. threads: None is the engine's
-    own choice.
+    bundle: id of the bundle's content. label: the class, or None for a prompt. name: the class's name, or the prompt.
+    negative: the prompt that guidance led away from. sampling: the system's settings by name, as its `settle` returns
+    them. batch, index: how many pictures were computed together, and which of them this one was, since an engine may
+    round differently by shape and row. threads: None is the engine's own choice. edited: SHA-256 of what an edit
+    started from, by name (empty: drawn from nothing).
     """
 
     bundle: str
-    label: int
+    label: int | None
     name: str
     seed: int
-    guidance: float
-    temperature: float
-    levels: tuple[int, ...]
-    steps: tuple[int, ...]
+    sampling: dict[str, Any]
     engine: str
     engine_version: str
     threads: int | None
     batch: int
     index: int
     version: str
+    negative: str = ""
+    edited: dict[str, str] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
-        """The label with its name, where it has one."""
-        return f"{self.label} {self.name}".strip()
+        """The label with its name, where it has one; or the prompt."""
+        return self.subject.caption
+
+    @property
+    def subject(self) -> Subject:
+        """What the picture shows."""
+        return Subject(self.label, self.name, self.negative)
 
     def to_dict(self) -> dict[str, Any]:
         """As it is stored in a picture."""
@@ -46,23 +53,22 @@ class PictureSettings:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> PictureSettings:
-        """Settings from their stored form; KeyError, TypeError, ValueError or OverflowError where it is incomplete or
-        wrong."""
+        """Settings from their stored form; KeyError, TypeError, AttributeError, ValueError or OverflowError where it
+        is incomplete or wrong."""
         settings = PictureSettings(
             bundle=str(data["bundle"]),
-            label=int(data["label"]),
+            label=None if data["label"] is None else int(data["label"]),
             name=str(data["name"]),
             seed=int(data["seed"]),
-            guidance=float(data["guidance"]),
-            temperature=float(data["temperature"]),
-            levels=tuple(int(level) for level in data["levels"]),
-            steps=tuple(int(steps) for steps in data["steps"]),
+            sampling=dict(data["sampling"]),
             engine=str(data["engine"]),
             engine_version=str(data["engine_version"]),
             threads=None if data["threads"] is None else int(data["threads"]),
             batch=int(data["batch"]),
             index=int(data["index"]),
             version=str(data["version"]),
+            negative=str(data["negative"]),
+            edited={str(name): str(value) for name, value in data["edited"].items()},
         )
         if not 0 <= settings.index < settings.batch:
             raise ValueError(f"picture {settings.index} of a batch of {settings.batch}")

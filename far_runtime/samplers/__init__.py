@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from far_runtime.samplers import far
+from far_runtime.samplers import far, mar
+from far_runtime.samplers.base import Sampler
 
-SAMPLERS = {"far": far}
+SAMPLERS: dict[str, Sampler] = {"far": far, "mar": mar}

@@ -4,123 +4,145 @@ official models/far.py)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.diffusion import ddpm_table
-from far_runtime.engines.base import Array, Engine, scalar
+from far_runtime.engines.base import Array, Engine
+from far_runtime.frequency import lowpass
 from far_runtime.noise import NoiseSource
-from far_runtime.schedule import Schedule
+from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
+from far_runtime.samplers.diffuse import diffuse, keep_index, place, restore_index
+from far_runtime.schedule import OFFICIAL_STEPS, Schedule, compact, make_schedule, official_levels, parse_levels
+
+OPTIONS: tuple[str, ...] = ("levels", "steps", "guidance", "temperature")
+GUIDANCE, TEMPERATURE = 3.0, 1.0
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of the loop. `lowpass`: the level that the previous sample is filtered to (grid: not at all);
-    `visible`: how many tokens the encoder sees.
+def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """levels: level list. steps: diffusion steps, one number or one per level. guidance, temperature: the final values,
+    before the schedule spreads them over the steps."""
+    levels = given.get("levels") or official_levels(model["grid"], model["masked"])
+    if isinstance(levels, str):
+        levels = parse_levels(levels)
+    guidance, temperature = float(given.get("guidance", GUIDANCE)), float(given.get("temperature", TEMPERATURE))
+    schedule = make_schedule(
+        [int(level) for level in levels],
+        grid=model["grid"],
+        masked=model["masked"],
+        guidance=guidance,
+        temperature=temperature,
+        steps=given.get("steps", OFFICIAL_STEPS),
+    )
+    return {
+        "levels": list(schedule.levels),
+        "steps": compact(schedule.steps),
+        "guidance": guidance,
+        "temperature": temperature,
+    }
+
+
+def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
+    """The schedule that settings come to."""
+    return make_schedule(
+        settings["levels"],
+        masked=model["masked"],
+        guidance=settings["guidance"],
+        temperature=settings["temperature"],
+        steps=settings["steps"],
+    )
+
+
+def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
+    """One step for every level of the list."""
+    return plan_of(model, schedule_of(model, settings))
+
+
+def plan_of(model: Mapping[str, Any], schedule: Schedule) -> tuple[Step, ...]:
+    """The steps of a schedule.
+
+    Constants: level, the level of the step's input; lowpass, what the previous sample is filtered to (grid: not at
+    all); count, how many tokens the encoder sees. Masked: step s of n sees L - floor(L cos(pi/2 s/n)) tokens, and the
+    first step's sample is not low-passed.
     """
-
-    index: int
-    level: int
-    lowpass: int
-    visible: int
-    diffusion_steps: int
-    guidance: float
-    temperature: float
-
-    @property
-    def constants(self) -> dict[str, int]:
-        """What a transformer graph may have folded in."""
-        return {"level": self.level, "lowpass": self.lowpass, "count": self.visible}
-
-
-OnStep = Callable[[Step, int, Array], None]
-"""Called after every diffusion step with the step, the number of diffusion steps done in it, and the state [B, L,
-C]."""
-
-
-def plan(schedule: Schedule, grid: int, masked: bool) -> tuple[Step, ...]:
-    """The steps of a schedule over a grid x grid latent.
-
-    Masked: step s of n sees L - floor(L cos(pi/2 s/n)) tokens, and the first step's sample is not low-passed.
-    """
+    grid, masked = model["grid"], model["masked"]
     tokens, count = grid * grid, len(schedule)
     steps = []
     for i, level in enumerate(schedule.levels):
         visible = tokens - math.floor(tokens * math.cos(math.pi / 2 * i / count)) if masked else tokens
-        lowpass = grid if masked and i <= 1 else level
-        steps.append(Step(i, level, lowpass, visible, schedule.steps[i], schedule.guidance[i], schedule.temperature[i]))
+        constants = {"level": level, "lowpass": grid if masked and i <= 1 else level, "count": visible}
+        rows = 1 if schedule.guidance[i] == 1 else 2
+        calls = (
+            Call("transformer", 1, rows, constants, {"count": visible}),
+            Call("denoise", schedule.steps[i], rows),
+        )
+        shown = {"temperature": schedule.temperature[i], "visible": visible}
+        steps.append(Step(i, "level", level, schedule.steps[i], schedule.guidance[i], constants, calls, shown))
     return tuple(steps)
 
 
 def sample(
     engine: Engine,
     model: Mapping[str, Any],
-    schedule: Schedule,
-    labels: Sequence[int],
+    settings: Mapping[str, Any],
+    condition: Condition,
     noise: NoiseSource,
     on_step: OnStep | None = None,
+    known: Known | None = None,
 ) -> Array:
-    """Latents [B, L, C] (scaled, on the engine's device) of `labels`, through the transformer and denoise stages.
+    """Latents [B, L, C] (scaled, on the engine's device), through the transformer and denoise stages.
 
-    `model` is the manifest's: grid, channels, classes, masked, prediction. The label `classes` is the null class. A
-    step with guidance 1 runs without its unconditional half.
+    A step with guidance 1 runs without its unconditional half. known: its latents take the place of the sample where
+    they are kept, after every step, so that the next level is low-passed from them.
     """
+    return run_schedule(engine, model, schedule_of(model, settings), condition, noise, on_step, known)
+
+
+def run_schedule(
+    engine: Engine,
+    model: Mapping[str, Any],
+    schedule: Schedule,
+    condition: Condition,
+    noise: NoiseSource,
+    on_step: OnStep | None = None,
+    known: Known | None = None,
+) -> Array:
+    """`sample` under a schedule."""
     grid, channels, masked = model["grid"], model["channels"], model["masked"]
-    tokens, batch = grid * grid, len(labels)
-    conditional = np.asarray(labels, np.int64)
-    both = np.concatenate([conditional, np.full(batch, model["classes"], np.int64)])
+    tokens = grid * grid
     orders = noise.orders(tokens) if masked else None
-    latents = engine.put(np.zeros((batch, tokens, channels), np.float32))
-    for step in plan(schedule, grid, masked):
-        inputs = {"latents": latents, "labels": engine.put(conditional if step.guidance == 1 else both)}
+    latents = engine.put(np.zeros((condition.batch, tokens, channels), np.float32))
+    index = None if known is None else engine.put(keep_index(known.keep))
+
+    def finish(state: Array) -> Array:
+        return state if known is None else place(engine, state, known.latents, index)
+
+    for step in plan_of(model, schedule):
+        inputs = {"latents": latents, **condition.rows(step.guidance)}
         if orders is not None:
-            visible, restore = visible_tokens(orders, step.visible)
+            visible, restore = visible_tokens(orders, step.constants["count"])
             inputs |= {"visible": engine.put(visible), "restore": engine.put(restore)}
-        condition = engine.run("transformer", inputs, step.constants)["condition"]
-        latents = diffuse(engine, condition, step, noise, (tokens, channels), model["prediction"], on_step)
+        head = engine.run("transformer", inputs, step.constants)["condition"]
+        temperature = schedule.temperature[step.index]
+        shape = (tokens, channels)
+        latents = diffuse(engine, head, step, temperature, noise, shape, model["prediction"], on_step, finish)
     return latents
 
 
-def diffuse(
-    engine: Engine,
-    condition: Array,
-    step: Step,
-    noise: NoiseSource,
-    shape: tuple[int, int],
-    prediction: str,
-    on_step: OnStep | None = None,
-) -> Array:
-    """The head's sample [B, *shape] under `condition` [g B, L, w]: the reverse diffusion of one step of the loop."""
-    timesteps, table = ddpm_table(step.diffusion_steps, step.temperature, prediction)
-    state = engine.put(noise.start(step.index, *shape))
-    guidance, drawn = engine.put(scalar(step.guidance)), state
-    for i, (timestep, coefficients) in enumerate(zip(timesteps, table, strict=True)):
-        if i < step.diffusion_steps - 1:  # the last step adds no noise: the array of the one before is multiplied by 0
-            drawn = engine.put(noise.diffusion(step.index, i, *shape))
-        inputs = {
-            "state": state,
-            "condition": condition,
-            "timestep": engine.put(scalar(timestep)),
-            "coefficients": engine.put(coefficients),
-            "guidance": guidance,
-            "noise": drawn,
-        }
-        state = engine.run("denoise", inputs)["next_state"]
-        if on_step is not None:
-            on_step(step, i + 1, state)
-    return state
+def views(
+    model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """The samples [B, L, C] low-passed to the next entry of the level list: what is kept of each. The last as it is."""
+    kept = zip(samples, settings["levels"][1:], strict=False)
+    return [*(lowpass(sample, level) for sample, level in kept), samples[-1]]
 
 
 def visible_tokens(orders: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices [B, count] of the last `count` tokens of each order, rising, and the place of every position among them
     [B, L] (count where it is hidden).
     """
-    batch, tokens = orders.shape
+    tokens = orders.shape[1]
     visible = np.sort(orders[:, tokens - count :], axis=1)
-    restore = np.full((batch, tokens), count, np.int64)
-    np.put_along_axis(restore, visible, np.broadcast_to(np.arange(count), (batch, count)), axis=1)
-    return visible, restore
+    return visible, restore_index(visible, tokens)

@@ -1,0 +1,62 @@
+"""Options that several commands share: what to draw, and the sampling settings of all systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+SAMPLING: dict[str, dict[str, Any]] = {
+    "levels": {"metavar": "N,N,...", "help": "FAR: levels from low to high frequency."},
+    "iterations": {"type": int, "metavar": "N", "help": "MAR: iterations, 1 to the number of tokens."},
+    "steps": {
+        "metavar": "N|A:B|N,N,...",
+        "help": "Diffusion steps: N at every level or iteration, from A at the first to B at the last, or one by one.",
+    },
+    "guidance": {"type": float, "metavar": "SCALE", "help": "Classifier-free guidance at the end of its rise."},
+    "guidance_schedule": {"metavar": "linear|constant", "help": "MAR: whether guidance rises with what is known."},
+    "temperature": {"type": float, "metavar": "T", "help": "Factor of the sampler's noise."},
+    "top_k": {"type": int, "metavar": "N", "help": "VAR: draw from the N likeliest tokens; 0: from all."},
+    "top_p": {
+        "type": float,
+        "metavar": "P",
+        "help": "VAR: draw from the likeliest tokens that make up P; 0: from all.",
+    },
+    "more_smooth": {"type": bool, "metavar": "true|false", "help": "VAR: mix codes for smoother pictures."},
+}
+"""Every setting of any system; which of them a bundle takes, its system's `OPTIONS` say."""
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for every sampling setting, all of them None by default: the bundle's own value."""
+    for name, attributes in reversed(SAMPLING.items()):
+        command = click.option("--" + name.replace("_", "-"), name, **attributes)(command)
+    return command
+
+
+def subject_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add --label, --prompt and --negative; `default` is what is drawn without any."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option(
+            "--negative", default="", metavar="TEXT", help="What guidance leads away from, beside --prompt."
+        )(command)
+        command = click.option(
+            "--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to draw; may be repeated."
+        )(command)
+        return click.option(
+            "--label",
+            "labels",
+            multiple=True,
+            metavar="NUMBER|NAME",
+            help=f"Class to draw, by number, name or part of a name; may be repeated. Default: {default}.",
+        )(command)
+
+    return add
+
+
+def take_sampling(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the sampling settings from a command's options and return those that were given."""
+    given = {name: options.pop(name) for name in SAMPLING}
+    return {name: value for name, value in given.items() if value is not None}

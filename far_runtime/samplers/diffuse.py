@@ -1,0 +1,80 @@
+"""What the loops with a diffusion head share: the reverse diffusion of one step, and tokens by index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.diffusion import ddpm_table
+from far_runtime.engines.base import Array, Engine, scalar
+from far_runtime.noise import NoiseSource
+from far_runtime.samplers.base import OnStep, Step
+
+
+def diffuse(
+    engine: Engine,
+    condition: Array,
+    step: Step,
+    temperature: float,
+    noise: NoiseSource,
+    shape: tuple[int, int],
+    prediction: str,
+    on_step: OnStep | None = None,
+    finish: Callable[[Array], Array] = lambda sample: sample,
+) -> Array:
+    """The head's sample [B, *shape] under `condition` [g B, T, w]: the reverse diffusion of one step of the loop.
+
+    finish: what turns the sample into the state that the step ends with.
+    """
+    timesteps, table = ddpm_table(step.inner, temperature, prediction)
+    state = engine.put(noise.start(step.index, *shape))
+    guidance, drawn = engine.put(scalar(step.guidance)), state
+    for i, (timestep, coefficients) in enumerate(zip(timesteps, table, strict=True)):
+        last = i == step.inner - 1
+        if not last:  # the last step adds no noise: the array of the one before is multiplied by 0
+            drawn = engine.put(noise.diffusion(step.index, i, *shape))
+        inputs = {
+            "state": state,
+            "condition": condition,
+            "timestep": engine.put(scalar(timestep)),
+            "coefficients": engine.put(coefficients),
+            "guidance": guidance,
+            "noise": drawn,
+        }
+        state = engine.run("denoise", inputs)["next_state"]
+        if last:
+            state = finish(state)
+        if on_step is not None:
+            on_step(step, i + 1, state)
+    return state
+
+
+def restore_index(visible: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    """For every position [B, tokens] its place in visible [B, V], or V where it is not among them."""
+    batch, count = visible.shape
+    restore = np.full((batch, tokens), count, np.int64)
+    np.put_along_axis(restore, visible, np.broadcast_to(np.arange(count), (batch, count)), axis=1)
+    return restore
+
+
+def place_index(positions: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    """The place stage's index [B, tokens] that puts a sample's tokens at `positions` [B, T] and leaves the others."""
+    batch, count = positions.shape
+    index = np.tile(np.arange(tokens, dtype=np.int64), (batch, 1))
+    np.put_along_axis(index, positions, tokens + np.broadcast_to(np.arange(count), (batch, count)), axis=1)
+    return index
+
+
+def keep_index(keep: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The place stage's index [B, L] that takes the kept cells [B, h, w] from its second array, the others from its
+    first."""
+    kept = keep.reshape(len(keep), -1)
+    own = np.arange(kept.shape[1], dtype=np.int64)
+    return np.where(kept, kept.shape[1] + own, own)
+
+
+def place(engine: Engine, latents: Array, sample: Array, index: Array) -> Array:
+    """Latents [B, L, C] put together from the tokens of latents [B, L, C] and sample [B, T, C] by index [B, L]."""
+    return engine.run("place", {"latents": latents, "sample": sample, "index": index})["latents_out"]

@@ -1,0 +1,152 @@
+"""MAR's sampling loop: tokens in random order, several at each iteration (arXiv 2406.11838 section 3; sample_tokens in
+the official models/mar.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.engines.base import Array, Engine
+from far_runtime.errors import FarError
+from far_runtime.noise import NoiseSource
+from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
+from far_runtime.samplers.diffuse import diffuse, place, place_index, restore_index
+from far_runtime.schedule import OFFICIAL_STEPS, check_guidance, check_temperature, compact, parse_steps
+
+OPTIONS: tuple[str, ...] = ("iterations", "steps", "guidance", "guidance_schedule", "temperature")
+ITERATIONS, GUIDANCE, TEMPERATURE = 64, 2.9, 1.0
+GUIDANCE_SCHEDULES = ("linear", "constant")
+
+
+def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """iterations: 1 to the number of tokens. steps: diffusion steps, one number or one per iteration ("50:5" falls as
+    in DiSA, arXiv 2505.20297). guidance: rising with the share of known tokens (guidance_schedule "linear") or
+    "constant"."""
+    tokens = model["grid"] ** 2
+    iterations = int(given.get("iterations", min(ITERATIONS, tokens)))
+    if not 1 <= iterations <= tokens:
+        raise FarError(
+            f"--iterations {iterations}: expected 1 to {tokens}, the tokens of a picture; use --iterations "
+            f"{min(ITERATIONS, tokens)}, say"
+        )
+    guidance, temperature = float(given.get("guidance", GUIDANCE)), float(given.get("temperature", TEMPERATURE))
+    check_guidance(guidance)
+    check_temperature(temperature)
+    kind = str(given.get("guidance_schedule", GUIDANCE_SCHEDULES[0]))
+    if kind not in GUIDANCE_SCHEDULES:
+        raise FarError(f"--guidance-schedule {kind}: expected {' or '.join(GUIDANCE_SCHEDULES)}")
+    return {
+        "iterations": iterations,
+        "steps": compact(parse_steps(given.get("steps", OFFICIAL_STEPS), iterations, "iterations")),
+        "guidance": guidance,
+        "guidance_schedule": kind,
+        "temperature": temperature,
+    }
+
+
+def masked_counts(tokens: int, iterations: int) -> tuple[int, ...]:
+    """Tokens that are still masked after each iteration s of n: floor(tokens cos(pi/2 (s + 1) / n)), at least 1 and at
+    least one less than before; none after the last."""
+    counts, before = [], tokens
+    for s in range(iterations - 1):
+        before = max(1, min(before - 1, math.floor(tokens * math.cos(math.pi / 2 * (s + 1) / iterations))))
+        counts.append(before)
+    return (*counts, 0)
+
+
+def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
+    """One step for every iteration."""
+    return plan_of(settings, model["grid"] ** 2, 0)
+
+
+def plan_of(settings: Mapping[str, Any], tokens: int, kept: int) -> tuple[Step, ...]:
+    """The iterations over the tokens that are not kept from the start.
+
+    Guidance: 1 + (guidance - 1) (share of the tokens known after the iteration); for the last one the official code
+    counts one token as masked still. With fewer free tokens than iterations, every iteration draws one.
+    """
+    free = tokens - kept
+    iterations = min(settings["iterations"], free)
+    diffusion_steps = parse_steps(settings["steps"], settings["iterations"], "iterations")
+    steps, before = [], free
+    for i, masked in enumerate(masked_counts(free, iterations)):
+        share = (tokens - max(masked, 1)) / tokens
+        rising = settings["guidance_schedule"] == "linear"
+        guidance = 1 + (settings["guidance"] - 1) * share if rising else settings["guidance"]
+        visible, drawn = tokens - before, before - masked
+        rows = 1 if guidance == 1 else 2
+        calls = (
+            Call("transformer", 1, rows, {}, {"count": visible, "tokens": drawn}),
+            Call("denoise", diffusion_steps[i], rows, {}, {"tokens": drawn}),
+        )
+        shown = {"temperature": settings["temperature"], "visible": visible, "tokens": drawn}
+        steps.append(Step(i, "iteration", i + 1, diffusion_steps[i], guidance, {}, calls, shown))
+        before = masked
+    return tuple(steps)
+
+
+def sample(
+    engine: Engine,
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    condition: Condition,
+    noise: NoiseSource,
+    on_step: OnStep | None = None,
+    known: Known | None = None,
+) -> Array:
+    """Latents [B, L, C] (scaled, on the engine's device), through the transformer, denoise and place stages.
+
+    The first tokens of a picture's order are drawn last. known: its kept tokens are visible from the start and never
+    drawn; every picture must keep the same number of them.
+    """
+    channels, batch = model["channels"], condition.batch
+    tokens = model["grid"] ** 2
+    orders = noise.orders(tokens)
+    if known is None:
+        kept, latents = 0, engine.put(np.zeros((batch, tokens, channels), np.float32))
+    else:
+        kept, latents = int(known.keep[0].sum()), known.latents
+        orders = kept_last(orders, known.keep.reshape(batch, tokens))
+    free = tokens - kept
+    if free == 0:
+        return latents
+    masked = free
+    for step in plan_of(settings, tokens, kept):
+        drawn = int(step.shown["tokens"])
+        visible = np.sort(orders[:, masked:], axis=1)
+        masked -= drawn
+        predicted = np.sort(orders[:, masked : masked + drawn], axis=1)
+        index = engine.put(place_index(predicted, tokens))
+        inputs = {
+            "latents": latents,
+            **condition.rows(step.guidance),
+            "visible": engine.put(visible),
+            "restore": engine.put(restore_index(visible, tokens)),
+            "predicted": engine.put(predicted),
+        }
+        head = engine.run("transformer", inputs, step.constants)["condition"]
+
+        def finish(state: Array, before: Array = latents, index: Array = index) -> Array:
+            return place(engine, before, state, index)
+
+        shape = (drawn, channels)
+        temperature = settings["temperature"]
+        latents = diffuse(engine, head, step, temperature, noise, shape, model["prediction"], on_step, finish)
+    return latents
+
+
+def kept_last(orders: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Orders [B, L] with the kept tokens [B, L] moved to the end, where the known ones stand."""
+    kept = np.take_along_axis(keep, orders, axis=1)
+    return np.take_along_axis(orders, np.argsort(kept, axis=1, kind="stable"), axis=1)
+
+
+def views(
+    model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """The latents after each iteration, with zeros where no token has been drawn yet."""
+    return list(samples)

@@ -1,0 +1,84 @@
+"""The pyramid of token maps that VAR generates: its scales, where their tokens lie, and what an edit keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.frequency import area_matrix, bicubic_matrix
+
+SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+
+
+def token_ranges(scales: Sequence[int]) -> list[tuple[int, int]]:
+    """First token of every scale and the one after its last, in the sequence of all scales' tokens."""
+    ends = np.cumsum([side * side for side in scales]).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def phi_index(scale: int, scales: int, phis: int) -> int:
+    """Which of `phis` convolutions refines what scale number `scale` of `scales` adds.
+
+    The one whose place on the way from the first to the last scale is nearest (PhiPartiallyShared in the official
+    models/quant.py).
+    """
+    margin = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
+    places = np.linspace(margin, 1 - margin, phis)
+    return int(np.argmin(np.abs(places - progress(scale, scales))))
+
+
+def progress(scale: int, scales: int) -> float:
+    """0 at the first scale, 1 at the last (0 where there is one only)."""
+    return scale / (scales - 1) if scales > 1 else 0.0
+
+
+@lru_cache(maxsize=4)
+def resize_tables(scales: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Bicubic up and area down as matrices over tokens: two tables [tokens of all scales, cells of the last].
+
+    The tokens x [T, C] of a scale grow to up[range of the scale]^T x, and the cells y of the last shrink to
+    down[range] y. A row is the Kronecker product of the two axes' rows.
+    """
+    last = scales[-1]
+    up, down = [], []
+    for side in scales:
+        grow = bicubic_matrix(side, last) if side < last else np.eye(last)
+        shrink = area_matrix(last, side)
+        up.append(np.kron(grow, grow).T)
+        down.append(np.kron(shrink, shrink))
+    tables = np.concatenate(up).astype(np.float32), np.concatenate(down).astype(np.float32)
+    for table in tables:
+        table.flags.writeable = False
+    return tables
+
+
+def kept_tokens(keep: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """What an edit keeps of one scale: keep [B, h, w] resized to [B, side * side], more than half counts.
+
+    Bilinear without antialiasing; the 1 x 1 scale is always kept (replace_embedding in the official
+    demo_zero_shot_edit.ipynb). Computed in float32 as there, since halves decide.
+    """
+    batch, height, width = keep.shape
+    if side == 1:
+        return np.ones((batch, 1), np.bool_)
+    across, down = _bilinear(width, side), _bilinear(height, side)
+    resized = np.einsum("yh,bhw,xw->byx", down, keep.astype(np.float32), across)
+    kept: NDArray[np.bool_] = (resized > 0.5).reshape(batch, side * side)
+    return kept
+
+
+def _bilinear(size: int, to: int) -> NDArray[np.float32]:
+    """[to, size] matrix of bilinear resampling as torch's `interpolate(mode="bilinear", align_corners=False)` does."""
+    step, half = np.float32(size) / np.float32(to), np.float32(0.5)
+    matrix = np.zeros((to, size), np.float32)
+    for i in range(to):
+        place = max(step * (np.float32(i) + half) - half, np.float32(0))
+        first = int(place)
+        second = min(first + 1, size - 1)
+        matrix[i, first] += 1 - (place - np.float32(first))
+        matrix[i, second] += place - np.float32(first)
+    return matrix

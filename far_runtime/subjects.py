@@ -1,0 +1,76 @@
+"""What pictures show: a class label or a prompt each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from far_runtime.bundle import Bundle, Manifest
+from far_runtime.engines.base import Engine
+from far_runtime.errors import FarError
+from far_runtime.labels import resolve_label
+from far_runtime.samplers.base import Condition, label_condition
+
+EXAMPLES = ("a red apple", "a smiling face")
+"""Prompts where none are given."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one picture shows. label: its class, or None with a prompt. name: the class's name, or the prompt.
+    negative: the prompt that guidance leads away from ("": no text at all)."""
+
+    label: int | None
+    name: str = ""
+    negative: str = ""
+
+    @property
+    def caption(self) -> str:
+        """The label with its name, or the prompt."""
+        return self.name if self.label is None else f"{self.label} {self.name}".strip()
+
+
+def takes_text(manifest: Manifest) -> bool:
+    """Whether the bundle draws from prompts, not from labels."""
+    return bool(manifest.model.get("condition") == "text")
+
+
+def resolve_subjects(
+    manifest: Manifest, labels: Sequence[int | str] = (), prompts: Sequence[str] = (), negative: str = ""
+) -> list[Subject]:
+    """Subjects from labels by number or name, or from prompts, whichever the bundle draws from.
+
+    FarError for the other kind, and for a label that is out of range, unknown or ambiguous.
+    """
+    if takes_text(manifest):
+        if labels:
+            raise FarError("this bundle draws from text, not from labels; use --prompt TEXT in place of --label")
+        return [Subject(None, prompt, negative) for prompt in prompts]
+    if prompts or negative:
+        wrong = "--prompt" if prompts else "--negative"
+        raise FarError(f"this bundle draws from class labels, not from text; use --label in place of {wrong}")
+    return [subject_of(manifest, resolve_label(label, manifest.model["classes"], manifest.classes)) for label in labels]
+
+
+def subject_of(manifest: Manifest, label: int) -> Subject:
+    """The subject of a class."""
+    return Subject(label, manifest.classes[label] if manifest.classes else "")
+
+
+def default_subjects(manifest: Manifest, count: int) -> list[Subject]:
+    """The first classes, at most `count` of them, or example prompts."""
+    if takes_text(manifest):
+        return resolve_subjects(manifest, prompts=EXAMPLES[:count])
+    return resolve_subjects(manifest, range(min(count, manifest.model["classes"])))
+
+
+def condition_of(engine: Engine, bundle: Bundle, subjects: Sequence[Subject]) -> tuple[Condition, tuple[str, ...]]:
+    """What the loop draws these subjects under, and warnings (a prompt that was cut)."""
+    manifest = bundle.manifest
+    if takes_text(manifest):
+        from far_runtime.text import text_condition
+
+        prompts, negatives = ([getattr(one, name) for one in subjects] for name in ("name", "negative"))
+        condition, warnings = text_condition(engine, manifest, bundle.path, prompts, negatives)
+        return condition, tuple(warnings)
+    return label_condition(engine, [one.label or 0 for one in subjects], manifest.model["classes"]), ()
