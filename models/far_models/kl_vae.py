@@ -58,19 +58,26 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over the cells of [B, c, h, w]."""
+    """Single-head self-attention over the cells of [B, c, h, w].
 
-    def __init__(self, channels: int) -> None:
+    fused: queries, keys and values from one convolution `qkv`, as VAR's VQ-VAE has them.
+    """
+
+    def __init__(self, channels: int, fused: bool = False) -> None:
         super().__init__()
         self.norm = group_norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
+        if fused:
+            self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        else:
+            self.q = nn.Conv2d(channels, channels, 1)
+            self.k = nn.Conv2d(channels, channels, 1)
+            self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (conv(h).flatten(2) for conv in (self.q, self.k, self.v))
+        parts = self.qkv(h).chunk(3, dim=1) if hasattr(self, "qkv") else (self.q(h), self.k(h), self.v(h))
+        q, k, v = (part.flatten(2) for part in parts)
         weights = torch.softmax(q.transpose(1, 2) @ k * q.shape[1] ** -0.5, dim=-1)
         h = (v @ weights.transpose(1, 2)).reshape(x.shape)
         return x + self.proj_out(h)
@@ -103,10 +110,10 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """One resolution of the encoder or decoder: residual blocks, optional attention after each, then a resampling."""
 
-    def __init__(self, c_in: int, c_out: int, blocks: int, attention: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, blocks: int, attention: bool, fused: bool = False) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out) for i in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(c_out) for _ in range(blocks if attention else 0))
+        self.attn = nn.ModuleList(AttnBlock(c_out, fused) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
@@ -123,10 +130,10 @@ class Level(nn.Module):
 class Mid(nn.Module):
     """Block, attention, block at the latents' resolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, fused: bool = False) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
+        self.attn_1 = AttnBlock(channels, fused)
         self.block_2 = ResnetBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,9 +142,9 @@ class Mid(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures [B, 3, H, W] in [-1, 1] -> [B, 2 channels, H / stride, W / stride]."""
+    """Pictures [B, 3, H, W] in [-1, 1] -> [B, outputs, H / stride, W / stride]; outputs: 2 channels unless given."""
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, config: VAEConfig, outputs: int | None = None, fused: bool = False) -> None:
         super().__init__()
         self.patch = config.patch
         widths = [config.ch * m for m in config.multipliers]
@@ -145,13 +152,13 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([config.ch, *widths], widths, strict=False)):
             last = i == len(widths) - 1
-            level = Level(c_in, c_out, config.blocks, attention=last and config.encoder_attention)
+            level = Level(c_in, c_out, config.blocks, last and config.encoder_attention, fused)
             if not last:
                 level.downsample = Downsample(c_out)
             self.down.append(level)
-        self.mid = Mid(widths[-1])
+        self.mid = Mid(widths[-1], fused)
         self.norm_out = group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], outputs or 2 * config.channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.patch > 1:
@@ -164,18 +171,21 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, channels, h, w] -> pictures [B, 3, h stride, w stride], about [-1, 1]."""
+    """Latents [B, channels, h, w] -> pictures [B, 3, h stride, w stride], about [-1, 1].
 
-    def __init__(self, config: VAEConfig) -> None:
+    attention: after every block of the latents' resolution, where VAR's VQ-VAE has it.
+    """
+
+    def __init__(self, config: VAEConfig, attention: bool = False, fused: bool = False) -> None:
         super().__init__()
         self.patch = config.patch
         widths = [config.ch * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.channels, widths[-1], 3, padding=1)
-        self.mid = Mid(widths[-1])
+        self.mid = Mid(widths[-1], fused)
         levels = []
         for i in reversed(range(len(widths))):
             c_in = widths[min(i + 1, len(widths) - 1)]
-            level = Level(c_in, widths[i], config.blocks + 1, attention=False)
+            level = Level(c_in, widths[i], config.blocks + 1, attention and i == len(widths) - 1, fused)
             if i > 0:
                 level.upsample = Upsample(widths[i])
             levels.append(level)
