@@ -45,6 +45,16 @@ FILE = click.Path(path_type=Path)
     "--default-steps", metavar="100|40:100|...", help="Diffusion steps per level that the bundle uses by default."
 )
 @click.option("--default-guidance", type=float, help="Guidance that the bundle uses by default.")
+@click.option(
+    "--default",
+    "others",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other sampling setting that the bundle uses by default, as iterations=32; may be repeated.",
+)
+@click.option(
+    "--editing/--no-editing", default=True, show_default=True, help="With or without the stages that far edit needs."
+)
 def export(
     checkpoint: Path,
     vae: Path,
@@ -56,15 +66,20 @@ def export(
     default_levels: str | None,
     default_steps: str | None,
     default_guidance: float | None,
+    others: tuple[str, ...],
+    editing: bool,
 ) -> None:
     """Export CHECKPOINT (official checkpoint-last.pth, or .safetensors) with its VAE as a bundle that runs without
     torch."""
     from far_export.export import export_bundle
-    from far_export.graphs import Defaults
     from far_models.checkpoint import parse_overrides
     from far_runtime.schedule import parse_levels
 
-    defaults = Defaults(parse_levels(default_levels) if default_levels else None, default_steps, default_guidance)
+    levels_given = list(parse_levels(default_levels)) if default_levels else None
+    named = {"levels": levels_given, "steps": default_steps, "guidance": default_guidance}
+    defaults = {name: value for name, value in named.items() if value is not None} | parse_overrides(
+        others, "--default"
+    )
     bundle = export_bundle(
         checkpoint,
         vae,
@@ -74,6 +89,7 @@ def export(
         levels=levels,
         defaults=defaults,
         classes=read_classes(classes) if classes else (),
+        editing=editing,
         report=click.echo,
     )
     size = sum(record.bytes for record in bundle.manifest.files.values())

@@ -116,7 +116,7 @@ def draw_levels(pipeline: Pipeline, folder: Path, seed: int) -> str:
     labels = np.linspace(0, classes - 1, min(LEVEL_PICTURES, classes)).round().astype(int).tolist()
     made = pipeline.generate(labels, [seed] * len(labels), save_levels=True)
     write_levels(made, 1, folder / "levels.png", folder / "levels.webp")
-    return f"{len(labels)} pictures at {len(made.settings[0].levels)} levels, also as an animation: levels.webp"
+    return f"{len(labels)} pictures at {len(made.step_names)} levels, also as an animation: levels.webp"
 
 
 def verify_demo(bundle: Bundle, folder: Path, engine: str, page: Path, seed: int) -> Report:
@@ -124,11 +124,12 @@ def verify_demo(bundle: Bundle, folder: Path, engine: str, page: Path, seed: int
     from far_export.export import load_pair
     from far_export.parity import verify_bundle
     from far_export.report import write_html
-    from far_runtime.defaults import schedule_of, settings_of
+    from far_runtime.defaults import settings_of
+    from far_runtime.subjects import resolve_subjects
 
     model, vae = load_pair(folder / MODEL, folder / VAE)
-    schedule = schedule_of(bundle.manifest, settings_of(bundle.manifest))
-    labels = [0, bundle.manifest.model["classes"] - 1]
-    report = verify_bundle(bundle, model.model, vae.model, engine, labels, [seed, seed], schedule)
+    subjects = resolve_subjects(bundle.manifest, [0, bundle.manifest.model["classes"] - 1])
+    settings = settings_of(bundle.manifest)
+    report = verify_bundle(bundle, model.model, vae.model, engine, subjects, [seed, seed], settings)
     write_html(report, page)
     return report

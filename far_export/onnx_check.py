@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from far_export.compare import compare
 from far_export.stages import Stage
 from far_runtime.bundle import Bundle
 from far_runtime.errors import CheckFailed
@@ -62,7 +62,7 @@ def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         outputs = session.run([spec.name for spec in graph.outputs], case.inputs)
         for spec, output in zip(graph.outputs, outputs, strict=True):
-            error = relative_error(output, case.outputs[spec.name])
+            error = compare(output, case.outputs[spec.name]).error
             if not error <= graph.tolerance:
                 raise CheckFailed(
                     f"graph {graph.name}: {spec.name} differs from the torch module by {error:.2e} relative, "
@@ -71,11 +71,3 @@ def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
                 )
             worst = max(worst, error)
     return f"graphs passed the ONNX checker; ONNX Runtime agrees with torch within {worst:.1e} relative"
-
-
-def relative_error(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """||a - b|| / ||b||; infinite where the shapes differ or a is not finite."""
-    if a.shape != b.shape or not np.isfinite(a).all():
-        return float("inf")
-    difference = np.linalg.norm(a.astype(np.float64) - b.astype(np.float64))
-    return float(difference / max(float(np.linalg.norm(b.astype(np.float64))), 1e-30))

@@ -93,7 +93,7 @@ def _export(stage: Stage, folder: Path, weights: WeightFile) -> Graph:
         outputs=stage.outputs,
         tolerance=stage.tolerance,
         constants=dict(stage.constants),
-        flops=stage.flops,
+        flops=dict(stage.flops),
         parameters=parameters,
     )
 

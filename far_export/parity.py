@@ -24,16 +24,17 @@ from far_export.stages import Stage
 from far_export.torch_engine import TorchEngine
 from far_export.verdict import LOOP_FACTOR, EngineInfo, LoopResult, PictureResult, Report, StageResult, required_psnr
 from far_runtime.bundle import Bundle, Graph, Manifest
+from far_runtime.defaults import plan_of, sampler_of
 from far_runtime.diffusion import COEFFICIENTS
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
 from far_runtime.noise import SeedNoise
-from far_runtime.samplers import SAMPLERS
-from far_runtime.schedule import Schedule
+from far_runtime.samplers.base import Step
+from far_runtime.subjects import Subject, condition_of
 
 OnProgress = Callable[[int, int], None]
-"""Called with the number of diffusion steps done and their total, over both runs."""
+"""Called with the number of units of the loop done and their total, over both runs."""
 
 
 def verify_bundle(
@@ -41,36 +42,38 @@ def verify_bundle(
     model: nn.Module,
     vae: nn.Module,
     engine_name: str,
-    labels: Sequence[int],
+    subjects: Sequence[Subject],
     seeds: Sequence[int],
-    schedule: Schedule,
+    settings: Mapping[str, Any],
     *,
     tolerance_scale: float = 1.0,
     threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Draw one picture for every label, with the seed beside it, on torch and on the engine `engine_name`, and compare.
+    """Draw one picture for every subject, with the seed beside it, on torch and on the engine `engine_name`, under
+    settled sampling settings, and compare.
 
     The report tells whether everything kept its limits; nothing is raised for that. Raises FarError for a model or VAE
-    of other sizes than the bundle's, for levels that the bundle has no graph for, and for an engine that is not there.
+    of other sizes than the bundle's and for an engine that is not there.
     """
     check_sizes(bundle.manifest, model, vae)
     candidate = open_engine(bundle, engine_name, threads)
-    reference = TorchEngine(reference_stages(bundle.manifest.system, model, vae))
+    reference = TorchEngine(reference_stages(bundle.manifest, model, vae))
     try:
-        return compare_engines(bundle, reference, candidate, labels, seeds, schedule, tolerance_scale, on_progress)
+        return compare_engines(bundle, reference, candidate, subjects, seeds, settings, tolerance_scale, on_progress)
     finally:
         candidate.close()
 
 
-def reference_stages(system: str, model: nn.Module, vae: nn.Module) -> list[Stage]:
+def reference_stages(manifest: Manifest, model: nn.Module, vae: nn.Module) -> list[Stage]:
     """The torch stages that run any level, whatever form the bundle has its graphs in."""
-    return SYSTEMS[system].stages(model, vae, None)
+    system = SYSTEMS[manifest.system]
+    return system.stages(model, vae, manifest.model, None)
 
 
 def check_sizes(manifest: Manifest, model: nn.Module, vae: nn.Module) -> None:
     """FarError, naming what differs, unless model and VAE have the sizes and settings that the manifest records."""
-    info = json.loads(json.dumps(SYSTEMS[manifest.system].model_info(model, vae)))
+    info = json.loads(json.dumps(SYSTEMS[manifest.system].info(model, vae)))
     ours, theirs = _flat(info), _flat(manifest.model)
     different = [
         f"{name} is {ours.get(name)}, the bundle has {value}"
@@ -95,18 +98,20 @@ def compare_engines(
     bundle: Bundle,
     reference: Engine,
     candidate: Engine,
-    labels: Sequence[int],
+    subjects: Sequence[Subject],
     seeds: Sequence[int],
-    schedule: Schedule,
+    settings: Mapping[str, Any],
     tolerance_scale: float = 1.0,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """The comparison of `verify_bundle` between any two engines that run the bundle's stages."""
-    if not labels or len(labels) != len(seeds):
-        raise FarError(f"{len(labels)} labels and {len(seeds)} seeds; give one seed for every label, and at least one")
+    if not subjects or len(subjects) != len(seeds):
+        raise FarError(
+            f"{len(subjects)} pictures and {len(seeds)} seeds; give one seed for every one, and at least one"
+        )
     manifest = bundle.manifest
-    sampler = SAMPLERS[manifest.system]
-    total, done = 2 * sum(schedule.steps), 0
+    sampler, plan = sampler_of(manifest), plan_of(manifest, settings)
+    total, done = 2 * sum(step.inner for step in plan), 0
 
     def advance() -> None:
         nonlocal done
@@ -117,35 +122,39 @@ def compare_engines(
     lockstep = Lockstep(manifest, reference, candidate)
     expected: list[NDArray[Any]] = []
 
-    def keep(step: Any, draw: int, state: Array) -> None:
-        if draw == step.diffusion_steps:
+    def keep(step: Step, inner: int, state: Array) -> None:
+        if inner == step.inner:
             expected.append(lockstep.get(state).copy())
+            lockstep.enter(step.index + 1)
         advance()
 
-    latents = sampler.sample(lockstep, manifest.model, schedule, labels, SeedNoise(seeds), keep)
-    lockstep.leave_loop()
+    condition, _ = condition_of(lockstep, bundle, subjects)
+    lockstep.enter(0)
+    latents = sampler.sample(lockstep, manifest.model, settings, condition, SeedNoise(seeds), keep)
+    lockstep.enter(None)
     wanted = lockstep.get(lockstep.run("decode", {"latents": latents})["pixels"])
-    stages = lockstep.results(schedule, tolerance_scale)
+    stages = lockstep.results(plan, tolerance_scale)
 
     limit = LOOP_FACTOR * max(result.tolerance for result in stages if result.step is not None)
     first_nonfinite: dict[int, int] = {}
     loop: list[LoopResult] = []
 
-    def follow(step: Any, draw: int, state: Array) -> None:
+    def follow(step: Step, inner: int, state: Array) -> None:
         got = candidate.get(state)
         if not np.isfinite(got).all():
-            first_nonfinite.setdefault(step.index, draw - 1)
-        if draw == step.diffusion_steps:
+            first_nonfinite.setdefault(step.index, inner - 1)
+        if inner == step.inner:
             found = compare(got, expected[step.index])
             loop.append(
                 LoopResult(
-                    step.index, step.level, draw, limit, found.error, found.cosine, found.max_abs,
+                    step.index, step.name, inner, limit, found.error, found.cosine, found.max_abs,
                     found.nonfinite, found.nonfinite_reference, first_nonfinite.get(step.index),
                 )
             )  # fmt: skip
         advance()
 
-    latents = sampler.sample(candidate, manifest.model, schedule, labels, SeedNoise(seeds), follow)
+    condition, _ = condition_of(candidate, bundle, subjects)
+    latents = sampler.sample(candidate, manifest.model, settings, condition, SeedNoise(seeds), follow)
     pixels = candidate.get(candidate.run("decode", {"latents": latents})["pixels"])
     return Report(
         bundle=bundle.path.resolve().name,
@@ -154,24 +163,25 @@ def compare_engines(
         created_by=manifest.created_by,
         reference=engine_info(reference),
         candidate=engine_info(candidate),
-        schedule=schedule,
+        settings=dict(settings),
+        plan=plan,
         tolerance_scale=tolerance_scale,
         stages=stages,
         loop=tuple(loop),
         pictures=tuple(
-            picture_result(int(label), int(seed), got, ours, required_psnr(limit))
-            for label, seed, got, ours in zip(labels, seeds, pixels, wanted, strict=True)
+            picture_result(subject, int(seed), got, ours, required_psnr(limit))
+            for subject, seed, got, ours in zip(subjects, seeds, pixels, wanted, strict=True)
         ),
-        classes=manifest.classes,
     )
 
 
 def picture_result(
-    label: int, seed: int, got: NDArray[np.uint8], wanted: NDArray[np.uint8], limit: float
+    subject: Subject, seed: int, got: NDArray[np.uint8], wanted: NDArray[np.uint8], limit: float
 ) -> PictureResult:
     """One picture of the engine against the reference's; [H, W, 3] each."""
     most = int(np.abs(got.astype(np.int16) - wanted).max())
-    return PictureResult(label, seed, limit, psnr(got, wanted), most, reference=wanted, candidate=got)
+    quality = psnr(got, wanted)
+    return PictureResult(subject.label, subject.name, seed, limit, quality, most, reference=wanted, candidate=got)
 
 
 def engine_info(engine: Engine) -> EngineInfo:
@@ -190,7 +200,7 @@ class Pair:
 class Lockstep:
     """An engine that makes every call on two engines, with the reference's arrays, and passes the reference's on.
 
-    A call with constants begins the next step of the loop: loops hand constants to the first stage of a step only.
+    Calls are filed under the step of the loop that was last entered.
     """
 
     def __init__(self, manifest: Manifest, reference: Engine, candidate: Engine) -> None:
@@ -210,8 +220,6 @@ class Lockstep:
         self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
     ) -> dict[str, Array]:
         graph = self._manifest.graph(stage, constants or {})
-        if constants:
-            self._step = 0 if self._step is None else self._step + 1
         ours = self._reference.run(stage, {name: pair.reference for name, pair in inputs.items()}, constants)
         theirs = self._candidate.run(stage, {name: pair.candidate for name, pair in inputs.items()}, constants)
         outputs = {}
@@ -226,11 +234,11 @@ class Lockstep:
         self._reference.close()
         self._candidate.close()
 
-    def leave_loop(self) -> None:
-        """What runs from here on belongs to no step."""
-        self._step = None
+    def enter(self, step: int | None) -> None:
+        """What runs from here on belongs to that step of the loop, or to none."""
+        self._step = step
 
-    def results(self, schedule: Schedule, tolerance_scale: float = 1.0) -> tuple[StageResult, ...]:
+    def results(self, plan: Sequence[Step], tolerance_scale: float = 1.0) -> tuple[StageResult, ...]:
         """The errors of everything that has run, in the order in which it first ran."""
         return tuple(
             StageResult(
@@ -238,7 +246,7 @@ class Lockstep:
                 output=output,
                 graph=graph.name,
                 step=step,
-                level=None if step is None else schedule.levels[step],
+                at="" if step is None else plan[step].name,
                 calls=tally.calls,
                 tolerance=graph.tolerance * tolerance_scale,
                 error=tally.error,

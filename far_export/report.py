@@ -52,9 +52,9 @@ def html_page(report: Report) -> str:
         _tiles(report),
         "<h2>Pictures</h2>",
         _pictures(report),
-        "<h2>Errors level by level</h2>",
+        "<h2>Errors step by step</h2>",
         f'<div class="card plot">{error_plot(report)}</div>',
-        "<h2>Every stage at every level</h2>",
+        "<h2>Every stage at every step</h2>",
         _table(report),
         "<h2>What was run</h2>",
         _facts(report),
@@ -112,7 +112,7 @@ def _header(report: Report) -> str:
 
 def _tiles(report: Report) -> str:
     worst = max(report.stages, key=lambda result: result.error / result.tolerance)
-    place = worst.stage if worst.step is None else f"{worst.stage} at level {worst.level}"
+    place = worst.stage if worst.step is None else f"{worst.stage} at {worst.at}"
     latents = max(report.loop, key=lambda result: result.error)
     picture = min(report.pictures, key=lambda result: result.psnr)
     most = max(picture.max_difference for picture in report.pictures)
@@ -123,7 +123,7 @@ def _tiles(report: Report) -> str:
         (
             "Worst latents",
             number(latents.error),
-            f"after level {latents.level}\nlimit {latents.limit:.0e}",
+            f"after {latents.at}\nlimit {latents.limit:.0e}",
             latents.passed,
         ),
         ("Worst picture", psnr_text(picture.psnr), f"PSNR\nlimit {picture.limit:.0f} dB", picture.passed),
@@ -161,7 +161,7 @@ def _pictures(report: Report) -> str:
 
 
 def _picture(report: Report, picture: PictureResult, factor: int) -> str:
-    name = f"{picture.label} {report.classes[picture.label]}" if report.classes else f"label {picture.label}"
+    name = picture.caption
     difference = np.abs(picture.candidate.astype(np.int16) - picture.reference) * factor
     images = [
         (picture.reference, report.reference.name),
@@ -169,7 +169,7 @@ def _picture(report: Report, picture: PictureResult, factor: int) -> str:
         (difference.clip(0, 255).astype(np.uint8), f"difference × {factor}"),
     ]
     figures = "".join(
-        f"<figure>{_image(array, f'label {picture.label}, seed {picture.seed}: {what}')}"
+        f"<figure>{_image(array, f'{name}, seed {picture.seed}: {what}')}"
         f"<figcaption>{escape(what)}</figcaption></figure>"
         for array, what in images
     )
@@ -197,7 +197,7 @@ def _image(array: NDArray[np.uint8], alt: str) -> str:
 
 def _table(report: Report) -> str:
     head = (
-        '<tr><th class="text">level</th><th class="text">stage</th><th>calls</th><th>worst call</th><th>limit</th>'
+        '<tr><th class="text">step</th><th class="text">stage</th><th>calls</th><th>worst call</th><th>limit</th>'
         "<th>all calls</th><th>1 − cosine</th><th>max abs</th><th>NaN/Inf</th></tr>"
     )
     bodies = []
@@ -210,16 +210,15 @@ def _table(report: Report) -> str:
 
 
 def _stage_row(result: StageResult) -> str:
-    level = "" if result.level is None else str(result.level)
     figures = [result.calls, number(result.error), f"{result.tolerance:.0e}", number(result.relative_error)]
     figures += [number(1 - result.cosine), number(result.max_abs), result.nonfinite + result.nonfinite_reference]
-    return _row([level, result.stage], figures, result.passed)
+    return _row([result.at, result.stage], figures, result.passed)
 
 
 def _loop_row(result: LoopResult) -> str:
     figures = ["", "", f"{result.limit:.0e}", number(result.error), number(1 - result.cosine), number(result.max_abs)]
     return _row(
-        [str(result.level), "latents, drawn freely"],
+        [result.at, "latents, drawn freely"],
         [*figures, result.nonfinite + result.nonfinite_reference],
         result.passed,
     )
@@ -232,7 +231,7 @@ def _row(texts: Iterable[str], figures: Iterable[Any], passed: bool) -> str:
 
 
 def _facts(report: Report) -> str:
-    schedule = report.schedule
+    plan = report.plan
     facts = [
         (
             "Bundle",
@@ -240,11 +239,18 @@ def _facts(report: Report) -> str:
         ),
         ("Reference", engine_text(report.reference)),
         ("Engine", engine_text(report.candidate)),
-        ("Levels", ", ".join(map(str, schedule.levels))),
-        ("Diffusion steps", f"{', '.join(map(str, schedule.steps))} ({sum(schedule.steps)} in all)"),
-        ("Guidance", ", ".join(f"{value:.3g}" for value in schedule.guidance)),
-        ("Temperature", ", ".join(f"{value:.3g}" for value in schedule.temperature)),
-        ("Pictures", ", ".join(f"label {p.label} seed {p.seed}" for p in report.pictures)),
+        ("Settings", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.settings.items())),
+        (f"{plan[0].kind.capitalize()}s", ", ".join(str(step.number) for step in plan)),
+        (
+            "Diffusion steps",
+            f"{', '.join(str(step.inner) for step in plan)} ({sum(step.inner for step in plan)} in all)",
+        ),
+        ("Guidance", ", ".join(f"{step.guidance:.3g}" for step in plan)),
+        *(
+            (name.capitalize(), ", ".join(f"{step.shown[name]:.3g}" for step in plan if name in step.shown))
+            for name in plan[0].shown
+        ),
+        ("Pictures", ", ".join(f"{p.caption} seed {p.seed}" for p in report.pictures)),
         ("Tolerances", f"the manifest's × {report.tolerance_scale:g}"),
     ]
     entries = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts)
@@ -258,7 +264,7 @@ def _explanation() -> str:
         "denoise stage is judged against the larger of its output and the largest term that it adds up, since its "
         "first update can be the small difference of two large terms. Pixels are judged against a mid-grey picture "
         "where the picture is darker.</p>"
-        "<p>The latents are those of the engine running alone, compared with the reference's after each level: here "
+        "<p>The latents are those of the engine running alone, compared with the reference's after each step: here "
         "errors add up as they do in use. Their limit is ten times the largest tolerance of the loop's stages, and the "
         "PSNR that pictures need follows from it.</p>"
     )

@@ -1,4 +1,4 @@
-"""Errors per level as an SVG picture, written as text."""
+"""Errors per step as an SVG picture, written as text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from far_export.verdict import Report
+from far_runtime.samplers.base import Step
 
 WIDTH, HEIGHT = 960, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 44, 46
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 STYLES = ("transformer", "denoise", "loop")
 SMALLEST = 1e-12
+MARKS = 24  # steps that have room for their number below the plot
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def series_of(report: Report) -> list[Series]:
             values = by_stage.setdefault(result.stage, {})
             values[result.step] = max(result.error, values.get(result.step, 0.0))
             tolerances[result.stage] = min(result.tolerance, tolerances.get(result.stage, math.inf))
-    steps = range(len(report.schedule))
+    steps = range(len(report.plan))
     lines = [Series(name, tuple(v.get(i) for i in steps), tolerances[name]) for name, v in by_stage.items()]
     return [*lines, Series("loop", tuple(result.error for result in report.loop), report.latents_limit)]
 
@@ -75,11 +77,11 @@ def error_plot(report: Report) -> str:
     """An <svg> of the errors per step, with the limits as dashed lines."""
     lines = series_of(report)
     axes = axes_of(lines)
-    parts = [*_frame(axes, report.schedule.levels), *_limits(axes, lines)]
+    parts = [*_frame(axes, report.plan), *_limits(axes, lines)]
     for line in reversed(lines):  # the latents below, with a broader stroke: their error often is the last stage's
         parts += _line(axes, line)
     parts += _legend({line.style: line.name for line in lines})
-    title = "Relative error of every stage and of the latents at each level, on a logarithmic scale"
+    title = "Relative error of every stage and of the latents at each step, on a logarithmic scale"
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
 
 
@@ -88,7 +90,7 @@ def power_of_ten(exponent: int) -> str:
     return "10" + str(exponent).translate(SUPERSCRIPTS)
 
 
-def _frame(axes: Axes, levels: Sequence[int]) -> list[str]:
+def _frame(axes: Axes, plan: Sequence[Step]) -> list[str]:
     marks = [(10.0**exponent, power_of_ten(exponent)) for exponent in range(axes.bottom, axes.top + 1)]
     if axes.rim:
         marks.append((math.inf, "NaN, Inf"))
@@ -97,12 +99,14 @@ def _frame(axes: Axes, levels: Sequence[int]) -> list[str]:
         y = axes.y(error)
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    for step, level in enumerate(levels):
-        parts.append(
-            f'<text x="{axes.x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{level}</text>',
-        )
+    every = -(-len(plan) // MARKS)
+    for step in plan[::every]:
+        x, y = axes.x(step.index), HEIGHT - BOTTOM + 18
+        parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{step.number}</text>')
     middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
-    parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">level, in the order of the loop</text>')
+    parts.append(
+        f'<text x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{plan[0].kind}, in the order of the loop</text>'
+    )
     return parts
 
 

@@ -36,7 +36,7 @@ class Stage:
     stage: the name by which the loop runs it; name: the graph's own (they differ where a stage has a graph per
     level). profile: smallest, usual and largest size of every dynamic axis. tolerance: relative error to the torch
     module that is accepted in FP32. fp32_islands: submodules that stay FP32 at lower precisions. constants: what is
-    folded in. flops: arithmetic of one row, polynomial in the visible tokens.
+    folded in. flops: arithmetic of one row, as the manifest records it.
     """
 
     stage: str
@@ -47,7 +47,7 @@ class Stage:
     tolerance: float = 1e-4
     fp32_islands: tuple[str, ...] = ()
     constants: Mapping[str, int] = field(default_factory=dict)
-    flops: tuple[float, ...] = ()
+    flops: Mapping[str, float] = field(default_factory=dict)
     suffix: str = ""
 
     @property
@@ -62,9 +62,10 @@ class Stage:
         tensors = {}
         for spec in self.inputs:
             shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
-            if spec.dtype == "int64":
+            if spec.dtype in ("int64", "uint8"):
                 bound = sizes[spec.below] if isinstance(spec.below, str) else spec.below
-                tensors[spec.name] = torch.randint(0, max(bound, 1), shape, generator=generator)
+                integers = torch.randint(0, max(bound, 1), shape, generator=generator)
+                tensors[spec.name] = integers.to(DTYPES[spec.dtype])
             else:
                 tensors[spec.name] = torch.randn(shape, generator=generator, dtype=DTYPES[spec.dtype])
         return tensors

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from far_export.stages import Stage
+from far_runtime.bundle import fits
 from far_runtime.engines.base import Array
 from far_runtime.errors import FarError
 
@@ -54,6 +55,6 @@ class TorchEngine:
 
     def _find(self, stage: str, constants: Mapping[str, int]) -> Stage:
         for declared in self._stages:
-            if declared.stage == stage and all(constants.get(k) == v for k, v in declared.constants.items()):
+            if declared.stage == stage and fits(declared.constants, constants):
                 return declared
         raise FarError(f"the torch engine has no {stage} stage for {dict(constants)}; export with --levels shared")

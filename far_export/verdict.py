@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.schedule import Schedule
+from far_runtime.samplers.base import Step
+from far_runtime.subjects import Subject
 
-FORMAT = 1
+FORMAT = 2
 LOOP_FACTOR = 10.0
 
 
@@ -41,17 +42,17 @@ class EngineInfo:
 class StageResult:
     """One output of a stage at one step of the loop, in lockstep.
 
-    step, level: None outside the loop. error: of the worst call, number `worst_call` (from 0) of `calls`; `tolerance`
-    is for it. relative_error: over all calls together. cosine: the lowest of any call. max_abs: the largest difference.
-    nonfinite, nonfinite_reference: NaN and Inf entries of the engine and of the reference in all calls; `first_...`:
-    the number of the first such call.
+    step, at: its number (from 0) and name in the loop; None and "" outside. error: of the worst call, number
+    `worst_call` (from 0) of `calls`; `tolerance` is for it. relative_error: over all calls together. cosine: the lowest
+    of any call. max_abs: the largest difference. nonfinite, nonfinite_reference: NaN and Inf entries of the engine and
+    of the reference in all calls; `first_...`: the number of the first such call.
     """
 
     stage: str
     output: str
     graph: str
     step: int | None
-    level: int | None
+    at: str
     calls: int
     tolerance: float
     error: float
@@ -65,6 +66,13 @@ class StageResult:
     first_nonfinite_reference: int | None
 
     @property
+    def share(self) -> float:
+        """The error as a part of the tolerance; above 1 is too much."""
+        if self.tolerance == 0:
+            return math.inf if self.error else 0.0
+        return self.error / self.tolerance
+
+    @property
     def passed(self) -> bool:
         """Whether every call kept the tolerance, with finite numbers on both sides."""
         return self.error <= self.tolerance
@@ -72,12 +80,12 @@ class StageResult:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """The latents after one step of the free run against the reference's. `first_nonfinite`: the diffusion step (from
-    0) of this level after which the engine's state first was not finite."""
+    """The latents after one step of the free run against the reference's. `inner`: its units (diffusion steps);
+    `first_nonfinite`: the one (from 0) after which the engine's state first was not finite."""
 
     step: int
-    level: int
-    diffusion_steps: int
+    at: str
+    inner: int
     limit: float
     error: float
     cosine: float
@@ -97,13 +105,19 @@ class PictureResult:
     """One picture [H, W, 3] of both runs; psnr in dB (infinite: equal pixel for pixel), max_difference in grey
     values."""
 
-    label: int
+    label: int | None
+    name: str
     seed: int
     limit: float
     psnr: float
     max_difference: int
     reference: NDArray[np.uint8] = field(repr=False, compare=False)
     candidate: NDArray[np.uint8] = field(repr=False, compare=False)
+
+    @property
+    def caption(self) -> str:
+        """What it shows: the label with its name, or the prompt."""
+        return Subject(self.label, self.name).caption
 
     @property
     def passed(self) -> bool:
@@ -121,12 +135,12 @@ class Report:
     created_by: str
     reference: EngineInfo
     candidate: EngineInfo
-    schedule: Schedule
+    settings: dict[str, Any]
+    plan: tuple[Step, ...]
     tolerance_scale: float
     stages: tuple[StageResult, ...]
     loop: tuple[LoopResult, ...]
     pictures: tuple[PictureResult, ...]
-    classes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def passed(self) -> bool:
@@ -140,7 +154,7 @@ class Report:
         sentences = [self._stage_failure(result) for result in self.stages if not result.passed]
         sentences += [self._loop_failure(result) for result in self.loop if not result.passed]
         sentences += [
-            f"picture {i} (label {picture.label}, seed {picture.seed}): PSNR {picture.psnr:.1f} dB, "
+            f"picture {i} ({picture.caption}, seed {picture.seed}): PSNR {picture.psnr:.1f} dB, "
             f"expected {picture.limit:.1f} dB or more"
             for i, picture in enumerate(self.pictures, start=1)
             if not picture.passed
@@ -164,7 +178,7 @@ class Report:
 
     def place(self, step: int) -> str:
         """A step in words: "level 3 (step 4 of 10)"."""
-        return f"level {self.schedule.levels[step]} (step {step + 1} of {len(self.schedule)})"
+        return f"{self.plan[step].name} (step {step + 1} of {len(self.plan)})"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: all figures, no pixels. Infinite errors, and the PSNR of equal pictures, are null."""
@@ -180,7 +194,10 @@ class Report:
             },
             "reference": asdict(self.reference),
             "candidate": asdict(self.candidate),
-            "schedule": asdict(self.schedule),
+            "settings": self.settings,
+            "plan": [
+                {"step": step.name, "inner": step.inner, "guidance": step.guidance, **step.shown} for step in self.plan
+            ],
             "limits": {
                 "tolerance_scale": self.tolerance_scale,
                 "stages": {result.graph: result.tolerance for result in self.stages},
@@ -216,7 +233,7 @@ class Report:
         if result.first_nonfinite is not None:
             return (
                 f"{where}: NaN or Inf of {self.candidate.name} from diffusion step {result.first_nonfinite + 1} of "
-                f"{result.diffusion_steps} on"
+                f"{result.inner} on"
             )
         if result.nonfinite_reference:
             return f"{where}: NaN or Inf of {self.reference.name}"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from far_runtime.cli_sampling import sampling_options, subject_options, take_sampling
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from far_runtime.bundle import Manifest
 
 FILE = click.Path(path_type=Path)
-DEFAULT_LABELS = 2
+DEFAULT_SUBJECTS = 2
 
 
 @click.command(short_help="Compare a bundle with its checkpoint, stage by stage (needs torch).")
@@ -43,13 +45,10 @@ DEFAULT_LABELS = 2
     metavar="NAME",
     help="onnxruntime (on the CPU), onnxruntime:cuda or onnxruntime:tensorrt.",
 )
-@click.option("--label", "labels", multiple=True, metavar="NUMBER|NAME", help="Class to draw. Default: the first two.")
-@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each label.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Each label's pictures have SEED, SEED+1, ...")
-@click.option("--steps", metavar="N|A:B|N,N,...", help="Diffusion steps per level. Default: the bundle's.")
-@click.option("--levels", metavar="N,N,...", help="Levels from low to high frequency. Default: the bundle's.")
-@click.option("--guidance", type=float, metavar="SCALE", help="Guidance at the end, 1 is none. Default: the bundle's.")
-@click.option("--temperature", type=float, metavar="T", help="Factor of the sampler's noise. Default: the bundle's.")
+@subject_options("the first two classes")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each subject.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Each subject's pictures have SEED, SEED+1, ...")
+@sampling_options
 @click.option(
     "--tolerance-scale",
     type=click.FloatRange(min=0, max=1e6, min_open=True),
@@ -106,19 +105,16 @@ def _run(options: dict[str, Any]) -> Report:
     from far_export.parity import verify_bundle
     from far_models.checkpoint import parse_overrides
     from far_runtime.bundle import open_bundle
-    from far_runtime.defaults import check_system, schedule_of, settings_of
-    from far_runtime.labels import resolve_label
-    from far_runtime.schedule import parse_levels
+    from far_runtime.defaults import check_system, settings_of
+    from far_runtime.subjects import default_subjects, resolve_subjects
 
     bundle = open_bundle(options["bundle"])
     check_system(bundle)
     manifest = bundle.manifest
-    levels = parse_levels(options["levels"]) if options["levels"] else None
-    settings = settings_of(manifest, options["guidance"], options["temperature"], options["steps"], levels)
-    schedule = schedule_of(manifest, settings)
-    classes = int(manifest.model["classes"])
-    chosen = options["labels"] or range(min(DEFAULT_LABELS, classes))
-    labels = [resolve_label(label, classes, manifest.classes) for label in chosen for _ in range(options["count"])]
+    settings = settings_of(manifest, take_sampling(options))
+    chosen = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
+    chosen = chosen or default_subjects(manifest, DEFAULT_SUBJECTS)
+    subjects = [subject for subject in chosen for _ in range(options["count"])]
     seeds = [options["seed"] + i for _ in chosen for i in range(options["count"])]
     checkpoint = options["checkpoint"]
     vae = options["vae"] or recorded_vae(manifest, checkpoint)
@@ -127,7 +123,7 @@ def _run(options: dict[str, Any]) -> Report:
     model, decoder = load_pair(checkpoint, vae, weights, overrides)
     with _threads(options["threads"]), progress_bar(sys.stderr.isatty()) as on_progress:
         return verify_bundle(
-            bundle, model.model, decoder.model, options["engine"], labels, seeds, schedule,
+            bundle, model.model, decoder.model, options["engine"], subjects, seeds, settings,
             tolerance_scale=options["tolerance_scale"], threads=options["threads"], on_progress=on_progress,
         )  # fmt: skip
 
@@ -160,7 +156,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(show: bool) -> Iterator[OnProgress | None]:
-    """A bar over the diffusion steps of both runs on standard error."""
+    """A bar over the loop's units (diffusion steps) of both runs on standard error."""
     if not show:
         yield None
         return
@@ -181,12 +177,12 @@ def print_report(report: Report, console: Console) -> None:
     console.print(table(report))
     for picture in report.pictures:
         console.print(
-            f"picture of label {picture.label}, seed {picture.seed}: PSNR {psnr_text(picture.psnr)}, "
+            f"picture of {picture.caption}, seed {picture.seed}: PSNR {psnr_text(picture.psnr)}, "
             f"largest difference {picture.max_difference} of 255",
             style="" if picture.passed else "red",
             markup=False,
         )
-    worst = max(report.stages, key=lambda result: result.error / result.tolerance)
+    worst = max(report.stages, key=lambda result: result.share)
     count = len(report.pictures)
     console.print(
         f"{'passed' if report.passed else 'FAILED'}: worst stage error {number(worst.error)} ({worst.stage}, limit "
@@ -200,7 +196,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def table(report: Report) -> Table:
-    """Stages by level, each level followed by the latents of the free run."""
+    """Stages by step, each step followed by the latents of the free run."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -211,17 +207,16 @@ def table(report: Report) -> Table:
         return Text("ok", "green") if passed else Text("FAIL", "bold red")
 
     rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    rows.add_column("level", justify="right")
+    rows.add_column("step")
     rows.add_column("stage", no_wrap=True)
     for heading in ("calls", "error", "limit", "1-cos", "max abs", "NaN/Inf"):
         rows.add_column(heading, justify="right", no_wrap=True)
     rows.add_column("", no_wrap=True)
     for step, results in groupby(report.stages, key=lambda result: result.step):
         for i, result in enumerate(results):
-            level = "" if result.level is None or i else str(result.level)
             rows.add_row(
-                level, result.stage, str(result.calls), number(result.error), f"{result.tolerance:.0e}",
-                number(1 - result.cosine), number(result.max_abs), str(result.nonfinite + result.nonfinite_reference),
+                "" if i else result.at, result.stage, str(result.calls), number(result.error),
+                f"{result.tolerance:.0e}", number(1 - result.cosine), number(result.max_abs), str(result.nonfinite + result.nonfinite_reference),
                 verdict(result.passed),
             )  # fmt: skip
         if step is not None:

@@ -8,65 +8,57 @@ from typing import Any
 
 from torch import nn
 
-from far_export.graphs import far, vae
+from far_export.graphs import far, mar, vae
 from far_export.stages import Stage
 from far_runtime.samplers.far import plan
-from far_runtime.schedule import OFFICIAL_STEPS, make_schedule, official_levels
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What `far generate` does when it is not told otherwise; None leaves it to the checkpoint or the official code."""
-
-    levels: tuple[int, ...] | None = None
-    steps: str | None = None
-    guidance: float | None = None
-    temperature: float | None = None
-
-    def settled(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        """These settings where given, else those of the checkpoint's `sampling`; what neither names is absent."""
-        own = {name: value for name, value in asdict(self).items() if value is not None}
-        return {**sampling, **own}
 
 
 @dataclass(frozen=True)
 class System:
     """One system's part of the exporter.
 
-    stages(model, vae, schedule): its stages; with a schedule, the graphs that may have a step's constants folded in
-    do. default_schedule(model, settings): the manifest's `schedule`, checked. model_info(model, vae): the manifest's
-    `model`.
+    vae: the system of the checkpoint that makes pictures of what it draws. stages(model, vae, info, settings): its
+    stages; with settled sampling settings, the graphs that may have a step's constants folded in do. info(model, vae):
+    the manifest's `model`. editing: the stages that `far edit` needs beside. per_level(info): whether a
+    graph a level is the better choice.
     """
 
     name: str
-    stages: Callable[[nn.Module, nn.Module, Mapping[str, Any] | None], list[Stage]]
-    default_schedule: Callable[[nn.Module, Mapping[str, Any]], dict[str, Any]]
-    model_info: Callable[[nn.Module, nn.Module], dict[str, Any]]
+    vae: str
+    stages: Callable[[nn.Module, nn.Module, Mapping[str, Any], Mapping[str, Any] | None], list[Stage]]
+    editing: Callable[[nn.Module, nn.Module, Mapping[str, Any]], list[Stage]]
+    info: Callable[[nn.Module, nn.Module], dict[str, Any]]
+    per_level: Callable[[Mapping[str, Any]], bool] = lambda info: False
 
 
-def _far_stages(model: nn.Module, decoder: nn.Module, schedule: Mapping[str, Any] | None) -> list[Stage]:
+def _far_stages(
+    model: nn.Module, decoder: nn.Module, info: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> list[Stage]:
+    steps = None if settings is None else plan(info, settings)
+    return [*far.stages(model, steps), vae.decode_stage(decoder, model.config.grid, model.config.latent_scale)]
+
+
+def _far_editing(model: nn.Module, decoder: nn.Module, info: Mapping[str, Any]) -> list[Stage]:
+    return [far.place_stage(model.config), *_encode(model, decoder, info)]
+
+
+def _encode(model: nn.Module, decoder: nn.Module, info: Mapping[str, Any]) -> list[Stage]:
+    return [vae.encode_stage(decoder, model.config.grid, model.config.latent_scale)]
+
+
+def _mar_stages(
+    model: nn.Module, decoder: nn.Module, info: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> list[Stage]:
+    return [*mar.stages(model), vae.decode_stage(decoder, model.config.grid, model.config.latent_scale)]
+
+
+def _continuous_info(model: nn.Module, decoder: nn.Module) -> dict[str, Any]:
     config = model.config
-    steps = None
-    if schedule is not None:
-        made = make_schedule(schedule["levels"], grid=config.grid, masked=config.masked, steps=schedule["steps"])
-        steps = plan(made, config.grid, config.masked)
-    return [*far.stages(model, steps), vae.decode_stage(decoder, config.grid, config.latent_scale)]
+    image_size = config.grid * decoder.config.stride
+    return {**asdict(config), "condition": "labels", "image_size": image_size, "vae": asdict(decoder.config)}
 
 
-def _far_schedule(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-    config = model.config
-    levels = tuple(given.get("levels") or official_levels(config.grid, config.masked))
-    guidance, temperature = float(given.get("guidance", 3.0)), float(given.get("temperature", 1.0))
-    steps = str(given.get("steps", OFFICIAL_STEPS))
-    make_schedule(
-        levels, grid=config.grid, masked=config.masked, guidance=guidance, temperature=temperature, steps=steps
-    )
-    return {"levels": list(levels), "steps": steps, "guidance": guidance, "temperature": temperature}
-
-
-def _far_info(model: nn.Module, decoder: nn.Module) -> dict[str, Any]:
-    config = model.config
-    return {**asdict(config), "image_size": config.grid * decoder.config.stride, "vae": asdict(decoder.config)}
-
-
-SYSTEMS = {"far": System("far", _far_stages, _far_schedule, _far_info)}
+SYSTEMS = {
+    "far": System("far", "klvae", _far_stages, _far_editing, _continuous_info, lambda info: bool(info["masked"])),
+    "mar": System("mar", "klvae", _mar_stages, _encode, _continuous_info),
+}

@@ -1,5 +1,5 @@
-"""FAR's stages as torch modules: transformer (with the low-pass filter in front) and denoise (with guidance and
-solver update)."""
+"""FAR's stages as torch modules: transformer (with the low-pass filter in front), denoise (with guidance and solver
+update) and place (tokens by index)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from far_models.far import FAR, FARConfig
 from far_runtime.bundle import TensorSpec
 from far_runtime.diffusion import COEFFICIENTS
 from far_runtime.frequency import lowpass_matrices
-from far_runtime.samplers.far import Step
+from far_runtime.samplers.base import Step
 
 
 def spread(x: Tensor, rows: int) -> Tensor:
@@ -45,7 +45,7 @@ class TransformerGraph(nn.Module):
         self.far = far
         self.step = step
         matrices = torch.from_numpy(lowpass_matrices(far.config.grid).copy())
-        self.register_buffer("lowpass", matrices if step is None else matrices[step.lowpass])
+        self.register_buffer("lowpass", matrices if step is None else matrices[step.constants["lowpass"]])
         self.register_buffer("class_table", torch.cat([far.class_emb.weight, far.fake_latent]))
 
     def forward(
@@ -67,7 +67,7 @@ class TransformerGraph(nn.Module):
         if visible is not None and restore is not None:
             visible, restore = spread(visible, rows), spread(restore, rows)
         z = self.far.features(x, pick(self.class_table, labels), visible, restore)
-        number = self.class_table.new_full((1,), self.step.level) if self.step is not None else level
+        number = self.class_table.new_full((1,), self.step.number) if self.step is not None else level
         return self.far.diffloss.net.condition(z, number)
 
     def filter(self, latents: Tensor, matrix: Tensor) -> Tensor:
@@ -108,13 +108,13 @@ def transformer_inputs(config: FARConfig, step: Step | None = None) -> tuple[Inp
     """Inputs of the transformer stage. A folded step leaves level and lowpass out, and a step that sees nothing yet
     (low-pass level 0, or no visible token) the latents and their indices too."""
     labels = Input("labels", ("rows",), "int64", config.classes + 1)
-    if step is not None and (step.visible == 0 if config.masked else step.lowpass == 0):
+    if step is not None and step.constants["count" if config.masked else "lowpass"] == 0:
         return (labels,)
     inputs = [Input("latents", ("batch", config.tokens, config.channels)), labels]
     if step is None:
         inputs += [Input("level", (1,), "int64", config.grid), Input("lowpass", (1,), "int64", config.grid + 1)]
     if config.masked:
-        count: int | str = "count" if step is None else step.visible
+        count: int | str = "count" if step is None else step.constants["count"]
         inputs.append(Input("visible", ("batch", count), "int64", config.tokens))
         inputs.append(Input("restore", ("batch", config.tokens), "int64", count))
     return tuple(inputs)
@@ -136,55 +136,90 @@ def transformer_stage(far: FAR, step: Step | None = None) -> Stage:
         if step
         else {},
         flops=_transformer_flops(config),
-        suffix="" if step is None else f"_{step.index:02d}_level{step.level:02d}",
+        suffix="" if step is None else f"_{step.index:02d}_level{step.number:02d}",
     )
 
 
-def denoise_stage(far: FAR) -> Stage:
-    """The diffusion head with guidance and solver update."""
-    config = far.config
-    tokens = (config.tokens, config.channels)
-    module = DenoiseGraph(far).eval()
-    state = torch.empty(1, *tokens, device="meta")
-    row = (state, torch.empty(1, config.tokens, config.head_width, device="meta"))
+def denoise_stage(model: FAR, tokens: int | str) -> Stage:
+    """The diffusion head with guidance and solver update, over so many tokens a picture (a text: an axis of any
+    length)."""
+    config = model.config
+    state = (tokens, config.channels)
+    module = DenoiseGraph(model).eval()
+    count = tokens if isinstance(tokens, int) else 1
+    meta = torch.empty(1, count, config.channels, device="meta")
+    row = (meta, torch.empty(1, count, config.head_width, device="meta"))
     scalars = [torch.empty(n, device="meta") for n in (1, len(COEFFICIENTS), 1)]
+    profile = {"batch": (1, 4, 64), "rows": (1, 8, 128)}
     return Stage(
         stage="denoise",
         module=module,
         inputs=(
-            Input("state", ("batch", *tokens)),
-            Input("condition", ("rows", config.tokens, config.head_width)),
+            Input("state", ("batch", *state)),
+            Input("condition", ("rows", tokens, config.head_width)),
             Input("timestep", (1,)),
             Input("coefficients", (len(COEFFICIENTS),)),
             Input("guidance", (1,)),
-            Input("noise", ("batch", *tokens)),
+            Input("noise", ("batch", *state)),
         ),
-        outputs=(TensorSpec("next_state", "float32", ("batch", *tokens)),),
-        profile={"batch": (1, 4, 64), "rows": (1, 8, 128)},
+        outputs=(TensorSpec("next_state", "float32", ("batch", *state)),),
+        profile=profile if isinstance(tokens, int) else {**profile, tokens: (1, 8, config.tokens)},
         fp32_islands=("in_ln", "norm_final", "timestep_sinusoids", "update"),
-        flops=(count_flops(module, (*row, *scalars, state)),),
+        flops={"" if isinstance(tokens, int) else tokens: count_flops(module, (*row, *scalars, meta))},
+    )
+
+
+class PlaceGraph(nn.Module):
+    """latents [B, L, C], sample [B, T, C], index [B, L] -> [B, L, C]: at every position the token of that number among
+    the latents' and then the sample's."""
+
+    def forward(self, latents: Tensor, sample: Tensor, index: Tensor) -> Tensor:
+        both = torch.cat([latents, sample], dim=1)
+        return both.gather(1, index.unsqueeze(-1).expand(-1, -1, both.shape[-1]))
+
+
+def place_stage(config: FARConfig) -> Stage:
+    """Tokens put into a picture's latents: what an edit keeps (FAR), what an iteration has drawn (MAR)."""
+    shape = ("batch", config.tokens, config.channels)
+    return Stage(
+        stage="place",
+        module=PlaceGraph().eval(),
+        inputs=(
+            Input("latents", shape),
+            Input("sample", ("batch", "tokens", config.channels)),
+            Input("index", ("batch", config.tokens), "int64", config.tokens),
+        ),
+        outputs=(TensorSpec("latents_out", "float32", shape),),
+        profile={"batch": (1, 4, 64), "tokens": (1, config.tokens // 2, config.tokens)},
+        tolerance=1e-6,  # a copy
     )
 
 
 def stages(far: FAR, steps: Iterable[Step] | None = None) -> list[Stage]:
     """Transformer (one graph, or one per step) and denoise stages of a FAR model."""
     transformers = [transformer_stage(far)] if steps is None else [transformer_stage(far, step) for step in steps]
-    return [*transformers, denoise_stage(far)]
+    return [*transformers, denoise_stage(far, far.config.tokens)]
 
 
-def _transformer_flops(config: FARConfig) -> tuple[float, ...]:
-    """Coefficients of 1, V, V^2 for V visible tokens (masked), or the one figure of a row (unmasked)."""
+def _transformer_flops(config: FARConfig) -> dict[str, float]:
+    """Arithmetic of a row: constant, or (masked) in the visible tokens."""
     with torch.device("meta"):
         far = FAR(config)
     if not config.masked:
-        return (_features_flops(far, None),)
-    points = (0, config.tokens // 2, config.tokens)
-    values = torch.tensor([_features_flops(far, n) for n in points], dtype=torch.float64)
+        return {"": features_flops(far, None)}
+    return in_visible_tokens(far)
+
+
+def in_visible_tokens(far: FAR) -> dict[str, float]:
+    """`features_flops` as a polynomial in the number of visible tokens, the axis `count`."""
+    points = (0, far.config.tokens // 2, far.config.tokens)
+    values = torch.tensor([features_flops(far, n) for n in points], dtype=torch.float64)
     matrix = torch.tensor([[1.0, p, p * p] for p in points], dtype=torch.float64)
-    return tuple(torch.linalg.solve(matrix, values).tolist())
+    return dict(zip(("", "count", "count count"), torch.linalg.solve(matrix, values).tolist(), strict=True))
 
 
-def _features_flops(far: FAR, visible: int | None) -> float:
+def features_flops(far: FAR, visible: int | None) -> float:
+    """Arithmetic of a row of encoder, decoder and the projection of z; `far` lies on the meta device."""
     config = far.config
     inputs = [
         torch.empty(1, config.tokens, config.channels, device="meta"),

@@ -1,4 +1,4 @@
-"""The KL-VAE's stages as torch modules: decode (latents to pixels) and encode (pixels to moments)."""
+"""The KL-VAE's stages as torch modules: decode (latents to pixels), encode (pixels to latents) and its moments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DecodeGraph(nn.Module):
         return ((image + 1) / 2 * 255).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
 
-class EncodeGraph(nn.Module):
+class MomentsGraph(nn.Module):
     """Pictures [B, 3, H, W] in [-1, 1] -> mean and log variance [B, C, H / stride, W / stride], unscaled."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -61,21 +61,49 @@ def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: boo
         profile={"batch": (1, 4, 64)},
         tolerance=2e-3 if pixels else 1e-4,
         fp32_islands=("norm", "softmax"),
-        flops=(count_flops(module, (torch.empty(1, grid * grid, config.channels, device="meta"),)),),
+        flops={"": count_flops(module, (torch.empty(1, grid * grid, config.channels, device="meta"),))},
     )
 
 
-def encode_stage(vae: AutoencoderKL, height: int, width: int) -> Stage:
-    """The VAE encoder over pictures of one size."""
-    config = vae.config
-    module = EncodeGraph(vae).eval()
-    latent = ("batch", config.channels, height // config.stride, width // config.stride)
+class EncodeTokensGraph(nn.Module):
+    """Pixels uint8 [B, H, W, 3] -> scaled latents [B, L, C], the mean of the posterior."""
+
+    def __init__(self, vae: AutoencoderKL, latent_scale: float) -> None:
+        super().__init__()
+        self.vae = vae
+        self.latent_scale = latent_scale
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = pixels.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1
+        return self.vae.encode(images)[0].flatten(2).transpose(1, 2) * self.latent_scale
+
+
+def encode_stage(vae: AutoencoderKL, grid: int, latent_scale: float) -> Stage:
+    """The VAE encoder from pictures of the model's size to its latents, for editing."""
+    config, side = vae.config, grid * vae.config.stride
+    module = EncodeTokensGraph(vae, latent_scale).eval()
     return Stage(
         stage="encode",
+        module=module,
+        inputs=(Input("pixels", ("batch", side, side, 3), "uint8", 256),),
+        outputs=(TensorSpec("latents", "float32", ("batch", grid * grid, config.channels)),),
+        profile={"batch": (1, 4, 64)},
+        fp32_islands=("norm", "softmax"),
+        flops={"": count_flops(module, (torch.empty(1, side, side, 3, dtype=torch.uint8, device="meta"),))},
+    )
+
+
+def moments_stage(vae: AutoencoderKL, height: int, width: int) -> Stage:
+    """The VAE encoder's mean and log variance over float pictures of one size."""
+    config = vae.config
+    module = MomentsGraph(vae).eval()
+    latent = ("batch", config.channels, height // config.stride, width // config.stride)
+    return Stage(
+        stage="moments",
         module=module,
         inputs=(Input("images", ("batch", 3, height, width)),),
         outputs=(TensorSpec("mean", "float32", latent), TensorSpec("logvar", "float32", latent)),
         profile={"batch": (1, 4, 64)},
         fp32_islands=("norm", "softmax"),
-        flops=(count_flops(module, (torch.empty(1, 3, height, width, device="meta"),)),),
+        flops={"": count_flops(module, (torch.empty(1, 3, height, width, device="meta"),))},
     )

@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_models.checkpoint_config import far_config, json_entry, parse_overrides, vae_config
+from far_models.checkpoint_config import far_config, json_entry, mar_config, parse_overrides, vae_config
 from far_models.checkpoint_file import FAR_WEIGHTS, VAE_WEIGHTS, Contents, read_contents
 from far_models.checkpoint_t2i import far_t2i_config
+from far_models.checkpoint_var import parameters_of, var_config, vqvae_config
 from far_models.far import FAR
 from far_models.far_t2i import FART2I
 from far_models.kl_vae import AutoencoderKL
+from far_models.mar import MAR
+from far_models.var import VAR
+from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 
 __all__ = [
-    "Checkpoint", "Contents", "build_far", "build_far_t2i", "build_vae", "check_tensors", "detect_system", "far_config",
-    "load_checkpoint", "parse_overrides", "read_contents", "vae_config",
+    "Checkpoint", "Contents", "build_far", "build_far_t2i", "build_mar", "build_vae", "check_tensors", "detect_system",
+    "far_config", "load_checkpoint", "parse_overrides", "read_contents", "vae_config",
 ]  # fmt: skip
 
 NOT_OF_THE_VAE = ("loss.",)  # discriminator and perceptual network that LDM's trainer saves beside the autoencoder
@@ -29,7 +33,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in evaluation mode and its system ("far" or "klvae"), with what else the file says.
+    """A loaded model in evaluation mode and its system (a key of SYSTEMS), with what else the file says.
 
     classes: names by label, or empty. sampling: the settings that the model was made to be drawn with (levels, steps,
     guidance, temperature; any may be absent). source: the name of the file it came from
@@ -44,14 +48,14 @@ class Checkpoint:
 
 
 def detect_system(contents: Contents) -> str:
-    """ "far" or "klvae", told from the tensors' names; FarError where neither fits."""
+    """The name of the system, told from the tensors' names; FarError where none fits."""
     names = contents.tensors.keys()
     for system, (sign, _) in SYSTEMS.items():
         if sign in names:
             return system
     shown = ", ".join(list(names)[:4])
     raise FarError(
-        f"{contents.path}: neither a FAR nor a KL-VAE checkpoint (its tensors are {shown}, ...); "
+        f"{contents.path}: no checkpoint of {', '.join(SYSTEMS)} (its tensors are {shown}, ...); "
         f"expected {' or '.join(sign for sign, _ in SYSTEMS.values())} among them"
     )
 
@@ -103,10 +107,25 @@ def build_far_t2i(contents: Contents, overrides: Mapping[str, Any] | None = None
     return _build(FART2I, far_t2i_config(contents, overrides), contents, contents.tensors)
 
 
+def build_mar(contents: Contents, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """A MAR in float32 with the file's weights."""
+    return _build(MAR, mar_config(contents, overrides), contents, contents.tensors)
+
+
 def build_vae(contents: Contents, overrides: Mapping[str, Any] | None = None) -> nn.Module:
     """A KL-VAE in float32 with the file's weights."""
     tensors = {name: t for name, t in contents.tensors.items() if not name.startswith(NOT_OF_THE_VAE)}
     return _build(AutoencoderKL, vae_config(contents, overrides), contents, tensors)
+
+
+def build_var(contents: Contents, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """A VAR in float32 with the file's weights."""
+    return _build(VAR, var_config(contents, overrides), contents, parameters_of(contents))
+
+
+def build_vqvae(contents: Contents, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """VAR's VQ-VAE in float32 with the file's weights."""
+    return _build(VQVAE, vqvae_config(contents, overrides), contents, parameters_of(contents))
 
 
 def check_tensors(path: Path, expected: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
@@ -138,9 +157,12 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-# The first whose sign is there counts: FAR-T2I has FAR's sign too.
+# The first whose sign is there counts: FAR-T2I has FAR's sign too, and both have MAR's.
 SYSTEMS: dict[str, tuple[str, Callable[[Contents, Mapping[str, Any]], nn.Module]]] = {
     "far_t2i": ("context_embed.weight", build_far_t2i),
     "far": ("diffloss.net.index_cond_embed.weight", build_far),
+    "mar": ("diffloss.net.cond_embed.weight", build_mar),
+    "var": ("pos_1LC", build_var),
+    "vqvae": ("quantize.embedding.weight", build_vqvae),
     "klvae": ("post_quant_conv.weight", build_vae),
 }

@@ -17,6 +17,7 @@ from torch import nn
 from far_models.checkpoint_file import Contents
 from far_models.far import FAR, PRESETS, FARConfig, grid_of
 from far_models.kl_vae import AutoencoderKL, VAEConfig
+from far_models.mar import PRESETS as MAR_PRESETS
 from far_runtime.diffusion import PREDICTIONS
 from far_runtime.errors import FarError
 
@@ -46,9 +47,9 @@ def json_entry(contents: Contents, key: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Settings from `--config`: each a name=value pair (value read as JSON, else as text) or the path of a JSON
-    file."""
+def parse_overrides(pairs: tuple[str, ...], option: str = "--config") -> dict[str, Any]:
+    """Settings from an option such as `--config`: each a name=value pair (value read as JSON, else as text) or the
+    path of a JSON file."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
@@ -59,10 +60,10 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
                 settings |= json.loads(Path(pair).read_text())
         except json.JSONDecodeError as error:
             if not sign:
-                raise FarError(f"--config {pair}: not a JSON file ({error})") from error
+                raise FarError(f"{option} {pair}: not a JSON file ({error})") from error
             settings[name.strip()] = value
         except (OSError, TypeError, ValueError) as error:
-            raise FarError(f"--config {pair}: neither NAME=VALUE nor a readable JSON file") from error
+            raise FarError(f"{option} {pair}: neither NAME=VALUE nor a readable JSON file") from error
     return settings
 
 
@@ -105,8 +106,9 @@ def stated_settings(
     changes: dict[str, Any] = {}
     for where, settings in ((f"{contents.path}: metadata", stated), ("--config", overrides)):
         for given, value in settings.items():
-            for name in ("encoder_heads", "decoder_heads") if given == "heads" else (given,):
-                changes[name] = value = checked(given if given == "heads" else name, value, kinds[name], where)
+            both = given == "heads" and given not in kinds
+            for name in ("encoder_heads", "decoder_heads") if both else (given,):
+                changes[name] = value = checked(given if both else name, value, kinds[name], where)
                 if name in sizes and not _same_size(name, value, sizes):
                     raise FarError(
                         f"{where} {name}={value!r}: the tensors of {contents.path.name} say {sizes[name]!r}; sizes are "
@@ -117,7 +119,7 @@ def stated_settings(
 
 def _same_size(name: str, value: Any, sizes: Mapping[str, Any]) -> bool:
     if name == "mlp_ratio":  # the hidden width is rounded, so that several ratios mean the same tensors
-        width = sizes["encoder_width"]
+        width = sizes.get("encoder_width") or sizes["width"]
         return round(width * value) == round(width * sizes[name])
     return bool(value == sizes[name])
 
@@ -205,13 +207,20 @@ def _far_arguments(contents: Contents) -> dict[str, Any]:
     return named
 
 
-def far_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -> FARConfig:
+def mar_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -> FARConfig:
+    """Sizes and settings of a MAR checkpoint, as `far_config`; it is always masked."""
+    return far_config(contents, {**(overrides or {}), "masked": True}, MAR_PRESETS)
+
+
+def far_config(
+    contents: Contents, overrides: Mapping[str, Any] | None = None, presets: Mapping[str, FARConfig] = PRESETS
+) -> FARConfig:
     """Sizes and settings of a FAR checkpoint; FarError where the tensors are not FAR's, a setting is not allowed, or
     the head counts or the variant cannot be known."""
     sizes = _far_sizes(contents)
     settings = _far_arguments(contents) | stated_settings(contents, FARConfig, overrides or {}, sizes)
-    heads = {p.encoder_width: p.encoder_heads for p in PRESETS.values()}
-    base = PRESETS.get(str(contents.args.get("model", "")))
+    heads = {p.encoder_width: p.encoder_heads for p in presets.values()}
+    base = presets.get(str(contents.args.get("model", "")))
     for part in ("encoder", "decoder"):
         key, width = f"{part}_heads", sizes[f"{part}_width"]
         if key in settings:

@@ -67,10 +67,11 @@ class FAR(nn.Module):
     """Encoder over buffer and (visible) tokens, decoder over all tokens, and the diffusion head.
 
     z = features(latents [B, L, C], class_embedding [B, width]) is [B, L, decoder_width]; `diffloss.net` turns it into
-    samples. Parameters bear the official names, so `load_state_dict` takes an official checkpoint as it is.
+    samples. Parameters bear the official names, so `load_state_dict` takes an official checkpoint as it is. levels:
+    whether the head is told the level (MAR's is not).
     """
 
-    def __init__(self, config: FARConfig, dropout: float = 0.0) -> None:
+    def __init__(self, config: FARConfig, dropout: float = 0.0, levels: bool = True) -> None:
         super().__init__()
         self.config = config
         c, length = config, config.tokens
@@ -93,7 +94,7 @@ class FAR(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(c.decoder_width, eps=1e-6)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, length, c.decoder_width))
-        self.diffloss = DiffLoss(c.channels, c.decoder_width, c.head_width, c.head_depth)
+        self.diffloss = DiffLoss(c.channels, c.decoder_width, c.head_width, c.head_depth, levels)
 
     def class_embedding(self, labels: Tensor) -> Tensor:
         """Class embeddings [B, width] of labels [B]; the label `classes` is the null class (fake_latent)."""

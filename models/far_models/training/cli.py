@@ -237,7 +237,7 @@ def far_command(
         open_cache(data, vae_file) if cached else encoded_set(vae, open_pictures_of(data, size), values["latent_scale"])
     )
     config = model_config(latents, masked=loss_settings.mask != "off", **values)
-    reporter = sheet_reporter(vae, sheet_steps, sheet_guidance)
+    reporter = sheet_reporter("far", vae, steps=sheet_steps, guidance=sheet_guidance)
     task = far_task(config, loss_settings, latents, settings.batch, settings.seed, reporter)
     run_loop(task, settings, say)
 
