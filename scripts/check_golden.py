@@ -19,10 +19,10 @@ from typing import Any
 
 import click
 import numpy as np
-from golden_continuous import check_far, check_klvae, check_mar
 
 from far_export.engines import ENGINES
 from far_runtime.errors import FarError
+from golden_continuous import check_far, check_klvae, check_mar
 
 STAGE_TOLERANCE = 1e-4
 LOOP_TOLERANCE = 1e-3

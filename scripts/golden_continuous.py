@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden_draws import NamedNoise, noise, relative_error, save_checkpoint
 from numpy.typing import NDArray
 from torch import nn
 
@@ -21,6 +20,7 @@ from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.samplers import SAMPLERS
 from far_runtime.samplers.base import Condition, Step, label_condition
+from golden_draws import NamedNoise, noise, relative_error, save_checkpoint
 
 LATENT_SCALE = 0.2325
 

@@ -1,0 +1,33 @@
+"""Golden cases of FAR-T2I: FAR's, drawn under text features that are given as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from far_export.engines import engine_of
+from far_export.graphs import far_t2i as graphs
+from far_runtime.text import context_condition
+from golden_continuous import Recorder, load_model, run_loop, samples_of, z_errors
+from golden_draws import noise, relative_error
+
+
+def check_far_t2i(
+    case: dict[str, Any], expected: dict[str, NDArray[Any]], engine_name: str, folder: Path
+) -> dict[str, float]:
+    """Relative errors of z (every 16th token, as the head's condition without its level part), samples and final
+    latents. The official sampler's guidance is constant and it takes no temperature, whatever its arguments say."""
+    model = load_model(case, folder, "far_t2i")
+    config, batch = model.config, case["batch"]
+    settings = {"levels": case["levels"], "steps": case["diffusion_steps"], "guidance": case["cfg"], "temperature": 1.0}
+    recorder = Recorder(engine_of(graphs.stages(model), engine_name, folder / "bundle"))
+    features = noise("context", (batch, config.context_tokens, config.context_width), case["seed"])
+    condition = context_condition(recorder, recorder.put(features), range(batch), [None] * batch)
+    latents, plan = run_loop("far_t2i", vars(config), settings, recorder, condition, case["seed"])
+    return {
+        **z_errors(model, recorder, plan, expected),
+        "sampled": relative_error(samples_of(recorder, config.channels), expected["sampled"]),
+        "latents": relative_error(latents, expected["latents"]),
+    }
