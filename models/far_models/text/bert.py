@@ -1,0 +1,85 @@
+"""BERT's encoder under its Hugging Face parameter names: MiniLM and most sentence-transformers are such networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from far_models.text.masking import attend_allowed
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT. positions: the most tokens that a text may have."""
+
+    vocabulary: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    positions: int
+    types: int = 2
+    eps: float = 1e-12
+
+
+class BertEmbeddings(nn.Module):
+    """Token ids [B, n] -> [B, n, width]: word, position and type (all 0) embeddings, normed."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocabulary, config.width)
+        self.position_embeddings = nn.Embedding(config.positions, config.width)
+        self.token_type_embeddings = nn.Embedding(config.types, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = self.position_embeddings.weight[: ids.shape[1]] + self.token_type_embeddings.weight[0]
+        out: Tensor = self.LayerNorm(self.word_embeddings(ids) + places)
+        return out
+
+
+class BertLayer(nn.Module):
+    """Post-norm transformer layer over [B, n, width]; allowed: boolean, broadcast to [B, heads, n, n]."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width, hidden, eps = config.width, config.hidden, config.eps
+        self.heads = config.heads
+        projections = {name: nn.Linear(width, width) for name in ("query", "key", "value")}
+        self.attention = nn.ModuleDict({"self": nn.ModuleDict(projections), "output": output(width, width, eps)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
+        self.output = output(hidden, width, eps)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        attention, projections = self.attention["output"], self.attention["self"]
+        q, k, v = (
+            projections[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in ("query", "key", "value")
+        )
+        attended = attend_allowed(q, k, v, allowed).transpose(1, 2).flatten(2)
+        x = attention["LayerNorm"](x + attention["dense"](attended))
+        hidden = nn.functional.gelu(self.intermediate["dense"](x))
+        out: Tensor = self.output["LayerNorm"](x + self.output["dense"](hidden))
+        return out
+
+
+def output(width_in: int, width: int, eps: float) -> nn.ModuleDict:
+    """The projection and the norm that end each half of a layer."""
+    return nn.ModuleDict({"dense": nn.Linear(width_in, width), "LayerNorm": nn.LayerNorm(width, eps=eps)})
+
+
+class Bert(nn.Module):
+    """Token ids and mask [B, n] -> last hidden states [B, n, width]; tokens whose mask is 0 are not attended to."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(BertLayer(config) for _ in range(config.depth))})
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x: Tensor = self.embeddings(ids)
+        allowed = (mask != 0)[:, None, None, :]
+        for layer in self.encoder["layer"]:
+            x = layer(x, allowed)
+        return x

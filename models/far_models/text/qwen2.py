@@ -1,0 +1,132 @@
+"""Qwen2's language model under its Hugging Face parameter names; Qwen2-VL's is the same network.
+
+For text alone Qwen2-VL's three-part rotary positions are equal, which makes them plain rotary positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from far_models.text.masking import attend_allowed
+
+
+@dataclass(frozen=True)
+class Qwen2Config:
+    """Sizes of a Qwen2. groups: heads of keys and values, each shared by heads / groups query heads. positions: the
+    most tokens that a text may have."""
+
+    vocabulary: int
+    width: int
+    depth: int
+    heads: int
+    groups: int
+    head_dim: int
+    hidden: int
+    positions: int
+    theta: float = 1e6
+    eps: float = 1e-6
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) times a gain, in float32 whatever the network's precision."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Qwen2Attention(nn.Module):
+    """Grouped-query attention with rotary positions over [B, n, width]."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__()
+        self.config = config
+        width, d = config.width, config.head_dim
+        self.q_proj = nn.Linear(width, config.heads * d)
+        self.k_proj = nn.Linear(width, config.groups * d)
+        self.v_proj = nn.Linear(width, config.groups * d)
+        self.o_proj = nn.Linear(config.heads * d, width, bias=False)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
+        groups, d = self.config.groups, self.config.head_dim
+        q = self.q_proj(x).unflatten(-1, (groups, -1, d)).permute(0, 2, 3, 1, 4)  # [B, groups, heads of one, n, d]
+        k, v = (y.unflatten(-1, (groups, 1, d)).permute(0, 2, 3, 1, 4) for y in (self.k_proj(x), self.v_proj(x)))
+        attended = attend_allowed(rotate(q, *turn), rotate(k, *turn), v, allowed)
+        out: Tensor = self.o_proj(attended.permute(0, 3, 1, 2, 4).flatten(2))
+        return out
+
+
+class Qwen2Mlp(nn.Module):
+    """SwiGLU over [B, n, width]."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Qwen2Layer(nn.Module):
+    """Pre-norm transformer layer over [B, n, width]."""
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.eps)
+        self.self_attn = Qwen2Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, config.eps)
+        self.mlp = Qwen2Mlp(config.width, config.hidden)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turn, allowed)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Qwen2(nn.Module):
+    """Token ids and mask [B, n] -> last hidden states [B, n, width], normed.
+
+    A token attends to itself and to those before it, unless their mask is 0.
+    """
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Qwen2Layer(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width, config.eps)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1], device=ids.device)
+        allowed = (places[:, None] >= places) & (mask != 0)[:, None, None, None, :]
+        x: Tensor = self.embed_tokens(ids)
+        turn = rotation(places, self.config.head_dim, self.config.theta, x.dtype)
+        for layer in self.layers:
+            x = layer(x, turn, allowed)
+        out: Tensor = self.norm(x)
+        return out
+
+
+def rotation(places: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [n, head_dim] of the rotary positions `places` [n], computed in float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=places.device) / head_dim
+    angles = places.float()[:, None] * theta**-exponents
+    angles = torch.cat([angles, angles], dim=-1)
+    return torch.cos(angles).to(dtype), torch.sin(angles).to(dtype)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """x [..., n, d] with its halves turned by the angles of their positions."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
