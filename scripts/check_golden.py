@@ -23,11 +23,17 @@ import numpy as np
 from far_export.engines import ENGINES
 from far_runtime.errors import FarError
 from golden_continuous import check_far, check_klvae, check_mar
+from golden_far_t2i import check_far_t2i
 
 STAGE_TOLERANCE = 1e-4
 LOOP_TOLERANCE = 1e-3
 
-CHECKS: dict[str, Callable[..., dict[str, float]]] = {"far": check_far, "mar": check_mar, "klvae": check_klvae}
+CHECKS: dict[str, Callable[..., dict[str, float]]] = {
+    "far": check_far,
+    "far_t2i": check_far_t2i,
+    "mar": check_mar,
+    "klvae": check_klvae,
+}
 LOOP_ARRAYS = {"sampled", "latents", "z_every_16th_all_levels"}
 
 

@@ -15,7 +15,7 @@ CASES = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
-@pytest.mark.parametrize("case", ["far", "far_mask", "klvae"])
+@pytest.mark.parametrize("case", ["far", "far_mask", "far_t2i", "klvae"])
 def test_case_passes(case: str, engine: str) -> None:
     result = check_golden.check_case(CASES / case, engine)
     assert result["passed"], result

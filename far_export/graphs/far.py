@@ -3,7 +3,7 @@ update) and place (tokens by index)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from far_export.flops import count_flops
 from far_export.stages import Input, Stage
 from far_models.far import FAR, FARConfig
+from far_models.far_t2i import FART2IConfig
 from far_runtime.bundle import TensorSpec
 from far_runtime.diffusion import COEFFICIENTS
 from far_runtime.frequency import lowpass_matrices
@@ -27,6 +28,14 @@ def spread(x: Tensor, rows: int) -> Tensor:
 def pick(x: Tensor, rows: Tensor) -> Tensor:
     """x [B, ...] at `rows` [n]: a Gather, where plain indexing would export as GatherND."""
     return x.index_select(0, rows)
+
+
+def lowpassed(latents: Tensor, matrix: Tensor) -> Tensor:
+    """matrix [side, side] x latents x matrix^T over the grid of latents [B, side^2, C]; two matrix products."""
+    side, channels = matrix.shape[0], latents.shape[-1]
+    x = matrix @ latents.reshape(-1, side, side * channels)
+    x = matrix @ x.reshape(-1, side, channels)
+    return x.reshape(-1, side * side, channels)
 
 
 class TransformerGraph(nn.Module):
@@ -61,7 +70,7 @@ class TransformerGraph(nn.Module):
         x = None
         if latents is not None:
             matrix = self.lowpass if lowpass is None else pick(self.lowpass, lowpass).squeeze(0)
-            x = spread(self.filter(latents, matrix), rows)
+            x = spread(lowpassed(latents, matrix), rows)
         elif not self.far.config.masked:
             x = self.class_table.new_zeros((1, self.far.config.tokens, self.far.config.channels)).expand(rows, -1, -1)
         if visible is not None and restore is not None:
@@ -69,13 +78,6 @@ class TransformerGraph(nn.Module):
         z = self.far.features(x, pick(self.class_table, labels), visible, restore)
         number = self.class_table.new_full((1,), self.step.number) if self.step is not None else level
         return self.far.diffloss.net.condition(z, number)
-
-    def filter(self, latents: Tensor, matrix: Tensor) -> Tensor:
-        """matrix x matrix^T over the grid of latents [B, L, C]; two matrix products."""
-        side, channels = self.far.config.grid, self.far.config.channels
-        x = matrix @ latents.reshape(-1, side, side * channels)
-        x = matrix @ x.reshape(-1, side, channels)
-        return x.reshape(-1, side * side, channels)
 
 
 class DenoiseGraph(nn.Module):
@@ -140,7 +142,7 @@ def transformer_stage(far: FAR, step: Step | None = None) -> Stage:
     )
 
 
-def denoise_stage(model: FAR, tokens: int | str) -> Stage:
+def denoise_stage(model: nn.Module, tokens: int | str) -> Stage:
     """The diffusion head with guidance and solver update, over so many tokens a picture (a text: an axis of any
     length)."""
     config = model.config
@@ -178,7 +180,7 @@ class PlaceGraph(nn.Module):
         return both.gather(1, index.unsqueeze(-1).expand(-1, -1, both.shape[-1]))
 
 
-def place_stage(config: FARConfig) -> Stage:
+def place_stage(config: FARConfig | FART2IConfig) -> Stage:
     """Tokens put into a picture's latents: what an edit keeps (FAR), what an iteration has drawn (MAR)."""
     shape = ("batch", config.tokens, config.channels)
     return Stage(
@@ -207,13 +209,13 @@ def _transformer_flops(config: FARConfig) -> dict[str, float]:
         far = FAR(config)
     if not config.masked:
         return {"": features_flops(far, None)}
-    return in_visible_tokens(far)
+    return in_visible_tokens(lambda count: features_flops(far, count), config.tokens)
 
 
-def in_visible_tokens(far: FAR) -> dict[str, float]:
-    """`features_flops` as a polynomial in the number of visible tokens, the axis `count`."""
-    points = (0, far.config.tokens // 2, far.config.tokens)
-    values = torch.tensor([features_flops(far, n) for n in points], dtype=torch.float64)
+def in_visible_tokens(flops: Callable[[int], float], tokens: int) -> dict[str, float]:
+    """The arithmetic of a row with a number of visible tokens as a polynomial in that number, the axis `count`."""
+    points = (0, tokens // 2, tokens)
+    values = torch.tensor([flops(n) for n in points], dtype=torch.float64)
     matrix = torch.tensor([[1.0, p, p * p] for p in points], dtype=torch.float64)
     return dict(zip(("", "count", "count count"), torch.linalg.solve(matrix, values).tolist(), strict=True))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from far_export.graphs.far import denoise_stage, in_visible_tokens, pick, place_stage, spread
+from far_export.graphs.far import denoise_stage, features_flops, in_visible_tokens, pick, place_stage, spread
 from far_export.stages import Input, Stage
 from far_models.far import FARConfig
 from far_models.mar import MAR
@@ -59,7 +59,7 @@ def transformer_stage(mar: MAR) -> Stage:
 def _flops(config: FARConfig) -> dict[str, float]:
     with torch.device("meta"):
         mar = MAR(config)
-    terms = in_visible_tokens(mar)
+    terms = in_visible_tokens(lambda count: features_flops(mar, count), config.tokens)
     per_token = 2.0 * config.decoder_width * config.head_width  # the projection of z, of the predicted tokens only
     return {**terms, "": terms[""] - per_token * config.tokens, "tokens": per_token}
 

@@ -60,19 +60,19 @@ def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, .
     return plan_of(model, schedule_of(model, settings))
 
 
-def plan_of(model: Mapping[str, Any], schedule: Schedule) -> tuple[Step, ...]:
+def plan_of(model: Mapping[str, Any], schedule: Schedule, filter_first: bool = False) -> tuple[Step, ...]:
     """The steps of a schedule.
 
     Constants: level, the level of the step's input; lowpass, what the previous sample is filtered to (grid: not at
     all); count, how many tokens the encoder sees. Masked: step s of n sees L - floor(L cos(pi/2 s/n)) tokens, and the
-    first step's sample is not low-passed.
+    first step's sample is not low-passed, unless filter_first.
     """
     grid, masked = model["grid"], model["masked"]
-    tokens, count = grid * grid, len(schedule)
+    tokens, count, unfiltered = grid * grid, len(schedule), masked and not filter_first
     steps = []
     for i, level in enumerate(schedule.levels):
         visible = tokens - math.floor(tokens * math.cos(math.pi / 2 * i / count)) if masked else tokens
-        constants = {"level": level, "lowpass": grid if masked and i <= 1 else level, "count": visible}
+        constants = {"level": level, "lowpass": grid if unfiltered and i <= 1 else level, "count": visible}
         rows = 1 if schedule.guidance[i] == 1 else 2
         calls = (
             Call("transformer", 1, rows, constants, {"count": visible}),
@@ -110,6 +110,19 @@ def run_schedule(
     known: Known | None = None,
 ) -> Array:
     """`sample` under a schedule."""
+    return run_steps(engine, model, plan_of(model, schedule), condition, noise, on_step, known)
+
+
+def run_steps(
+    engine: Engine,
+    model: Mapping[str, Any],
+    steps: Sequence[Step],
+    condition: Condition,
+    noise: NoiseSource,
+    on_step: OnStep | None = None,
+    known: Known | None = None,
+) -> Array:
+    """`sample` over the steps of a plan."""
     grid, channels, masked = model["grid"], model["channels"], model["masked"]
     tokens = grid * grid
     orders = noise.orders(tokens) if masked else None
@@ -119,14 +132,13 @@ def run_schedule(
     def finish(state: Array) -> Array:
         return state if known is None else place(engine, state, known.latents, index)
 
-    for step in plan_of(model, schedule):
+    for step in steps:
         inputs = {"latents": latents, **condition.rows(step.guidance)}
         if orders is not None:
             visible, restore = visible_tokens(orders, step.constants["count"])
             inputs |= {"visible": engine.put(visible), "restore": engine.put(restore)}
         head = engine.run("transformer", inputs, step.constants)["condition"]
-        temperature = schedule.temperature[step.index]
-        shape = (tokens, channels)
+        temperature, shape = step.shown["temperature"], (tokens, channels)
         latents = diffuse(engine, head, step, temperature, noise, shape, model["prediction"], on_step, finish)
     return latents
 

@@ -1,0 +1,54 @@
+"""FAR-T2I's sampling loop: FAR's masked one with a level list, guidance and temperatures of its own (sample_tokens in
+the official models/far_t2i.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from far_runtime.engines.base import Array, Engine
+from far_runtime.noise import NoiseSource
+from far_runtime.samplers import far
+from far_runtime.samplers.base import Condition, Known, OnStep, Step
+from far_runtime.samplers.far import views as views
+from far_runtime.schedule import OFFICIAL_GRID, Schedule, make_schedule
+
+OPTIONS: tuple[str, ...] = far.OPTIONS
+OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 10, 13)
+
+
+def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """levels: level list. steps: diffusion steps, one number or one per level. guidance: the same at every level.
+    temperature: the final value."""
+    levels = given.get("levels") or (OFFICIAL_LEVELS if model["grid"] == OFFICIAL_GRID else range(model["grid"]))
+    # Levels rise without exception here, as those of the unmasked FAR do.
+    return far.settle({**model, "masked": False}, {**given, "levels": levels})
+
+
+def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
+    """The schedule that settings come to: constant guidance, the temperatures of the unmasked FAR."""
+    made = make_schedule(
+        settings["levels"], guidance=settings["guidance"], temperature=settings["temperature"], steps=settings["steps"]
+    )
+    return replace(made, guidance=(float(settings["guidance"]),) * len(made))
+
+
+def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
+    """One step for every level of the list; every sample but the last is low-passed."""
+    return far.plan_of({**model, "masked": True}, schedule_of(model, settings), filter_first=True)
+
+
+def sample(
+    engine: Engine,
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    condition: Condition,
+    noise: NoiseSource,
+    on_step: OnStep | None = None,
+    known: Known | None = None,
+) -> Array:
+    """Latents [B, L, C] (scaled, on the engine's device), through the transformer and denoise stages; known: as FAR's
+    `sample` keeps it."""
+    steps = plan(model, settings)
+    return far.run_steps(engine, {**model, "masked": True}, steps, condition, noise, on_step, known)
