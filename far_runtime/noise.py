@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from far_runtime.errors import FarError
 
-START, DIFFUSION, ORDER = range(3)
+START, DIFFUSION, ORDER, GUMBEL = range(4)
 
 
 class NoiseSource(Protocol):
@@ -25,6 +25,9 @@ class NoiseSource(Protocol):
 
     def orders(self, tokens: int) -> NDArray[np.int64]:
         """Generation order [B, tokens] of each picture, for masked models."""
+
+    def gumbel(self, step: int, tokens: int, vocabulary: int) -> NDArray[np.float32]:
+        """Gumbel noise [B, tokens, vocabulary] of step `step`: added to logits, its maximum is a draw from them."""
 
 
 def raw_bits(seed: int, purpose: int, step: int, draw: int, count: int) -> NDArray[np.uint64]:
@@ -49,6 +52,14 @@ def normal(seed: int, purpose: int, step: int, draw: int, count: int) -> NDArray
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].astype(np.float32)
 
 
+def gumbel(seed: int, step: int, count: int) -> NDArray[np.float32]:
+    """`count` standard Gumbel numbers, computed in float64."""
+    words = raw_bits(seed, GUMBEL, step, 0, count)
+    uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # in (0, 1): both logarithms are finite
+    drawn: NDArray[np.float32] = (-np.log(-np.log(uniform))).astype(np.float32)
+    return drawn
+
+
 class SeedNoise:
     """Noise of a batch of pictures, one seed each (0 to 2^64 - 1); FarError for another seed."""
 
@@ -66,6 +77,10 @@ class SeedNoise:
 
     def orders(self, tokens: int) -> NDArray[np.int64]:
         return np.stack([np.argsort(raw_bits(s, ORDER, 0, 0, tokens), kind="stable") for s in self.seeds])
+
+    def gumbel(self, step: int, tokens: int, vocabulary: int) -> NDArray[np.float32]:
+        rows = [gumbel(seed, step, tokens * vocabulary) for seed in self.seeds]
+        return np.stack(rows).reshape(-1, tokens, vocabulary)
 
     def _draw(self, purpose: int, step: int, draw: int, tokens: int, channels: int) -> NDArray[np.float32]:
         rows = [normal(seed, purpose, step, draw, tokens * channels) for seed in self.seeds]

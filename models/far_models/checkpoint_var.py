@@ -86,8 +86,8 @@ def _check_scales(contents: Contents, scales: tuple[int, ...], count: int, token
     if (len(squares), sum(squares), squares[0]) != (count, tokens, first):
         raise FarError(
             f"{contents.path}: patch_nums {list(scales)} are {len(squares)} scales of {sum(squares)} tokens, "
-            f"{squares[0]} in the first; the tensors have {count} scales, {tokens} tokens, {first} in the first: give them with "
-            "--config patch_nums=[...]"
+            f"{squares[0]} in the first; the tensors have {count} scales, {tokens} tokens, {first} in the first: give "
+            "them with --config patch_nums=[...]"
         )
     if list(scales) != sorted(set(scales)):
         raise FarError(

@@ -99,9 +99,8 @@ class Quantizer(nn.Module):
         return (codes.square().sum(1) - 2 * vectors @ codes.T).argmin(-1)
 
     def encode(self, features: Tensor) -> Tensor:
-        """Tokens [B, L] of all scales of features [B, C, h, w]: each scale codes what the coarser ones left."""
-        rest = features.flatten(2).transpose(1, 2)
-        tokens = []
+        """Tokens [B, L] of all scales of features [B, cells, C]: each scale codes what the coarser ones left."""
+        rest, tokens = features, []
         for scale, (start, end) in enumerate(self.ranges):
             tokens.append(self.nearest(self.down[start:end] @ rest))
             rest = rest - self.grown(scale, self.embedding(tokens[-1]))
@@ -124,9 +123,9 @@ class Quantizer(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantised features [B, C, h, w] whose gradient goes straight to `features`, the quantisation loss (codebook
         plus a quarter commitment, mean over scales), and the tokens [B, L]."""
-        with torch.no_grad():
-            tokens = self.encode(features)
         cells = features.flatten(2).transpose(1, 2)
+        with torch.no_grad():
+            tokens = self.encode(cells)
         states = self.states(tokens)
         losses = [
             functional.mse_loss(state, cells.detach()) + COMMITMENT * functional.mse_loss(state.detach(), cells)

@@ -1,0 +1,167 @@
+"""VAR's sampling loop: token map after token map, coarse to fine (VAR section 3.2; autoregressive_infer_cfg in the
+official models/var.py), and its zero-shot editing (demo_zero_shot_edit.ipynb there)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.engines.base import Array, Engine, scalar
+from far_runtime.errors import FarError
+from far_runtime.noise import NoiseSource
+from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
+from far_runtime.scales import kept_tokens, phi_index, progress, token_ranges
+
+OPTIONS: tuple[str, ...] = ("guidance", "top_k", "top_p", "more_smooth")
+GUIDANCE, TOP_K, TOP_P = 1.5, 900, 0.96
+
+
+def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """guidance: rises from 0 at the first scale to this at the last, 0 is none. top_k: tokens to choose from, 0 for
+    all, 1 for the likeliest always. top_p: the share of the probability that they have to cover, 0 for all.
+    more_smooth: embeddings mixed from several tokens."""
+    vocabulary = model["vocabulary"]
+    guidance, top_p = float(given.get("guidance", GUIDANCE)), float(given.get("top_p", TOP_P))
+    top_k = int(given.get("top_k", min(TOP_K, vocabulary)))
+    if not math.isfinite(guidance) or guidance < 0:
+        raise FarError(f"--guidance {guidance:g}: expected 0 (none) or more; use --guidance {GUIDANCE}, say")
+    if not 0 <= top_k <= vocabulary:
+        raise FarError(f"--top-k {top_k}: expected 0 (all) to {vocabulary}; use --top-k {min(TOP_K, vocabulary)}, say")
+    if not 0 <= top_p <= 1:
+        raise FarError(f"--top-p {top_p:g}: expected 0 (off) to 1; use --top-p {TOP_P}, say")
+    return {
+        "guidance": guidance,
+        "top_k": top_k,
+        "top_p": top_p,
+        "more_smooth": bool(given.get("more_smooth", False)),
+    }
+
+
+def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
+    """One step for every scale. Step.guidance is 1 + guidance * progress: the unconditional half's logits are not
+    needed at the first scale, but its keys are."""
+    scales = model["patch_nums"]
+    rows = 2 if settings["guidance"] else 1
+    steps, past = [], 0
+    for i, side in enumerate(scales):
+        tokens = side * side
+        guidance = 1 + settings["guidance"] * progress(i, len(scales))
+        after = scales[i + 1] ** 2 if i + 1 < len(scales) else 0
+        constants = {"phi": phi_index(i, len(scales), model["phis"])}
+        calls = [
+            Call("transformer", 1, rows, {}, {"tokens": tokens, "past": past}),
+            Call("logits", 1, 1 if guidance == 1 else 2, {}, {"tokens": tokens}),
+            Call("smooth" if settings["more_smooth"] else "choose", 1, 1, {}, {"tokens": tokens}),
+            Call("quantize", 1, 1, constants, {"tokens": tokens, "after": after}),
+        ]
+        if i == 0:
+            calls.insert(0, Call("condition", 1, rows))
+        steps.append(Step(i, "scale", side, 1, guidance, constants, tuple(calls), {"tokens": tokens}))
+        past += tokens
+    return tuple(steps)
+
+
+def sample(
+    engine: Engine,
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    condition: Condition,
+    noise: NoiseSource,
+    on_step: OnStep | None = None,
+    known: Known | None = None,
+) -> Array:
+    """The feature map [B, L, C] (on the engine's device) that decode takes.
+
+    known: its latents are the encoder's features [B, L, C]. Where the mask, resized to a scale, keeps a token, the
+    picture's own embedding takes the place of the drawn one, always at a scale of one token.
+    """
+    scales, batch = model["patch_nums"], condition.batch
+    copies = 2 if settings["guidance"] else 1
+    latents = engine.put(np.zeros((batch, scales[-1] ** 2, model["channels"]), np.float32))
+    pictures = np.arange(batch)
+    alone, repeated = engine.put(pictures), engine.put(np.tile(pictures, copies))
+    fixed = engine.run("condition", condition.own if copies == 1 else condition.both)
+    x, cache = fixed["x"], empty_cache(engine, model, batch * copies)
+    ranges = [*token_ranges(scales), (0, 0)]
+    embedded = None if known is None else engine.run("tokenize", {"latents": known.latents})["embeddings"]
+    for step in plan(model, settings):
+        start, end = ranges[step.index]
+        out = engine.run("transformer", {"x": x, "modulation": fixed["modulation"], **cache})
+        cache = {name: out[f"next_{name}"] for name in cache}
+        inputs = {
+            "hidden": out["hidden"],
+            "head_modulation": fixed["head_modulation"],
+            "picked": engine.put(np.arange(batch if step.guidance == 1 else 2 * batch)),
+            "pictures": alone,
+            "guidance": engine.put(scalar(step.guidance)),
+        }
+        logits = engine.run("logits", inputs)["logits"]
+        drawn = noise.gumbel(step.index, end - start, model["vocabulary"])
+        embeddings = choose(engine, model, settings, step, logits, engine.put(drawn))
+        if known is not None:
+            index = engine.put(known_index(known.keep, scales, step.index))
+            placed = engine.run("place", {"latents": embedded, "sample": embeddings, "index": index})
+            embeddings = placed["latents_out"]
+        inputs = {
+            "embeddings": embeddings,
+            "latents": latents,
+            "here": engine.put(np.arange(start, end)),
+            "after": engine.put(np.arange(*ranges[step.index + 1])),
+            "pictures": repeated,
+        }
+        grown = engine.run("quantize", inputs, step.constants)
+        latents, x = grown["next_latents"], grown["x"]
+        if on_step is not None:
+            on_step(step, 1, latents)
+    return latents
+
+
+def choose(
+    engine: Engine, model: Mapping[str, Any], settings: Mapping[str, Any], step: Step, logits: Array, noise: Array
+) -> Array:
+    """Embeddings [B, T, C] of the tokens drawn from logits [B, T, V], or with more_smooth mixed from several."""
+    top_k, top_p = settings["top_k"], settings["top_p"]
+    inputs = {
+        "logits": logits,
+        "noise": noise,
+        "cut": engine.put(scalar(model["vocabulary"] - top_k if top_k else 0, np.int64)),
+        "tail": engine.put(scalar(1 - top_p if top_p else -1)),
+    }
+    if not settings["more_smooth"]:
+        return engine.run("choose", inputs)["embeddings"]
+    ratio = progress(step.index, len(model["patch_nums"]))
+    inputs["gain"] = engine.put(scalar(1 + ratio))
+    inputs["sharpness"] = engine.put(scalar(1 / max(0.27 * (1 - ratio * 0.95), 0.005)))
+    return engine.run("smooth", inputs)["embeddings"]
+
+
+def cache_names(depth: int) -> list[tuple[str, str]]:
+    """Names of every block's keys and values among the transformer's inputs; its outputs have "next_" before them."""
+    return [(f"key_{i:02d}", f"value_{i:02d}") for i in range(depth)]
+
+
+def empty_cache(engine: Engine, model: Mapping[str, Any], rows: int) -> dict[str, Array]:
+    """No keys and values yet."""
+    heads = model["heads"]
+    nothing = engine.put(np.zeros((rows, heads, 0, model["width"] // heads), np.float32))
+    return {name: nothing for pair in cache_names(model["depth"]) for name in pair}
+
+
+def known_index(keep: NDArray[np.bool_], scales: Sequence[int], scale: int) -> NDArray[np.int64]:
+    """The place stage's index [B, T] at one scale: the known token of the same place, or the drawn one, which stands
+    behind all known ones."""
+    start, end = token_ranges(scales)[scale]
+    own = np.arange(end - start)
+    total = sum(side * side for side in scales)
+    return np.where(kept_tokens(keep, scales[scale]), start + own, total + own)
+
+
+def views(
+    model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """The feature map after each scale."""
+    return list(samples)
