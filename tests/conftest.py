@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import hypothesis
@@ -35,12 +35,12 @@ A_DAY = 86400
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny FAR with random weights: both variants as .pth, the unmasked one as .safetensors with class names, a VAE,
-    and two bundles. Files that a test changes are to be copied first.
+    """A tiny FAR with random weights: both variants as .pth, the unmasked one as .safetensors with class names; a tiny
+    MAR as .pth; a VAE; and three bundles. Files that a test changes are to be copied first.
 
     4 x 4 latents of 4 channels, 16 x 16 pixels, 10 classes. `bundle` is made from the safetensors file, with one
     transformer graph for all levels; `masked_bundle` from the masked .pth, with one graph for each of its levels, 0 and
-    2. Both take 3 diffusion steps by default.
+    2; `mar_bundle` takes 4 iterations. All take 3 diffusion steps by default.
     """
 
     folder: Path
@@ -58,6 +58,10 @@ class Tiny:
         return self.folder / "far.safetensors"
 
     @property
+    def mar(self) -> Path:
+        return self.folder / "mar.pth"
+
+    @property
     def vae(self) -> Path:
         return self.folder / "vae.ckpt"
 
@@ -68,6 +72,10 @@ class Tiny:
     @property
     def masked_bundle(self) -> Path:
         return self.folder / "bundle_mask"
+
+    @property
+    def mar_bundle(self) -> Path:
+        return self.folder / "bundle_mar"
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +107,7 @@ def make_checkpoints(tiny: Tiny) -> None:
 
     from far_models.far import FAR, FARConfig
     from far_models.kl_vae import AutoencoderKL, VAEConfig
+    from far_models.mar import MAR
 
     config = FARConfig(
         grid=4, channels=4, classes=10, buffer=3, encoder_width=32, encoder_depth=1, encoder_heads=2, decoder_width=32,
@@ -106,23 +115,28 @@ def make_checkpoints(tiny: Tiny) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     far, vae = FAR(config), AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 1, 2), blocks=1, channels=4))
+    mar = MAR(replace(config, masked=True))
     with torch.no_grad():  # tables that start as zeros would hide mistakes
-        for parameter in far.parameters():
+        for parameter in (*far.parameters(), *mar.parameters()):
             if parameter.abs().sum() == 0:
                 parameter.normal_(std=0.5)
-    weights, other = far.state_dict(), {name: tensor + 0.01 for name, tensor in far.state_dict().items()}
-    for path, masked in ((tiny.far, False), (tiny.masked, True)):
-        args = Namespace(mask=masked, encoder_heads=2, decoder_heads=2, prediction="v")
-        torch.save({"model": other, "model_ema": weights, "epoch": 3, "args": args}, path)
+    for path, model, said in (
+        (tiny.far, far, {"mask": False}),
+        (tiny.masked, far, {"mask": True}),
+        (tiny.mar, mar, {}),
+    ):
+        args = Namespace(**said, encoder_heads=2, decoder_heads=2, prediction="v")
+        other = {name: tensor + 0.01 for name, tensor in model.state_dict().items()}
+        torch.save({"model": other, "model_ema": model.state_dict(), "epoch": 3, "args": args}, path)
     metadata = {"config": json.dumps(asdict(config)), "classes": json.dumps(TINY_CLASSES)}
-    save_file(weights, tiny.safetensors, metadata)
+    save_file(far.state_dict(), tiny.safetensors, metadata)
     torch.save({"model": vae.state_dict()}, tiny.vae)
 
 
 def make_bundles(tiny: Tiny) -> None:
-    """Both variants' bundles."""
+    """A bundle of both variants, and of MAR."""
     from far_export.export import export_bundle
-    from far_export.graphs import Defaults
 
-    export_bundle(tiny.safetensors, tiny.vae, tiny.bundle, defaults=Defaults(steps="3"))
-    export_bundle(tiny.masked, tiny.vae, tiny.masked_bundle, defaults=Defaults(levels=(0, 2), steps="3"))
+    export_bundle(tiny.safetensors, tiny.vae, tiny.bundle, defaults={"steps": "3"})
+    export_bundle(tiny.masked, tiny.vae, tiny.masked_bundle, defaults={"levels": [0, 2], "steps": "3"})
+    export_bundle(tiny.mar, tiny.vae, tiny.mar_bundle, defaults={"iterations": 4, "steps": "3"})
