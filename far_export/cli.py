@@ -55,6 +55,12 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--editing/--no-editing", default=True, show_default=True, help="With or without the stages that far edit needs."
 )
+@click.option(
+    "--text-encoder",
+    type=FILE,
+    metavar="DIR",
+    help="Hugging Face folder of the text encoder that a text-to-image checkpoint was trained with.",
+)
 def export(
     checkpoint: Path,
     vae: Path,
@@ -68,12 +74,14 @@ def export(
     default_guidance: float | None,
     others: tuple[str, ...],
     editing: bool,
+    text_encoder: Path | None,
 ) -> None:
     """Export CHECKPOINT (official checkpoint-last.pth, or .safetensors) with its VAE as a bundle that runs without
     torch."""
     from far_export.export import export_bundle
     from far_models.checkpoint import parse_overrides
     from far_runtime.schedule import parse_levels
+    from far_runtime.subjects import takes_text
 
     levels_given = list(parse_levels(default_levels)) if default_levels else None
     named = {"levels": levels_given, "steps": default_steps, "guidance": default_guidance}
@@ -90,11 +98,13 @@ def export(
         defaults=defaults,
         classes=read_classes(classes) if classes else (),
         editing=editing,
+        text_encoder=text_encoder,
         report=click.echo,
     )
     size = sum(record.bytes for record in bundle.manifest.files.values())
+    subject = '--prompt "a red apple"' if takes_text(bundle.manifest) else "--label 0"
     click.echo(
-        f"{output}: {len(bundle.manifest.graphs)} graphs, {size / 1e6:.1f} MB; next: far generate {output} --label 0"
+        f"{output}: {len(bundle.manifest.graphs)} graphs, {size / 1e6:.1f} MB; next: far generate {output} {subject}"
     )
 
 

@@ -3,9 +3,10 @@ place."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from far_export.graphs import SYSTEMS
 from far_export.onnx_check import check_graphs, reference_outputs
@@ -16,6 +17,9 @@ from far_runtime.bundle import Bundle, Manifest, open_bundle, record_of, write_m
 from far_runtime.defaults import check_options
 from far_runtime.errors import FarError
 from far_runtime.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from far_export.text import TextPart
 
 LEVELS = ("auto", "shared", "per-level")
 
@@ -33,6 +37,7 @@ def export_bundle(
     defaults: Mapping[str, Any] | None = None,
     classes: Sequence[str] = (),
     editing: bool = True,
+    text_encoder: str | Path | None = None,
     report: Report = lambda line: None,
 ) -> Bundle:
     """Export a checkpoint and its VAE as a bundle of ONNX stages in the folder `output`.
@@ -40,9 +45,10 @@ def export_bundle(
     levels: "shared" makes one transformer graph that takes the level as an input, "per-level" one graph per step of
     the default schedule with the level's constants folded in, "auto" what suits the system (shared for the unmasked
     FAR, per-level for the masked one). defaults: sampling settings of the bundle, in place of the checkpoint's own and
-    the official ones. editing: with the stages that far edit needs. The folder appears whole or not at all; an older
-    bundle in its place stays until the new one is complete. Raises FarError for bad input and CheckFailed where an
-    exported graph does not compute what the torch module computes.
+    the official ones. editing: with the stages that far edit needs. text_encoder: Hugging Face folder of the text
+    encoder, for a text-to-image model. The folder appears whole or not at all; an older bundle in its place stays until
+    the new one is complete. Raises FarError for bad input and CheckFailed where an exported graph does not compute what
+    the torch module computes.
     """
     target = Path(output)
     check_target(target)
@@ -53,21 +59,30 @@ def export_bundle(
     given = {**model.sampling, **(defaults or {})}
     check_options(system.name, SAMPLERS[system.name].OPTIONS, given)
     settings = SAMPLERS[system.name].settle(info, given)
-    if names and len(names) != info["classes"]:
+    if names and len(names) != info.get("classes", 0):
         raise FarError(
-            f"{len(names)} class names for a model with {info['classes']} classes; use --classes with one name a class"
+            f"{len(names)} class names for a model with {info.get('classes', 0)} classes; use --classes with one name "
+            "a class"
         )
     per_level = levels == "per-level" or (levels == "auto" and system.per_level(info))
     stages = system.stages(model.model, decoder.model, info, settings if per_level else None)
     if editing:
         stages += system.editing(model.model, decoder.model, info)
     source = {"checkpoint": model.source, "vae": decoder.source, "config": dict(overrides or {})}
+    part = text_part(model, info, text_encoder, report)
+    if part is not None:
+        stages.append(part.stage)
+        info |= {"text": dict(part.settings)}
+        source |= {"text_encoder": dict(part.source)}
+    copies = {} if part is None else part.files
     with folder_put_in_place(target) as folder:
         from far_export.onnx_export import export_stages
 
         graphs = export_stages(stages, folder, report)
+        for name, path in copies.items():
+            shutil.copyfile(path, folder / name)
         cases = reference_outputs(stages)
-        del stages, model, decoder  # the check loads the weights a second time: let the first copy go
+        del stages, model, decoder, part  # the check loads the weights a second time: let the first copy go
         files = {path.name: record_of(path) for path in sorted(folder.iterdir())}
         manifest = Manifest(
             system=system.name,
@@ -82,6 +97,22 @@ def export_bundle(
         write_manifest(folder, manifest)
         report(check_graphs(Bundle(folder, manifest), cases))
     return open_bundle(target, check=False)
+
+
+def text_part(
+    model: Checkpoint, info: Mapping[str, Any], text_encoder: str | Path | None, report: Report = lambda line: None
+) -> TextPart | None:
+    """The text encoder's part of a bundle, None without one; FarError for one that does not fit the model."""
+    takes_text = info["condition"] == "text"
+    if text_encoder is None:
+        if takes_text:
+            report("no text encoder: the bundle will draw without prompts only; give --text-encoder DIR for prompts")
+        return None
+    if not takes_text:
+        raise FarError(f"--text-encoder {text_encoder}: a {model.system} model draws from class labels; leave it out")
+    from far_export.text import load_text_part
+
+    return load_text_part(text_encoder, model.model.config)
 
 
 def load_pair(

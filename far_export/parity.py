@@ -46,19 +46,21 @@ def verify_bundle(
     seeds: Sequence[int],
     settings: Mapping[str, Any],
     *,
+    text: Stage | None = None,
     tolerance_scale: float = 1.0,
     threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Draw one picture for every subject, with the seed beside it, on torch and on the engine `engine_name`, under
-    settled sampling settings, and compare.
+    settled sampling settings, and compare. text: the text encoder's stage, for subjects with prompts.
 
     The report tells whether everything kept its limits; nothing is raised for that. Raises FarError for a model or VAE
     of other sizes than the bundle's and for an engine that is not there.
     """
     check_sizes(bundle.manifest, model, vae)
     candidate = open_engine(bundle, engine_name, threads)
-    reference = TorchEngine(reference_stages(bundle.manifest, model, vae))
+    stages = reference_stages(bundle.manifest, model, vae)
+    reference = TorchEngine(stages if text is None else [*stages, text])
     try:
         return compare_engines(bundle, reference, candidate, subjects, seeds, settings, tolerance_scale, on_progress)
     finally:

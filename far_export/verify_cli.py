@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from far_export.parity import OnProgress
+    from far_export.stages import Stage
     from far_export.verdict import Report
+    from far_models.checkpoint import Checkpoint
     from far_runtime.bundle import Manifest
 
 FILE = click.Path(path_type=Path)
@@ -31,6 +33,9 @@ DEFAULT_SUBJECTS = 2
 @click.option("--vae", type=FILE, help="Its VAE. Default: the file of the recorded name beside the checkpoint.")
 @click.option(
     "--weights", type=click.Choice(["model_ema", "model"]), help="Which weights of a .pth. Default: those exported."
+)
+@click.option(
+    "--text-encoder", type=FILE, metavar="DIR", help="The text encoder that the bundle was exported with, if any."
 )
 @click.option(
     "--config",
@@ -121,11 +126,29 @@ def _run(options: dict[str, Any]) -> Report:
     weights = options["weights"] or manifest.source.get("checkpoint", {}).get("weights") or None  # None: the usual ones
     overrides = manifest.source.get("config", {}) | parse_overrides(options["config"])
     model, decoder = load_pair(checkpoint, vae, weights, overrides)
+    text = reference_text(manifest, model, options["text_encoder"])
     with _threads(options["threads"]), progress_bar(sys.stderr.isatty()) as on_progress:
         return verify_bundle(
-            bundle, model.model, decoder.model, options["engine"], subjects, seeds, settings,
+            bundle, model.model, decoder.model, options["engine"], subjects, seeds, settings, text=text,
             tolerance_scale=options["tolerance_scale"], threads=options["threads"], on_progress=on_progress,
         )  # fmt: skip
+
+
+def reference_text(manifest: Manifest, model: Checkpoint, folder: Path | None) -> Stage | None:
+    """The torch stage of the bundle's text encoder, where it has one; FarError where its folder is not given, or is
+    another one's."""
+    from far_export.export import text_part
+    from far_runtime.errors import FarError
+
+    if folder is None and any(graph.stage == "text" for graph in manifest.graphs):
+        name = manifest.source.get("text_encoder", {}).get("folder", "DIR")
+        raise FarError(f"the bundle has a text encoder; give the folder that it came from: --text-encoder {name}")
+    part = text_part(model, manifest.model, folder)
+    if part is None:
+        return None
+    if dict(part.settings) != manifest.model.get("text"):
+        raise FarError(f"{folder}: not the text encoder that the bundle was exported with; its tokens are others")
+    return part.stage
 
 
 def recorded_vae(manifest: Manifest, checkpoint: Path) -> Path:

@@ -57,10 +57,25 @@ def subject_of(manifest: Manifest, label: int) -> Subject:
     return Subject(label, manifest.classes[label] if manifest.classes else "")
 
 
-def default_subjects(manifest: Manifest, count: int) -> list[Subject]:
-    """The first classes, at most `count` of them, or example prompts."""
+def null_subject(manifest: Manifest, negative: str = "") -> Subject:
+    """No class in particular (the class behind the last, which training drops labels to), or no text."""
     if takes_text(manifest):
-        return resolve_subjects(manifest, prompts=EXAMPLES[:count])
+        return Subject(None, "", negative)
+    return Subject(manifest.model["classes"], "no class")
+
+
+def is_null(manifest: Manifest, subject: Subject) -> bool:
+    """Whether guidance would lead a subject away from itself: no class, or neither a prompt nor a negative one."""
+    if takes_text(manifest):
+        return not subject.name.strip() and not subject.negative.strip()
+    return subject == null_subject(manifest)
+
+
+def default_subjects(manifest: Manifest, count: int) -> list[Subject]:
+    """The first classes, at most `count` of them, or example prompts; no prompt where no text encoder is there."""
+    if takes_text(manifest):
+        encodes = any(graph.stage == "text" for graph in manifest.graphs)
+        return resolve_subjects(manifest, prompts=EXAMPLES[:count] if encodes else [""])
     return resolve_subjects(manifest, range(min(count, manifest.model["classes"])))
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from far_export.graphs import far, mar, vae
+from far_export.graphs import far, far_t2i, mar, vae
 from far_export.stages import Stage
+from far_runtime.samplers import far_t2i as far_t2i_loop
 from far_runtime.samplers.far import plan
 
 
@@ -46,6 +47,17 @@ def _encode(model: nn.Module, decoder: nn.Module, info: Mapping[str, Any]) -> li
     return [vae.encode_stage(decoder, model.config.grid, model.config.latent_scale)]
 
 
+def _far_t2i_stages(
+    model: nn.Module, decoder: nn.Module, info: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> list[Stage]:
+    steps = None if settings is None else far_t2i_loop.plan(info, settings)
+    return [*far_t2i.stages(model, steps), vae.decode_stage(decoder, model.config.grid, model.config.latent_scale)]
+
+
+def _far_t2i_info(model: nn.Module, decoder: nn.Module) -> dict[str, Any]:
+    return {**_continuous_info(model, decoder), "condition": "text"}
+
+
 def _mar_stages(
     model: nn.Module, decoder: nn.Module, info: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> list[Stage]:
@@ -60,5 +72,6 @@ def _continuous_info(model: nn.Module, decoder: nn.Module) -> dict[str, Any]:
 
 SYSTEMS = {
     "far": System("far", "klvae", _far_stages, _far_editing, _continuous_info, lambda info: bool(info["masked"])),
+    "far_t2i": System("far_t2i", "klvae", _far_t2i_stages, _far_editing, _far_t2i_info),
     "mar": System("mar", "klvae", _mar_stages, _encode, _continuous_info),
 }

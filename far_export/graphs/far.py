@@ -214,7 +214,7 @@ def _transformer_flops(config: FARConfig) -> dict[str, float]:
 
 def in_visible_tokens(flops: Callable[[int], float], tokens: int) -> dict[str, float]:
     """The arithmetic of a row with a number of visible tokens as a polynomial in that number, the axis `count`."""
-    points = (0, tokens // 2, tokens)
+    points = (1, tokens // 2, tokens)  # not 0: without any visible token FAR-T2I runs no encoder at all
     values = torch.tensor([flops(n) for n in points], dtype=torch.float64)
     matrix = torch.tensor([[1.0, p, p * p] for p in points], dtype=torch.float64)
     return dict(zip(("", "count", "count count"), torch.linalg.solve(matrix, values).tolist(), strict=True))

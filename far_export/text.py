@@ -1,0 +1,68 @@
+"""A text encoder as a part of a bundle: its stage, its tokenizer's file and how prompts become tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from far_export.flops import count_flops
+from far_export.stages import Input, Stage
+from far_models.far_t2i import FART2IConfig
+from far_models.text.encoder import TextEncoder, load_text_encoder
+from far_runtime.bundle import TensorSpec
+from far_runtime.errors import FarError
+from far_runtime.text import TOKENIZER
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """What a text encoder adds to a bundle.
+
+    stage: "text", token ids and mask to features. files: copied into the bundle, by their names there. settings: the
+    manifest's `model["text"]`. source: where it came from, for the manifest's `source`.
+    """
+
+    stage: Stage
+    files: Mapping[str, Path]
+    settings: Mapping[str, Any]
+    source: Mapping[str, str]
+
+
+def load_text_part(folder: str | Path, config: FART2IConfig) -> TextPart:
+    """The text encoder of a Hugging Face folder for a model with that configuration.
+
+    Raises FarError as `load_text_encoder` does, and where its features are not as wide as the model's context_embed
+    takes them.
+    """
+    encoder = load_text_encoder(folder, config.context_tokens)
+    if encoder.width != config.context_width:
+        raise FarError(
+            f"{folder}: its features are {encoder.width} wide, the checkpoint's context_embed takes "
+            f"{config.context_width}; give the text encoder that the checkpoint was trained with"
+        )
+    files = {TOKENIZER: encoder.folder / TOKENIZER}
+    return TextPart(text_stage(encoder), files, encoder.settings, {"folder": encoder.folder.resolve().name})
+
+
+def text_stage(encoder: TextEncoder) -> Stage:
+    """The text encoder over prompts of its one length: ids and mask [B, prefix + T] -> features [B, T, width]."""
+    tokens = encoder.settings["tokens"]
+    length = len(encoder.settings["prefix"]) + tokens
+    module = encoder.features
+    row = torch.empty(1, length, dtype=torch.int64, device="meta")
+    return Stage(
+        stage="text",
+        module=module,
+        inputs=(
+            Input("ids", ("batch", length), "int64", encoder.network.config.vocabulary),
+            Input("mask", ("batch", length), "int64", 2),
+        ),
+        outputs=(TensorSpec("features", "float32", ("batch", tokens, encoder.width)),),
+        profile={"batch": (1, 4, 64)},
+        fp32_islands=("norm", "LayerNorm", "softmax", "rotation"),
+        flops={"": count_flops(module, (row, row))},
+    )
