@@ -31,7 +31,7 @@ $(VENV)/.demo: $(VENV)/.python $(INPUTS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python $(INPUTS)
-	$(INSTALL) -e '.[cpu,export,train,dev]'
+	$(INSTALL) -e '.[cpu,openvino,export,train,dev]'
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

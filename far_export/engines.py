@@ -11,7 +11,7 @@ from far_runtime.bundle import Bundle, Manifest, record_of, write_manifest
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine
 
-ENGINES = ("torch", "onnxruntime")
+ENGINES = ("torch", "onnxruntime", "openvino")
 
 
 def engine_of(stages: Sequence[Stage], name: str, folder: Path) -> Engine:

@@ -68,7 +68,7 @@ OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size"
 @click.option(
     "--engine",
     metavar="NAME",
-    help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt. Default: onnxruntime on the CPU; with --like, the "
+    help="onnxruntime (:cuda, :tensorrt) or openvino (:gpu, :npu). Default: onnxruntime on the CPU; with --like, the "
     "picture's.",
 )
 @click.option(

@@ -1,4 +1,4 @@
-"""Engines by name: `onnxruntime`, `onnxruntime:cuda`, `onnxruntime:tensorrt`."""
+"""Engines by name: `onnxruntime`, `onnxruntime:cuda`, `onnxruntime:tensorrt`, `openvino`, `openvino:gpu:f16`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ from far_runtime.bundle import Bundle
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 
-ENGINES = ("onnxruntime",)
+ENGINES = ("onnxruntime", "openvino")
 DEFAULT_ENGINE = "onnxruntime"
 
 
 def open_engine(bundle: Bundle, name: str = DEFAULT_ENGINE, threads: int | None = None) -> Engine:
-    """The engine `name` (library, or library:provider) over a bundle; FarError for an unknown name or a library
-    that is missing."""
-    library, _, provider = name.partition(":")
+    """The engine `name` (library, library:device, or openvino:device:precision) over a bundle; FarError for an unknown
+    name or a library that is missing."""
+    library, _, device = name.partition(":")
     if library == "onnxruntime":
         from far_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle, provider or "cpu", threads)
-    raise FarError(f"engine {name!r}: unknown; known: {', '.join(ENGINES)} (with :cpu, :cuda or :tensorrt after it)")
+        return OnnxRuntimeEngine(bundle, device or "cpu", threads)
+    if library == "openvino":
+        from far_runtime.engines.openvino import OpenVinoEngine
+
+        device, _, precision = device.partition(":")
+        return OpenVinoEngine(bundle, device or "cpu", precision, threads)
+    raise FarError(
+        f"engine {name!r}: unknown; known: {', '.join(ENGINES)}; with :cuda or :tensorrt after "
+        "onnxruntime, with :gpu or :npu after openvino"
+    )
