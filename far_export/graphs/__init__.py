@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from far_export.graphs import far, far_t2i, mar, vae
+from far_export.graphs import far, far_t2i, mar, vae, var
 from far_export.stages import Stage
 from far_runtime.samplers import far_t2i as far_t2i_loop
 from far_runtime.samplers.far import plan
@@ -64,6 +64,16 @@ def _mar_stages(
     return [*mar.stages(model), vae.decode_stage(decoder, model.config.grid, model.config.latent_scale)]
 
 
+def _var_stages(
+    model: nn.Module, decoder: nn.Module, info: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> list[Stage]:
+    return var.stages(model, decoder)
+
+
+def _var_editing(model: nn.Module, decoder: nn.Module, info: Mapping[str, Any]) -> list[Stage]:
+    return var.editing_stages(model, decoder)
+
+
 def _continuous_info(model: nn.Module, decoder: nn.Module) -> dict[str, Any]:
     config = model.config
     image_size = config.grid * decoder.config.stride
@@ -74,4 +84,5 @@ SYSTEMS = {
     "far": System("far", "klvae", _far_stages, _far_editing, _continuous_info, lambda info: bool(info["masked"])),
     "far_t2i": System("far_t2i", "klvae", _far_t2i_stages, _far_editing, _far_t2i_info),
     "mar": System("mar", "klvae", _mar_stages, _encode, _continuous_info),
+    "var": System("var", "vqvae", _var_stages, _var_editing, var.model_info),
 }

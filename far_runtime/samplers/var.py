@@ -26,19 +26,19 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     more_smooth: embeddings mixed from several tokens."""
     vocabulary = model["vocabulary"]
     guidance, top_p = float(given.get("guidance", GUIDANCE)), float(given.get("top_p", TOP_P))
-    top_k = int(given.get("top_k", min(TOP_K, vocabulary)))
+    top_k, more_smooth = given.get("top_k", min(TOP_K, vocabulary)), given.get("more_smooth", False)
     if not math.isfinite(guidance) or guidance < 0:
         raise FarError(f"--guidance {guidance:g}: expected 0 (none) or more; use --guidance {GUIDANCE}, say")
-    if not 0 <= top_k <= vocabulary:
-        raise FarError(f"--top-k {top_k}: expected 0 (all) to {vocabulary}; use --top-k {min(TOP_K, vocabulary)}, say")
+    if type(top_k) is not int or not 0 <= top_k <= vocabulary:
+        raise FarError(
+            f"--top-k {top_k}: expected a whole number, 0 (all) to {vocabulary}; use --top-k "
+            f"{min(TOP_K, vocabulary)}, say"
+        )
     if not 0 <= top_p <= 1:
         raise FarError(f"--top-p {top_p:g}: expected 0 (off) to 1; use --top-p {TOP_P}, say")
-    return {
-        "guidance": guidance,
-        "top_k": top_k,
-        "top_p": top_p,
-        "more_smooth": bool(given.get("more_smooth", False)),
-    }
+    if not isinstance(more_smooth, bool):
+        raise FarError(f"--more-smooth {more_smooth}: expected true or false")
+    return {"guidance": guidance, "top_k": top_k, "top_p": top_p, "more_smooth": more_smooth}
 
 
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
