@@ -3,6 +3,7 @@ tests of far_runtime can stay torch-free."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -10,8 +11,10 @@ import os
 import shutil
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -27,8 +30,10 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 ROOT = Path(__file__).resolve().parents[1]
 TINY_CLASSES = ("crane", "red fox", "fox terrier", "Crane", "dragonfly", "house cat", "tabby", "lion", "zebra", "owl")
 MAKES_BUNDLES = (
-    "far_export/**/*.py", "models/far_models/*.py", "far_runtime/samplers/*.py", "far_runtime/[bdefs]*.py",
-    "constraints.txt", "tests/conftest.py",
+    "far_export/graphs/*.py", "far_export/export.py", "far_export/onnx_*.py", "far_export/stages.py",
+    "far_export/text.py", "models/far_models/*.py", "models/far_models/text/*.py", "far_runtime/samplers/*.py",
+    "far_runtime/bundle.py", "far_runtime/defaults.py", "far_runtime/diffusion.py", "far_runtime/frequency.py",
+    "far_runtime/sc*.py", "constraints.txt", "tests/conftest.py",
 )  # fmt: skip
 A_DAY = 86400
 
@@ -36,11 +41,13 @@ A_DAY = 86400
 @dataclass(frozen=True)
 class Tiny:
     """A tiny FAR with random weights: both variants as .pth, the unmasked one as .safetensors with class names; a tiny
-    MAR as .pth; a VAE; and three bundles. Files that a test changes are to be copied first.
+    MAR and a tiny FAR-T2I as .pth; two tiny text encoders; a VAE; and four bundles. Files that a test changes are to be
+    copied first.
 
     4 x 4 latents of 4 channels, 16 x 16 pixels, 10 classes. `bundle` is made from the safetensors file, with one
     transformer graph for all levels; `masked_bundle` from the masked .pth, with one graph for each of its levels, 0 and
-    2; `mar_bundle` takes 4 iterations. All take 3 diffusion steps by default.
+    2; `mar_bundle` takes 4 iterations; `t2i_bundle` reads 8 text tokens through the text encoder `bert`. All take 3
+    diffusion steps by default.
     """
 
     folder: Path
@@ -62,20 +69,54 @@ class Tiny:
         return self.folder / "mar.pth"
 
     @property
+    def t2i(self) -> Path:
+        return self.folder / "far_t2i.pth"
+
+    @property
+    def bert(self) -> Path:
+        return self.folder / "bert"
+
+    @property
+    def qwen2(self) -> Path:
+        return self.folder / "qwen2"
+
+    @property
     def vae(self) -> Path:
         return self.folder / "vae.ckpt"
 
     @property
     def bundle(self) -> Path:
-        return self.folder / "bundle"
+        return self._bundle("bundle", self.safetensors, steps="3")
 
     @property
     def masked_bundle(self) -> Path:
-        return self.folder / "bundle_mask"
+        return self._bundle("bundle_mask", self.masked, levels=[0, 2], steps="3")
 
     @property
     def mar_bundle(self) -> Path:
-        return self.folder / "bundle_mar"
+        return self._bundle("bundle_mar", self.mar, iterations=4, steps="3")
+
+    @property
+    def t2i_bundle(self) -> Path:
+        return self._bundle("bundle_t2i", self.t2i, self.bert, steps="3")
+
+    def _bundle(self, name: str, checkpoint: Path, text_encoder: Path | None = None, **defaults: Any) -> Path:
+        """Made when it is first asked for."""
+        target = self.folder / name
+        with locked(self.folder / f"{name}.lock"):
+            if not target.exists():
+                from far_export.export import export_bundle
+
+                export_bundle(checkpoint, self.vae, target, text_encoder=text_encoder, defaults=defaults)
+        return target
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Test processes that run side by side do what is in the block one after the other."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -84,15 +125,14 @@ def tiny(pytestconfig: pytest.Config) -> Tiny:
     cache = pytestconfig.cache.mkdir("tiny")
     sources = sorted({path for pattern in MAKES_BUNDLES for path in ROOT.glob(pattern)})
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes that run side by side make it once
+    with locked(cache / "lock"):
         made = Tiny(cache / key)
         if not made.folder.exists():
             aside = Tiny(cache / f"{key}.part")
             shutil.rmtree(aside.folder, ignore_errors=True)
             aside.folder.mkdir()
             make_checkpoints(aside)
-            make_bundles(aside)
+            make_text_encoders(aside)
             for old in cache.iterdir():
                 if old.is_dir() and time.time() - old.stat().st_mtime > A_DAY:
                     shutil.rmtree(old)
@@ -106,6 +146,7 @@ def make_checkpoints(tiny: Tiny) -> None:
     from safetensors.torch import save_file
 
     from far_models.far import FAR, FARConfig
+    from far_models.far_t2i import FART2I, FART2IConfig
     from far_models.kl_vae import AutoencoderKL, VAEConfig
     from far_models.mar import MAR
 
@@ -116,14 +157,20 @@ def make_checkpoints(tiny: Tiny) -> None:
     torch.manual_seed(0)
     far, vae = FAR(config), AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 1, 2), blocks=1, channels=4))
     mar = MAR(replace(config, masked=True))
+    t2i_config = FART2IConfig(
+        grid=4, channels=4, context_tokens=8, context_width=12, encoder_width=32, encoder_depth=1, encoder_heads=1,
+        decoder_width=32, decoder_depth=1, decoder_heads=1, head_width=32, head_depth=2,
+    )  # fmt: skip
+    t2i = FART2I(t2i_config)
     with torch.no_grad():  # tables that start as zeros would hide mistakes
-        for parameter in (*far.parameters(), *mar.parameters()):
+        for parameter in (*far.parameters(), *mar.parameters(), *t2i.parameters()):
             if parameter.abs().sum() == 0:
                 parameter.normal_(std=0.5)
     for path, model, said in (
         (tiny.far, far, {"mask": False}),
         (tiny.masked, far, {"mask": True}),
         (tiny.mar, mar, {}),
+        (tiny.t2i, t2i, {}),
     ):
         args = Namespace(**said, encoder_heads=2, decoder_heads=2, prediction="v")
         other = {name: tensor + 0.01 for name, tensor in model.state_dict().items()}
@@ -133,10 +180,53 @@ def make_checkpoints(tiny: Tiny) -> None:
     torch.save({"model": vae.state_dict()}, tiny.vae)
 
 
-def make_bundles(tiny: Tiny) -> None:
-    """A bundle of both variants, and of MAR."""
-    from far_export.export import export_bundle
+WORDS = ("a", "red", "green", "apple", "lion", "user", "prompt", "and", "of", "the", "cat", "city", "street")
 
-    export_bundle(tiny.safetensors, tiny.vae, tiny.bundle, defaults={"steps": "3"})
-    export_bundle(tiny.masked, tiny.vae, tiny.masked_bundle, defaults={"levels": [0, 2], "steps": "3"})
-    export_bundle(tiny.mar, tiny.vae, tiny.mar_bundle, defaults={"iterations": 4, "steps": "3"})
+
+def make_text_encoders(tiny: Tiny) -> None:
+    """Folders as Hugging Face's library saves them: a BERT under "bert." beside a pooler, and Qwen2-VL's language model
+    in two files beside a picture encoder and a head."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    from far_models.text.bert import Bert, BertConfig
+    from far_models.text.qwen2 import Qwen2, Qwen2Config
+
+    def tokenizer(folder: Path, special: tuple[str, ...], template: str = "") -> None:
+        folder.mkdir()
+        vocabulary = {word: i for i, word in enumerate((*special, *WORDS))}
+        made = Tokenizer(models.WordLevel(vocabulary, unk_token=special[-1]))
+        made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+        if template:
+            kept = [(word, vocabulary[word]) for word in special if word in template]
+            made.post_processor = processors.TemplateProcessing(single=template, special_tokens=kept)
+        made.enable_truncation(3)  # as some files have it, and the project must not heed
+        made.enable_padding()
+        made.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": special[0]}}))
+
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 24, "hidden_size": 12, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    tokenizer(tiny.bert, ("[PAD]", "[CLS]", "[SEP]", "[UNK]"), "[CLS] $A [SEP]")
+    more = {"model_type": "bert", "num_attention_heads": 3, "intermediate_size": 20, "hidden_act": "gelu"}
+    (tiny.bert / "config.json").write_text(json.dumps({**sizes, **more}))
+    bert = Bert(BertConfig(vocabulary=24, width=12, depth=2, heads=3, hidden=20, positions=512)).state_dict()
+    pooler = {"bert.pooler.dense.weight": torch.zeros(12, 12)}
+    save_file({f"bert.{name}": tensor for name, tensor in bert.items()} | pooler, tiny.bert / "model.safetensors")
+
+    tokenizer(tiny.qwen2, ("<|endoftext|>", "<unk>"))
+    more = {
+        "model_type": "qwen2_vl", "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4,
+        "intermediate_size": 20, "hidden_act": "silu", "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 0]}, "vision_config": {"depth": 1},
+    }  # fmt: skip
+    (tiny.qwen2 / "config.json").write_text(json.dumps({**sizes, **more}))
+    network = Qwen2(Qwen2Config(24, width=12, depth=2, heads=6, groups=2, head_dim=4, hidden=20, positions=512))
+    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    beside = {"lm_head.weight": torch.zeros(24, 12), "visual.merger.weight": torch.zeros(3, 3)}
+    names = sorted({**tensors, **beside})
+    files = {name: f"model-0000{1 + i * 2 // len(names)}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({n: t for n, t in {**tensors, **beside}.items() if files[n] == file}, tiny.qwen2 / file)
+    (tiny.qwen2 / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from far_models.checkpoint_config import count_of, json_entry, shapes_of, stated_settings
+from far_models.checkpoint_config import checked, count_of, json_entry, shapes_of, stated_settings
 from far_models.checkpoint_file import Contents
 from far_models.far import grid_of
 from far_models.far_t2i import FART2I, FART2IConfig
@@ -32,10 +32,6 @@ def far_t2i_config(contents: Contents, overrides: Mapping[str, Any] | None = Non
 
     heads x head_dim is the inner width of attention; head_dim is 64 unless metadata or overrides say otherwise.
     """
-    if contents.args.get("patch_size", 1) != 1:
-        raise FarError(
-            f"{contents.path}: patch_size {contents.args['patch_size']}; the official sampler and this one know 1 only"
-        )
     sizes = _sizes(contents)
     stated = {**json_entry(contents, "config", {}), **(overrides or {})}
     head_dim = stated.get("head_dim", FART2IConfig.head_dim)
@@ -48,7 +44,19 @@ def far_t2i_config(contents: Contents, overrides: Mapping[str, Any] | None = Non
                     f"width {head_dim}; give the right one: --config head_dim=N"
                 )
             sizes[f"{part}_heads"] = inner // head_dim
-    return replace(FART2IConfig(), **{**stated_settings(contents, FART2IConfig, overrides or {}, sizes), **sizes})
+    settings = _arguments(contents) | stated_settings(contents, FART2IConfig, overrides or {}, sizes)
+    return replace(FART2IConfig(), **{**settings, **sizes})
+
+
+def _arguments(contents: Contents) -> dict[str, Any]:
+    """The settings that the training arguments state, where they do."""
+    args = {name: value for name, value in contents.args.items() if value is not None}
+    if args.get("patch_size", 1) != 1:
+        raise FarError(
+            f"{contents.path}: patch_size {args['patch_size']}; the official sampler and this one know 1 only"
+        )
+    where, kinds = f"{contents.path}: args", {"prediction": "str", "latent_scale": "float"}
+    return {name: checked(name, args[name], kind, where) for name, kind in kinds.items() if name in args}
 
 
 def _sizes(contents: Contents) -> dict[str, Any]:
