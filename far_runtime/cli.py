@@ -13,10 +13,15 @@ import click
 from far_runtime import __version__
 from far_runtime.errors import CheckFailed, FarError
 
-BUILT_IN = {"generate": "far_runtime.cli_generate", "inspect": "far_runtime.cli_inspect"}
+BUILT_IN = {
+    "edit": "far_runtime.cli_edit",
+    "generate": "far_runtime.cli_generate",
+    "inspect": "far_runtime.cli_inspect",
+}
 
 SUMMARIES = {
     "demo": "Export, draw and verify the model of models/zoo.",
+    "edit": "Draw a part of a picture anew, or what lies around it.",
     "export": "Make a bundle of ONNX stages from a checkpoint.",
     "generate": "Draw pictures from a bundle.",
     "inspect": "Show what a bundle holds and what a picture costs.",

@@ -39,6 +39,15 @@ def plan_of(manifest: Manifest, settings: Mapping[str, Any]) -> tuple[Step, ...]
     return sampler_of(manifest).plan(manifest.model, settings)
 
 
+def unguided(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settled settings with the guidance that leaves every step without its unconditional half."""
+    for none in (1.0, 0.0):  # systems count from either
+        changed = {**settings, "guidance": none}
+        if all(step.guidance == 1 for step in plan_of(manifest, changed)):
+            return changed
+    return dict(settings)
+
+
 def check_options(system: str, options: tuple[str, ...], given: Mapping[str, Any]) -> None:
     """FarError for a setting that the system does not take."""
     unknown = [name for name in given if name not in options]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,14 +13,14 @@ from numpy.typing import NDArray
 
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, open_bundle
-from far_runtime.defaults import check_system, option, plan_of, sampler_of, settings_of
+from far_runtime.defaults import check_system, option, plan_of, sampler_of, settings_of, unguided
 from far_runtime.engines import DEFAULT_ENGINE, open_engine
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
 from far_runtime.noise import SeedNoise
 from far_runtime.samplers.base import Known, Step
 from far_runtime.settings import PictureSettings
-from far_runtime.subjects import Subject, condition_of, resolve_subjects, takes_text
+from far_runtime.subjects import Subject, condition_of, is_null, resolve_subjects, takes_text
 
 DEFAULT_BATCH = 8
 
@@ -165,17 +164,21 @@ class Pipeline:
     ) -> Generation:
         """Draw pictures that keep part of an image: its latents stand where every pixel of their cell is kept.
 
-        image: uint8 [H, W, 3] of the bundle's size. keep: [H, W], True where the image stays. edited: what to record of
-        where they came from. The pixels are the decoder's everywhere; far_runtime.edit puts the image's own back.
-        Raises FarError for a bundle without the encode stage, and as `generate` does.
+        subjects: as `generate` takes them, or `null_subject` to let the image alone say what to draw; guidance, which
+        would then lead nowhere, is left out if all are. image: uint8 [H, W, 3] of the bundle's size. keep: [H, W], True
+        where the image stays. edited: what to record of where they came from. The pixels are the decoder's everywhere;
+        far_runtime.edit puts the image's own back. Raises FarError for a bundle without the encode stage, where all of
+        the image is kept, and as `generate` does.
         """
         wanted = self.subjects(subjects, negative)
         self._check(wanted, seeds, batch_size)
         settings = settings_of(self.bundle.manifest, sampling)
+        if all(is_null(self.bundle.manifest, subject) for subject in wanted):
+            settings = unguided(self.bundle.manifest, settings)
         pictures = self._pictures(
             wanted, SeedNoise([int(seed) for seed in seeds]).seeds, settings, batch_size, dict(edited or {})
         )
-        return self._draw(pictures, settings, batch_size, on_progress, save_levels, partial(self._known, image, keep))
+        return self._draw(pictures, settings, batch_size, on_progress, save_levels, self._known(image, keep))
 
     def like(
         self, picture: PictureSettings, on_progress: OnProgress | None = None, save_levels: bool = False
@@ -203,6 +206,9 @@ class Pipeline:
         manifest = self.bundle.manifest
         found = []
         for one in subjects:
+            if isinstance(one, Subject) and is_null(manifest, one):
+                found.append(one)
+                continue
             given = one if isinstance(one, Subject) else Subject(None, str(one), negative)
             text = takes_text(manifest) if not isinstance(one, Subject) else given.label is None
             labels: list[int | str] = [] if text else [given.name if given.label is None else given.label]
@@ -226,8 +232,8 @@ class Pipeline:
         if batch_size < 1:
             raise FarError(f"batch size {batch_size}: expected 1 or more; use --batch-size {DEFAULT_BATCH}, say")
 
-    def _known(self, image: NDArray[np.uint8], keep: NDArray[np.bool_], batch: int) -> Known:
-        """What an edit keeps, for a batch of pictures."""
+    def _known(self, image: NDArray[np.uint8], keep: NDArray[np.bool_]) -> Callable[[int], Known]:
+        """What an edit keeps, for a batch of so many pictures."""
         size = self.bundle.manifest.model["image_size"]
         if image.shape != (size, size, 3) or keep.shape != (size, size):
             raise FarError(
@@ -238,11 +244,12 @@ class Pipeline:
             raise FarError(
                 f"{self.bundle.path}: has no encode stage, so it cannot edit; export it again without --no-editing"
             )
-        pixels = self.engine.put(np.repeat(image[None], batch, axis=0))
-        latents = self.engine.run("encode", {"pixels": pixels})["latents"]
+        if keep.all():
+            raise FarError("the mask keeps every pixel, so there is nothing to change; mark what is to be drawn anew")
+        latents = self.engine.get(self.engine.run("encode", {"pixels": self.engine.put(image[None])})["latents"]).copy()
         grid = self.bundle.manifest.model["grid"]
-        cells = np.asarray(keep).reshape(1, grid, size // grid, grid, size // grid).all(axis=(2, 4))
-        return Known(latents, np.repeat(cells, batch, axis=0))
+        cells = keep.reshape(1, grid, size // grid, grid, size // grid).all(axis=(2, 4))
+        return lambda batch: Known(self.engine.put(np.repeat(latents, batch, axis=0)), np.repeat(cells, batch, axis=0))
 
     def _draw(
         self,

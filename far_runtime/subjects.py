@@ -68,7 +68,7 @@ def is_null(manifest: Manifest, subject: Subject) -> bool:
     """Whether guidance would lead a subject away from itself: no class, or neither a prompt nor a negative one."""
     if takes_text(manifest):
         return not subject.name.strip() and not subject.negative.strip()
-    return subject == null_subject(manifest)
+    return bool(subject.label == manifest.model["classes"])
 
 
 def default_subjects(manifest: Manifest, count: int) -> list[Subject]:

@@ -1,0 +1,94 @@
+"""Pictures and masks from files of any kind that Pillow reads, whatever their mode, orientation and transparency."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from far_runtime.errors import FarError
+
+MAX_BYTES, MAX_PIXELS = 256 << 20, 64_000_000
+"""Larger than any camera's pictures; a small file that unpacks to gigabytes is refused before it does."""
+
+_WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
+_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """What a file shows, upright and opaque. sha256: of the file's bytes."""
+
+    path: Path
+    image: Image.Image
+    sha256: str
+
+    @property
+    def size_text(self) -> str:
+        """Width and height as messages give them."""
+        return f"{self.image.width} x {self.image.height}"
+
+
+def read_picture(path: Path, option: str = "--image") -> ImageFile:
+    """A picture in RGB, turned upright as its EXIF says, on white where it is transparent; the first frame of several.
+
+    Raises FarError, naming the option, for a file that is missing, no picture, damaged or too large.
+    """
+    return _read(path, option, "RGB", _WHITE)
+
+
+def read_mask(path: Path, option: str = "--mask") -> ImageFile:
+    """A mask in greys, turned upright as its EXIF says, on black where it is transparent. Raises as `read_picture`."""
+    return _read(path, option, "L", _BLACK)
+
+
+def _read(path: Path, option: str, mode: str, paper: tuple[int, int, int, int]) -> ImageFile:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise FarError(f"{path}: no such file; {option} takes a picture, a PNG or JPEG, say") from None
+    except OSError as error:
+        raise FarError(f"{path}: cannot be read ({error.strerror}); {option} takes a picture file") from error
+    if len(data) > MAX_BYTES:
+        raise FarError(f"{path}: larger than {MAX_BYTES >> 20} MB; give {option} a smaller picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of harmless oddities, and of a size that is checked here
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                image.load()
+                shown = _opaque(ImageOps.exif_transpose(image), paper).convert(mode)
+    except Image.DecompressionBombError:
+        raise FarError(
+            f"{path}: more than {MAX_PIXELS // 1_000_000} million pixels; give {option} a smaller picture"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise almost anything over a damaged file
+        reason = "no picture of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise FarError(f"{path}: cannot be read as a picture ({reason}); {option} takes a PNG or JPEG, say") from error
+    return ImageFile(path, shown, hashlib.sha256(data).hexdigest())
+
+
+def _opaque(image: Image.Image, paper: tuple[int, int, int, int]) -> Image.Image:
+    """RGB, laid on paper where the picture lets it through."""
+    if image.mode.startswith("I"):
+        image = _from_16_bits(image)
+    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+        return image.convert("RGB")
+    sheet = Image.new("RGBA", image.size, paper)
+    sheet.alpha_composite(image.convert("RGBA"))
+    return sheet.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits in 8, which Pillow would cut off; Pillow's 32-bit mode holds them too, or already 8 bits."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode != "I" or values.max() > 255:
+        values = values / 257
+    return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
