@@ -75,6 +75,12 @@ def keep_index(keep: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.where(kept, kept.shape[1] + own, own)
 
 
+def kept_last(orders: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Orders [B, L] with the tokens of kept cells [B, h, w] moved to the end, where those stand that are seen first."""
+    kept = np.take_along_axis(keep.reshape(orders.shape), orders, axis=1)
+    return np.take_along_axis(orders, np.argsort(kept, axis=1, kind="stable"), axis=1)
+
+
 def place(engine: Engine, latents: Array, sample: Array, index: Array) -> Array:
     """Latents [B, L, C] put together from the tokens of latents [B, L, C] and sample [B, T, C] by index [B, L]."""
     return engine.run("place", {"latents": latents, "sample": sample, "index": index})["latents_out"]

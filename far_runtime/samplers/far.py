@@ -14,7 +14,7 @@ from far_runtime.engines.base import Array, Engine
 from far_runtime.frequency import lowpass
 from far_runtime.noise import NoiseSource
 from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
-from far_runtime.samplers.diffuse import diffuse, keep_index, place, restore_index
+from far_runtime.samplers.diffuse import diffuse, keep_index, kept_last, place, restore_index
 from far_runtime.schedule import OFFICIAL_STEPS, Schedule, compact, make_schedule, official_levels, parse_levels
 
 OPTIONS: tuple[str, ...] = ("levels", "steps", "guidance", "temperature")
@@ -95,7 +95,7 @@ def sample(
     """Latents [B, L, C] (scaled, on the engine's device), through the transformer and denoise stages.
 
     A step with guidance 1 runs without its unconditional half. known: its latents take the place of the sample where
-    they are kept, after every step, so that the next level is low-passed from them.
+    they are kept, after every step, so that the next level is low-passed from them; a masked model sees them first.
     """
     return run_schedule(engine, model, schedule_of(model, settings), condition, noise, on_step, known)
 
@@ -128,6 +128,8 @@ def run_steps(
     orders = noise.orders(tokens) if masked else None
     latents = engine.put(np.zeros((condition.batch, tokens, channels), np.float32))
     index = None if known is None else engine.put(keep_index(known.keep))
+    if orders is not None and known is not None:
+        orders = kept_last(orders, known.keep)
 
     def finish(state: Array) -> Array:
         return state if known is None else place(engine, state, known.latents, index)

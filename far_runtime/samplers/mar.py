@@ -14,7 +14,7 @@ from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
 from far_runtime.noise import NoiseSource
 from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
-from far_runtime.samplers.diffuse import diffuse, place, place_index, restore_index
+from far_runtime.samplers.diffuse import diffuse, kept_last, place, place_index, restore_index
 from far_runtime.schedule import OFFICIAL_STEPS, check_guidance, check_temperature, compact, parse_steps
 
 OPTIONS: tuple[str, ...] = ("iterations", "steps", "guidance", "guidance_schedule", "temperature")
@@ -110,7 +110,7 @@ def sample(
         kept, latents = 0, engine.put(np.zeros((batch, tokens, channels), np.float32))
     else:
         kept, latents = int(known.keep[0].sum()), known.latents
-        orders = kept_last(orders, known.keep.reshape(batch, tokens))
+        orders = kept_last(orders, known.keep)
     free = tokens - kept
     if free == 0:
         return latents
@@ -137,12 +137,6 @@ def sample(
         temperature = settings["temperature"]
         latents = diffuse(engine, head, step, temperature, noise, shape, model["prediction"], on_step, finish)
     return latents
-
-
-def kept_last(orders: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Orders [B, L] with the kept tokens [B, L] moved to the end, where the known ones stand."""
-    kept = np.take_along_axis(keep, orders, axis=1)
-    return np.take_along_axis(orders, np.argsort(kept, axis=1, kind="stable"), axis=1)
 
 
 def views(
