@@ -66,7 +66,7 @@ def var_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -
             "--config heads=N"
         )
     count, tokens, first = shapes["lvl_embed.weight"][0], shapes["pos_1LC"][1], shapes["pos_start"][1]
-    patch_nums = settings.get("patch_nums", _known_scales(contents, count, tokens))
+    patch_nums = settings.get("patch_nums") or _known_scales(contents, count, tokens)
     _check_scales(contents, patch_nums, count, tokens, first)
     return replace(VARConfig(), **{**settings, **sizes, "heads": heads, "patch_nums": patch_nums})
 
