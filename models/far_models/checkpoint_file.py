@@ -25,8 +25,9 @@ WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.c
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: tensors by official name, the training arguments (official `args`), the safetensors
-    metadata, and the name of the state dict that was taken, empty where the file is one itself."""
+    """What a file holds: tensors by official name, the training arguments (official `args`), the metadata (of a
+    .safetensors file, or the entry of that name that this project's trainers write), and the name of the state dict
+    that was taken, empty where the file is one itself."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -53,8 +54,10 @@ def read_contents(path: Path, weights: str | None = None, order: Sequence[str] =
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
     args = dict(arguments) if isinstance(arguments, Mapping) else {}
+    notes = state.get("metadata")
+    metadata = {str(k): str(v) for k, v in notes.items()} if isinstance(notes, Mapping) else {}
     taken, chosen = _chosen(path, state, weights, order)
-    return Contents(path, _tensors(path, chosen), args, {}, taken)
+    return Contents(path, _tensors(path, chosen), args, metadata, taken)
 
 
 def _read_safetensors(path: Path) -> Contents:

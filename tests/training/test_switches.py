@@ -50,7 +50,7 @@ def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, 
     """What the network is shown and what the head learns, [B, L, C] both."""
     seen: dict[str, Tensor] = {}
     assert isinstance(task.losses, FARLosses)
-    features, forward = task.model.features, task.losses.diffusion.forward
+    features, forward = task.model.features, task.losses.level.diffusion.forward
 
     def spy_features(latents: Tensor, *rest: Tensor) -> Tensor:
         seen["shown"] = latents
@@ -61,7 +61,7 @@ def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, 
         return forward(head, target, *rest)
 
     monkeypatch.setattr(task.model, "features", spy_features)
-    monkeypatch.setattr(task.losses.diffusion, "forward", spy_loss)
+    monkeypatch.setattr(task.losses.level.diffusion, "forward", spy_loss)
     task.losses(*batch)
     return seen["shown"], seen["target"]
 

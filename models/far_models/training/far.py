@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from far_models.far import FAR, FARConfig, restore_indices
-from far_models.training.data import visiting_order
+from far_models.head import DiffusionHead
+from far_models.training.batches import (
+    check_classes,
+    check_latents,
+    drawn_latents,
+    dropped_labels,
+    official_names,
+    rows_of,
+    run_args,
+    tokens_of,
+)
 from far_models.training.latents import LatentSet
 from far_models.training.loop import Task
-from far_models.training.losses import DiffusionLoss, level_weight
+from far_models.training.losses import DiffusionLoss, level_weight, token_losses
 from far_models.training.masks import draw_levels, masked_count, visible_indices
-from far_models.training.zoo import export_checkpoint
-from far_runtime.diffusion import TRAIN_STEPS
+from far_models.training.zoo import export_checkpoint, metadata_of
 from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass_matrices
 
@@ -57,38 +66,35 @@ class FARLossSettings:
             )
 
 
-class FARLosses(nn.Module):
-    """Losses of scaled latents [B, C, g, g] with input-noise deviations, labels, levels [B] and visible indices [B, V].
+class LevelLoss(nn.Module):
+    """FAR's loss of latents at frequency levels, whatever the network is conditioned on.
 
-    V = L when nothing is masked. Noise and timesteps are drawn here.
+    `features`: shown tokens [B, L, C] -> z [B, L, width]. Input noise, timesteps and noise are drawn here.
     """
 
-    def __init__(self, model: FAR, settings: FARLossSettings) -> None:
+    def __init__(
+        self, grid: int, prediction: str, simplify: bool, weight_levels: bool, draws: int, learned_variance: bool
+    ) -> None:
         super().__init__()
-        self.model = model
-        self.settings = settings
-        self.diffusion = DiffusionLoss(model.config.prediction, settings.learned_variance)
-        self.register_buffer("filters", torch.tensor(lowpass_matrices(model.config.grid)), persistent=False)
+        self.grid, self.simplify, self.weight_levels, self.draws = grid, simplify, weight_levels, draws
+        self.diffusion = DiffusionLoss(prediction, learned_variance)
+        self.register_buffer("filters", torch.tensor(lowpass_matrices(grid)), persistent=False)
 
     def forward(
-        self, latents: Tensor, deviation: Tensor, labels: Tensor, levels: Tensor, visible: Tensor
+        self,
+        head: DiffusionHead,
+        latents: Tensor,
+        deviation: Tensor,
+        levels: Tensor,
+        features: Callable[[Tensor], Tensor],
     ) -> dict[str, Tensor]:
-        settings, config = self.settings, self.model.config
         disturbed = latents + deviation.reshape(-1, 1, 1, 1) * torch.randn_like(latents)
         shown = tokens_of(self.lowpass(disturbed, levels))
-        target = tokens_of(latents if settings.simplify else self.lowpass(latents, levels + 1))
-        restore = None
-        if config.masked:
-            restore = restore_indices(visible, config.tokens)
-        embedding = self.model.class_embedding(labels)
-        z = self.model.features(shown, embedding, visible if config.masked else None, restore)
-        head = self.model.diffloss.net
-        condition = head.condition(z, levels.reshape(-1, 1, 1)).unsqueeze(2)
-        target = target.unsqueeze(2).expand(-1, -1, settings.draws, -1)
-        t = torch.randint(TRAIN_STEPS, target.shape[:-1], device=target.device)
-        error, bound = self.diffusion(head, target, condition, t, torch.randn_like(target))
+        target = tokens_of(latents if self.simplify else self.lowpass(latents, levels + 1))
+        condition = head.condition(features(shown), levels.reshape(-1, 1, 1))
+        error, bound = token_losses(self.diffusion, head, target, condition, self.draws)
         per_sample = (error + bound).mean(dim=(1, 2))
-        weight = level_weight(levels, config.grid) if settings.weight_levels else torch.ones_like(per_sample)
+        weight = level_weight(levels, self.grid) if self.weight_levels else torch.ones_like(per_sample)
         return {"loss": (weight * per_sample).mean(), "error": error.mean(), "bound": bound.mean()}
 
     def lowpass(self, latents: Tensor, levels: Tensor) -> Tensor:
@@ -97,9 +103,36 @@ class FARLosses(nn.Module):
         return filters @ latents @ filters.transpose(-1, -2)
 
 
-def tokens_of(latents: Tensor) -> Tensor:
-    """[B, C, g, g] -> [B, g g, C]."""
-    return latents.flatten(2).transpose(1, 2)
+class FARLosses(nn.Module):
+    """Losses of scaled latents [B, C, g, g] with input-noise deviations, labels, levels [B] and visible indices [B, V].
+
+    V = L when nothing is masked.
+    """
+
+    def __init__(self, model: FAR, settings: FARLossSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.level = LevelLoss(
+            model.config.grid,
+            model.config.prediction,
+            settings.simplify,
+            settings.weight_levels,
+            settings.draws,
+            settings.learned_variance,
+        )
+
+    def forward(
+        self, latents: Tensor, deviation: Tensor, labels: Tensor, levels: Tensor, visible: Tensor
+    ) -> dict[str, Tensor]:
+        config = self.model.config
+
+        def features(shown: Tensor) -> Tensor:
+            embedding = self.model.class_embedding(labels)
+            if not config.masked:
+                return self.model.features(shown, embedding)
+            return self.model.features(shown, embedding, visible, restore_indices(visible, config.tokens))
+
+        return self.level(self.model.diffloss.net, latents, deviation, levels, features)
 
 
 def far_task(
@@ -109,45 +142,41 @@ def far_task(
     batch: int,
     seed: int,
     report: Callable[[nn.Module, int, Path], dict[str, float]],
+    sampling: Mapping[str, Any] | None = None,
 ) -> Task:
-    """Training of a FAR on latents; `config.latent_scale` is the data's."""
-    if (data.channels, data.grid) != (config.channels, config.grid):
-        raise FarError(
-            f"{data.source}: latents of {data.channels} channels on a {data.grid} x {data.grid} grid; "
-            f"the model takes {config.channels} on {config.grid} x {config.grid}"
-        )
-    if len(data.names) > config.classes:
-        raise FarError(f"{data.source}: {len(data.names)} classes; the model has {config.classes}; use --classes")
+    """Training of a FAR on latents; `config.latent_scale` is the data's. sampling: the settings that the checkpoint
+    recommends to draw with."""
+    check_latents(data, config.channels, config.grid)
+    check_classes(data.source, data.names, config.classes)
     torch.manual_seed(seed)
     model = FAR(config, settings.dropout).initialize()
     losses = FARLosses(model, settings)
 
     def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        rows = data.train[visiting_order(step, batch, len(data.train), seed)][rank::world]
+        rows = rows_of(data.train, step, batch, seed, rank, world)
         count = len(rows)
-        flip = torch.rand(count).numpy() < (settings.flip if done < settings.flip_until else 0.0)
-        mean, log_variance = data.moments(rows, flip)
-        latents = config.latent_scale * (mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
+        flip = settings.flip if done < settings.flip_until else 0.0
+        latents = drawn_latents(data, rows, config.latent_scale, flip)
         deviation = settings.input_noise * torch.randn(count).abs()
-        drop = torch.rand(count) < settings.label_drop
-        labels = torch.where(drop, config.classes, torch.from_numpy(data.labels[rows]))
+        labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop)
         chance = np.random.default_rng((seed, step, rank, 1))
         levels = draw_levels(count, config.grid, settings.per_sample, settings.low, chance)
         hidden = masked_count(settings.mask, int(levels[0]), config.grid, config.tokens, chance) if config.masked else 0
         return latents, deviation, labels, levels, visible_indices(count, config.tokens, config.tokens - hidden)
 
-    args: dict[str, Any] = {"system": "far", **asdict(config), **official_names(config)}
-    args |= {f"loss_{key}": value for key, value in asdict(settings).items()}
-
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
-        export_checkpoint(ema, folder / "far.safetensors", data.names, summary)
+        export_checkpoint(ema, folder / "far.safetensors", data.names, summary, sampling=sampling)
 
-    unused = not config.masked
     return Task(
-        "far", model, losses, fetch, len(data.train), args, report, finish, no_decay=("diffloss",), unused=unused
+        "far",
+        model,
+        losses,
+        fetch,
+        len(data.train),
+        run_args("far", config, settings) | official_names(config),
+        report,
+        finish,
+        no_decay=("diffloss",),
+        unused=not config.masked,
+        metadata=metadata_of(model, data.names, sampling),
     )
-
-
-def official_names(config: FARConfig) -> dict[str, Any]:
-    """The fields that official training arguments call otherwise."""
-    return {"mask": config.masked, "diffloss_d": config.head_depth, "diffloss_w": config.head_width}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class Task:
     rebuild the model.
     `report(ema model, step, folder)`: writes a sample sheet, returns numbers for the metrics.
     `finish(ema model, folder, summary)`: writes the trained model.
-    `no_decay`: parts of parameter names. `unused`: some parameters get no gradient.
+    `no_decay`: parts of parameter names. `unused`: some parameters get no gradient. `kept`: buffers of `losses` that a
+    resume needs. `metadata`: what a checkpoint says of the model beside its tensors (see zoo.metadata_of).
     """
 
     system: str
@@ -81,6 +82,8 @@ class Task:
     finish: Callable[[nn.Module, Path, dict[str, Any]], None]
     no_decay: Sequence[str] = ()
     unused: bool = False
+    kept: Sequence[str] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
@@ -122,6 +125,8 @@ def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print
         task.model.load_state_dict(state["model"])
         ema.model.load_state_dict(state["model_ema"])
         optimizer.load_state_dict(state["optimizer"])
+        for name, value in state.get("losses", {}).items():
+            task.losses.get_buffer(name).copy_(value)
         step, seconds = state["step"], state["elapsed"]
         say(f"resumed {settings.run} at step {step}, {seconds / 60:.1f} minutes into training")
     log = MetricsLog(settings.run, step) if accelerator.is_main_process else None

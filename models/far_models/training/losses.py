@@ -1,4 +1,4 @@
-"""Losses: the diffusion loss of the head, FAR's level weight, and the KL-VAE's terms."""
+"""Losses: the diffusion loss of the head, FAR's level weight, and the terms of the VAEs."""
 
 from __future__ import annotations
 
@@ -63,6 +63,17 @@ class DiffusionLoss(nn.Module):
         likelihood = discretized_log_likelihood(target, mean, 0.5 * log_variance)
         bound = torch.where(t == 0, -likelihood.mean(-1), divergence.mean(-1)) / math.log(2)
         return error, bound
+
+
+def token_losses(
+    loss: DiffusionLoss, head: DiffusionHead, target: Tensor, condition: Tensor, draws: int
+) -> tuple[Tensor, Tensor]:
+    """Squared error and bound [B, T, draws] of tokens [B, T, C] under conditions [B, T, width], each token at `draws`
+    random timesteps with noise of its own (diffusion_batch_mul)."""
+    target = target.unsqueeze(2).expand(-1, -1, draws, -1)
+    t = torch.randint(TRAIN_STEPS, target.shape[:-1], device=target.device)
+    error, bound = loss(head, target, condition.unsqueeze(2), t, torch.randn_like(target))
+    return error, bound
 
 
 def normal_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""Command-line options that all trainers share."""
+"""Command-line options that trainers share."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,139 +13,160 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 SHARE = click.FloatRange(0, 1)
 POSITIVE = click.IntRange(1)
+AMOUNT = click.FloatRange(0)
+FACTOR = click.FloatRange(0, min_open=True)
+Command = Callable[..., None]
+Settings = TypeVar("Settings")
+
+SHARED: dict[str, Callable[[Command], Command]] = {
+    "pictures": click.option(
+        "--data",
+        type=FOLDER,
+        required=True,
+        help="Picture folder: images.npy and labels.npy, or a subfolder per class.",
+    ),
+    "latents": click.option(
+        "--data", type=FOLDER, required=True, help="Cached latents, or pictures that are encoded at every step."
+    ),
+    "vae": click.option(
+        "--vae",
+        "vae_file",
+        type=FILE,
+        required=True,
+        help="KL-VAE checkpoint, for the latents and the sample sheets.",
+    ),
+    "size": click.option(
+        "--size",
+        type=POSITIVE,
+        default=64,
+        show_default=True,
+        help="Side in pixels to which image folders are resized.",
+    ),
+    "extra": click.option("--extra", type=FOLDER, help="A second picture folder that is mixed in."),
+    "extra_share": click.option(
+        "--extra-share", type=SHARE, default=0.25, show_default=True, help="Part of each batch from --extra."
+    ),
+    "ch": click.option("--ch", type=POSITIVE, default=32, show_default=True, help="Channels of the first resolution."),
+    "multipliers": click.option(
+        "--multipliers", default="1,2,4", show_default=True, help="Channels of each resolution in units of --ch."
+    ),
+    "blocks": click.option(
+        "--blocks", type=POSITIVE, default=1, show_default=True, help="Residual blocks per resolution."
+    ),
+    "channels": click.option(
+        "--channels", type=POSITIVE, default=16, show_default=True, help="Channels of the latents."
+    ),
+    "patch": click.option(
+        "--patch", type=POSITIVE, default=2, show_default=True, help="Pixels folded into channels first, per side."
+    ),
+    "square": click.option(
+        "--square", type=AMOUNT, default=1.0, show_default=True, help="Weight of the mean squared error."
+    ),
+    "gradient": click.option(
+        "--gradient", type=AMOUNT, default=0.5, show_default=True, help="Weight of the L1 of pixel differences."
+    ),
+    "width": click.option("--width", type=POSITIVE, help="Width of the transformer."),
+    "depth": click.option("--depth", type=POSITIVE, help="Blocks; FAR and MAR: of the encoder, and of the decoder."),
+    "heads": click.option("--heads", type=POSITIVE, help="Attention heads."),
+    "buffer": click.option("--buffer", type=click.IntRange(0), help="Buffer tokens that carry the class."),
+    "head_width": click.option("--head-width", type=POSITIVE, help="Width of the diffusion head."),
+    "head_depth": click.option("--head-depth", type=POSITIVE, help="Blocks of the diffusion head."),
+    "classes": click.option("--classes", type=POSITIVE, help="Classes; default: the data's."),
+    "latent_scale": click.option(
+        "--latent-scale", type=FACTOR, help="Factor of the latents; default: 1 / their deviation."
+    ),
+    "prediction": click.option(
+        "--prediction", type=click.Choice(["epsilon", "v"]), default="epsilon", show_default=True
+    ),
+    "simplify": click.option(
+        "--simplify/--no-simplify",
+        default=True,
+        show_default=True,
+        help="Target: the full latents, or those of the next level.",
+    ),
+    "weight_levels": click.option(
+        "--level-weight/--no-level-weight",
+        "weight_levels",
+        default=True,
+        show_default=True,
+        help="Frequency-aware loss weight.",
+    ),
+    "low": click.option(
+        "--low",
+        type=AMOUNT,
+        default=0.0,
+        show_default=True,
+        help="How much more often low levels are drawn than high ones.",
+    ),
+    "mask_least": click.option(
+        "--mask-least",
+        type=SHARE,
+        default=0.7,
+        show_default=True,
+        help="Least share of masked tokens; the share is normal around 1, cut to it.",
+    ),
+    "label_drop": click.option(
+        "--label-drop", type=SHARE, default=0.1, show_default=True, help="Share of samples without their class."
+    ),
+    "input_noise": click.option(
+        "--input-noise",
+        type=AMOUNT,
+        default=0.0,
+        show_default=True,
+        help="Deviation of the noise on the input latents, times |n| per sample.",
+    ),
+    "draws": click.option(
+        "--draws", type=POSITIVE, default=4, show_default=True, help="Noise draws per token (diffusion_batch_mul)."
+    ),
+    "flip": click.option("--flip", type=SHARE, default=0.5, show_default=True, help="Share of mirrored samples."),
+    "flip_until": click.option(
+        "--flip-until",
+        type=SHARE,
+        default=1.0,
+        show_default=True,
+        help="Share of the run after which none are mirrored.",
+    ),
+    "dropout": click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True),
+    "learned_variance": click.option(
+        "--learned-variance/--fixed-variance",
+        default=True,
+        show_default=True,
+        help="With or without the variational bound.",
+    ),
+    "sheet_steps": click.option(
+        "--sheet-steps", default="25", show_default=True, help="Diffusion steps on sample sheets, each time."
+    ),
+    "sheet_guidance": click.option("--sheet-guidance", type=AMOUNT, default=2.0, show_default=True),
+}
 
 
-def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of the loop, gathered into `settings` (a LoopSettings)."""
+def shared(*names: str) -> Callable[[Command], Command]:
+    """The options of these names, in this order."""
 
-    def default(name: str, usual: Any) -> Any:
-        return defaults.get(name, usual)
-
-    options = [
-        click.option(
-            "-o", "--out", "run", type=FOLDER, required=True, help="Folder for checkpoints, metrics and sheets."
-        ),
-        click.option("--steps", type=POSITIVE, help="Stop after so many steps."),
-        click.option(
-            "--minutes",
-            type=click.FloatRange(0, min_open=True),
-            help="Stop after so many minutes of training, kept across resumes.",
-        ),
-        click.option(
-            "--batch",
-            type=POSITIVE,
-            default=default("batch", 32),
-            show_default=True,
-            help="Pictures per step, all devices together.",
-        ),
-        click.option(
-            "--lr",
-            type=click.FloatRange(0, min_open=True),
-            default=default("lr", 1e-4),
-            show_default=True,
-            help="Learning rate after the warm-up.",
-        ),
-        click.option(
-            "--warmup",
-            type=click.IntRange(0),
-            default=default("warmup", 100),
-            show_default=True,
-            help="Steps over which the rate rises.",
-        ),
-        click.option(
-            "--schedule",
-            type=click.Choice(["constant", "cosine"]),
-            default=default("schedule", "constant"),
-            show_default=True,
-        ),
-        click.option(
-            "--weight-decay",
-            type=click.FloatRange(0),
-            default=default("weight_decay", 0.02),
-            show_default=True,
-            help="None on biases, norms and the head.",
-        ),
-        click.option(
-            "--beta2", type=SHARE, default=default("beta2", 0.95), show_default=True, help="AdamW's second decay rate."
-        ),
-        click.option(
-            "--clip",
-            type=click.FloatRange(0),
-            default=default("clip", 3.0),
-            show_default=True,
-            help="Largest gradient norm; 0: no clipping.",
-        ),
-        click.option(
-            "--ema",
-            type=click.FloatRange(0, 1, max_open=True),
-            default=default("ema", 0.9999),
-            show_default=True,
-            help="Decay of the averaged weights.",
-        ),
-        click.option(
-            "--ema-ramped/--ema-fixed", default=True, show_default=True, help="Let the average follow faster at first."
-        ),
-        click.option(
-            "--amp",
-            type=click.Choice(["auto", "on", "off"]),
-            default="auto",
-            show_default=True,
-            help="bfloat16 autocast; auto takes what is faster here.",
-        ),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-        click.option("--log-steps", type=POSITIVE, default=20, show_default=True),
-        click.option(
-            "--save-minutes",
-            type=click.FloatRange(0),
-            default=2.0,
-            show_default=True,
-            help="Minutes between checkpoints.",
-        ),
-        click.option(
-            "--sheet-minutes",
-            type=click.FloatRange(0),
-            default=8.0,
-            show_default=True,
-            help="Minutes between sample sheets.",
-        ),
-        click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
-    ]
-    names = [option_name(option) for option in options]
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def gathered(**values: Any) -> None:
-            from far_models.training.loop import LoopSettings
-
-            command(settings=LoopSettings(**{name: values.pop(name) for name in names}), **values)
-
-        for option in reversed(options):
-            gathered = option(gathered)
-        return gathered
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            command = SHARED[name](command)
+        return command
 
     return decorate
 
 
-def option_name(option: Callable[[Any], Any]) -> str:
-    """The parameter name behind a click.option decorator."""
-
-    def probe() -> None: ...
-
-    option(probe)
-    name: str = probe.__click_params__[0].name  # type: ignore[attr-defined]
-    return name
+def taken(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    """Settings of a dataclass from the values of its fields' names, which are taken out of `values`."""
+    names = [field.name for field in fields(kind) if field.name in values]  # type: ignore[arg-type]
+    return kind(**{name: values.pop(name) for name in names})
 
 
-def threads_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--threads: set before anything is computed."""
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Numbers from "1,2,4"; a click error for anything else."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(
+            f"{text!r}; expected whole numbers with commas between, as in 1,2,4", param_hint=option
+        )
+    return tuple(int(part) for part in parts)
 
-    @click.option("--threads", type=POSITIVE, help="CPU threads; default: PyTorch's choice.")
-    @functools.wraps(command)
-    def limited(threads: int | None, **values: Any) -> None:
-        if threads:
-            import torch
 
-            torch.set_num_threads(threads)
-        command(**values)
-
-    return limited
+def say(line: str) -> None:
+    """Print one line at once, so that logs of background runs are never behind."""
+    click.echo(line)

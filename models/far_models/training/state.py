@@ -34,6 +34,7 @@ def save_state(
         "model": task.model.state_dict(),
         "model_ema": ema.model.state_dict(),
         "optimizer": optimizer,
+        "losses": {name: task.losses.get_buffer(name) for name in task.kept},
         "epoch": step * settings.batch // task.epoch_length,
         "step": step,
         "elapsed": seconds,
@@ -41,6 +42,7 @@ def save_state(
         # The seed of a step and its place in the data follow from these; no generator state outlives a step.
         "rng": {"seed": settings.seed, "step": step, "position": step * settings.batch % task.epoch_length},
         "args": argparse.Namespace(**{**plain, **task.args}),
+        "metadata": task.metadata,
     }
     settings.run.mkdir(parents=True, exist_ok=True)
     target = settings.run / STATE

@@ -1,9 +1,9 @@
-"""Training of the KL-VAE."""
+"""Training of the KL-VAE, and what its trainer shares with the VQ-VAE's: pictures to train on and reconstructions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from far_models.kl_vae import AutoencoderKL, VAEConfig
+from far_models.training.batches import run_args
 from far_models.training.data import PictureSet, mixed_rows
 from far_models.training.loop import Task
 from far_models.training.losses import gradient_l1, kl_per_cell
 from far_models.training.sheets import psnr, save_picture, tile, to_pixels
-from far_models.training.zoo import export_checkpoint
+from far_models.training.zoo import export_checkpoint, metadata_of
+from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass_matrices
 
@@ -86,17 +88,7 @@ def vae_task(
     `start`: weights to begin with. `freeze_encoder`: train the decoder alone, so that the latents stay what they were.
     FarError for picture sizes that do not fit the stride or each other.
     """
-    size = sets[0].size
-    if any(pictures.size != size for pictures in sets):
-        raise FarError(
-            f"pictures of {', '.join(str(p.size) for p in sets)} pixels cannot be mixed; prepare them at one size"
-        )
-    if size % config.stride:
-        raise FarError(
-            f"pictures of {size} pixels do not fit a VAE of stride {config.stride}; "
-            "choose --multipliers and --patch so that it divides"
-        )
-    grid = size // config.stride
+    grid = grid_of_pictures(sets, config.stride)
     torch.manual_seed(seed)
     model = start.train().requires_grad_(True) if start is not None else start_certain(AutoencoderKL(config))
     if freeze_encoder:
@@ -105,20 +97,53 @@ def vae_task(
     losses = VAELosses(model, loss_settings, grid)
 
     def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        parts = mixed_rows(step, batch, [len(p.train) for p in sets], shares, seed)
-        pixels = []
-        for pictures, places in zip(sets, parts, strict=True):
-            mine = places[rank::world]
-            flip = torch.rand(len(mine)).numpy() < 0.5
-            pixels.append(pictures.pixels(pictures.train[mine], flip))
-        whole = torch.cat(pixels)
+        whole = drawn_pictures(sets, shares, step, batch, seed, rank, world)
         # One level for all processes: it comes from the step alone.
         chance = np.random.default_rng((seed, step, 1))
         level = int(chance.integers(1, grid)) if grid > 1 and chance.random() < loss_settings.lowpass else grid
         return whole, torch.randn(len(whole), config.channels, grid, grid), torch.tensor(level)
 
+    def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
+        export_checkpoint(ema, folder / "vae.safetensors", (), summary)
+
+    args = run_args("klvae", config, loss_settings)
+    report = reconstruction_reporter(sets)
+    metadata = metadata_of(model)
+    return Task("klvae", model, losses, fetch, len(sets[0].train), args, report, finish, metadata=metadata)
+
+
+def grid_of_pictures(sets: Sequence[PictureSet], stride: int) -> int:
+    """Side of the latents of the pictures; FarError for sizes that do not fit each other or the stride."""
+    size = sets[0].size
+    if any(pictures.size != size for pictures in sets):
+        raise FarError(
+            f"pictures of {', '.join(str(p.size) for p in sets)} pixels cannot be mixed; prepare them at one size"
+        )
+    if size % stride:
+        raise FarError(
+            f"pictures of {size} pixels do not fit a VAE of stride {stride}; "
+            "choose --multipliers and --patch so that it divides"
+        )
+    return size // stride
+
+
+def drawn_pictures(
+    sets: Sequence[PictureSet], shares: Sequence[float], step: int, batch: int, seed: int, rank: int, world: int
+) -> Tensor:
+    """The pictures [n, 3, S, S] in [-1, 1] of a step that process `rank` of `world` takes, half of them mirrored."""
+    parts = mixed_rows(step, batch, [len(p.train) for p in sets], shares, seed)
+    pixels = []
+    for pictures, places in zip(sets, parts, strict=True):
+        mine = places[rank::world]
+        flip = torch.rand(len(mine)).numpy() < 0.5
+        pixels.append(pictures.pixels(pictures.train[mine], flip))
+    return torch.cat(pixels)
+
+
+def reconstruction_reporter(sets: Sequence[PictureSet]) -> Callable[[nn.Module, int, Path], dict[str, float]]:
+    """The trainer's report hook: a sheet of reconstructions, and their PSNR on training and held-out pictures."""
+
     def report(ema: nn.Module, step: int, folder: Path) -> dict[str, float]:
-        assert isinstance(ema, AutoencoderKL)
         rows = evenly(sets[0].train, 32)
         save_picture(comparison(ema, sets[0], rows), folder / "sheets" / f"reconstruction-{step:06d}.png")
         numbers = {"psnr_train": reconstruction_psnr(ema, sets[0], evenly(sets[0].train, 128))}
@@ -128,13 +153,7 @@ def vae_task(
             numbers["psnr_held_out"] = float(np.average(found, weights=[min(len(rows), 128) for _, rows in held_out]))
         return numbers
 
-    args: dict[str, Any] = {"system": "klvae", **asdict(config), "multipliers": list(config.multipliers)}
-    args |= {f"loss_{key}": value for key, value in asdict(loss_settings).items()}
-
-    def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
-        export_checkpoint(ema, folder / "vae.safetensors", (), summary)
-
-    return Task("klvae", model, losses, fetch, len(sets[0].train), args, report, finish)
+    return report
 
 
 @torch.no_grad()
@@ -152,24 +171,23 @@ def evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def reconstruct(
-    model: AutoencoderKL, pictures: PictureSet, rows: NDArray[np.int64], batch: int = 32
-) -> NDArray[np.uint8]:
-    """Pictures uint8 [n, S, S, 3] decoded from the mean latents of the given rows."""
+def reconstruct(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64], batch: int = 32) -> NDArray[np.uint8]:
+    """Pictures uint8 [n, S, S, 3] of the given rows, decoded from their mean latents (KL-VAE) or from their tokens."""
     device = next(model.parameters()).device
     found = []
     for start in range(0, len(rows), batch):
         pixels = pictures.pixels(rows[start : start + batch]).to(device)
-        found.append(to_pixels(model.decode(model.encode(pixels)[0]).float().cpu().numpy()))
+        decoded = model(pixels)[0] if isinstance(model, VQVAE) else model.decode(model.encode(pixels)[0])
+        found.append(to_pixels(decoded.float().cpu().numpy()))
     return np.concatenate(found)
 
 
-def reconstruction_psnr(model: AutoencoderKL, pictures: PictureSet, rows: NDArray[np.int64]) -> float:
+def reconstruction_psnr(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> float:
     """Mean PSNR in dB of the reconstructions of the given rows."""
     return psnr(reconstruct(model, pictures, rows), pictures.read(rows))
 
 
-def comparison(model: AutoencoderKL, pictures: PictureSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+def comparison(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """A sheet of pairs: each picture and, to its right, its reconstruction."""
     pairs = np.stack([pictures.read(rows), reconstruct(model, pictures, rows)], axis=1)
     return tile(pairs.reshape(-1, *pairs.shape[2:]), 16)

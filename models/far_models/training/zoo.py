@@ -13,9 +13,37 @@ import torch
 from torch import nn
 
 from far_models.far import FAR
+from far_models.far_t2i import FART2I
+from far_models.kl_vae import AutoencoderKL
+from far_models.mar import MAR
+from far_models.var import VAR
+from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 
 FORMAT = "far-deploy"
+SYSTEM_OF: dict[type[nn.Module], str] = {
+    FAR: "far",
+    FART2I: "far_t2i",
+    MAR: "mar",
+    VAR: "var",
+    VQVAE: "vqvae",
+    AutoencoderKL: "klvae",
+}
+
+
+def metadata_of(
+    model: nn.Module, classes: Sequence[str] = (), sampling: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """What a checkpoint says beside its tensors: format, system (a key of far_models.checkpoint.SYSTEMS), and as JSON
+    config (the dataclass fields), classes (names by label) and sampling (what a bundle takes as its default steps,
+    guidance, ...)."""
+    return {
+        "format": FORMAT,
+        "system": SYSTEM_OF[type(model)],
+        "config": json.dumps(asdict(model.config)),
+        "classes": json.dumps(list(classes)),
+        "sampling": json.dumps(dict(sampling or {})),
+    }
 
 
 def export_checkpoint(
@@ -26,11 +54,10 @@ def export_checkpoint(
     half: bool = True,
     sampling: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a FAR or KL-VAE as .safetensors, in float16 or float32, whole or not at all.
+    """Write a model of any system as .safetensors, in float16 or float32, whole or not at all.
 
-    Metadata: format, system ("far" or "klvae"), and as JSON config (the dataclass fields), classes (names, FAR),
-    training (a summary) and sampling (what a bundle takes as its default steps, guidance, ...). FarError where a weight
-    does not fit float16 or the file cannot be written.
+    The metadata is `metadata_of`'s and as JSON training (a summary). FarError where a weight does not fit float16 or
+    the file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -39,14 +66,7 @@ def export_checkpoint(
     too_large = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if too_large:
         raise FarError(f"{path}: {', '.join(too_large)} cannot be stored in float16")
-    metadata = {
-        "format": FORMAT,
-        "system": "far" if isinstance(model, FAR) else "klvae",
-        "config": json.dumps(asdict(model.config)),
-        "classes": json.dumps(list(classes)),
-        "training": json.dumps(dict(training)),
-        "sampling": json.dumps(dict(sampling or {})),
-    }
+    metadata = {**metadata_of(model, classes, sampling), "training": json.dumps(dict(training))}
     part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,97 @@
+"""What the trainers on latents have in common: a batch of latents and labels, and whether model and data fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from far_models.far import FARConfig
+from far_models.far_t2i import FART2IConfig
+from far_models.training.data import visiting_order
+from far_models.training.latents import LatentSet
+from far_runtime.errors import FarError
+
+
+def rows_of(train: NDArray[np.int64], step: int, batch: int, seed: int, rank: int, world: int) -> NDArray[np.int64]:
+    """The rows that process `rank` of `world` takes at a step."""
+    return train[visiting_order(step, batch, len(train), seed)][rank::world]
+
+
+def drawn_latents(data: LatentSet, rows: NDArray[np.int64], scale: float, flip: float) -> Tensor:
+    """Latents [n, C, g, g] drawn from their posterior, times `scale`; a share `flip` of them is mirrored."""
+    mean, log_variance = data.moments(rows, drawn_flips(len(rows), flip))
+    return scale * (mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
+
+
+def drawn_flips(count: int, share: float) -> NDArray[np.bool_]:
+    """Which of `count` samples are mirrored."""
+    flips: NDArray[np.bool_] = torch.rand(count).numpy() < share
+    return flips
+
+
+def dropped_labels(labels: NDArray[np.int64], null: int, share: float) -> Tensor:
+    """Labels [n], a share of them replaced by the null class."""
+    return torch.where(torch.rand(len(labels)) < share, null, torch.from_numpy(labels))
+
+
+def tokens_of(latents: Tensor) -> Tensor:
+    """[B, C, g, g] -> [B, g g, C]."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def check_latents(data: LatentSet, channels: int, grid: int) -> None:
+    """FarError unless the latents are of these channels and this grid."""
+    if (data.channels, data.grid) != (channels, grid):
+        raise FarError(
+            f"{data.source}: latents of {data.channels} channels on a {data.grid} x {data.grid} grid; "
+            f"the model takes {channels} on {grid} x {grid}"
+        )
+
+
+def check_classes(source: object, names: tuple[str, ...], classes: int) -> None:
+    """FarError if the data has more classes than the model."""
+    if len(names) > classes:
+        raise FarError(f"{source}: {len(names)} classes; the model has {classes}; use --classes")
+
+
+def run_args(system: str, config: Any, settings: Any) -> dict[str, Any]:
+    """What a training state records as `args`: the system, the model's sizes and, after "loss_", the settings."""
+    sizes = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {"system": system, **sizes, **{f"loss_{key}": value for key, value in asdict(settings).items()}}
+
+
+def official_names(config: FARConfig) -> dict[str, Any]:
+    """The fields that official training arguments call otherwise."""
+    return {"mask": config.masked, "diffloss_d": config.head_depth, "diffloss_w": config.head_width}
+
+
+def continuous_config(base: Any, data: LatentSet, given: Mapping[str, int | float | str | None]) -> Any:
+    """`base`, a FARConfig or FART2IConfig, fitted to the latents, with the given sizes changed (None: not given).
+
+    width, depth and heads count for encoder and decoder. FarError where the heads do not divide the width.
+    """
+    from dataclasses import replace
+
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for name in ("width", "depth", "heads"):
+        value = changes.pop(name, None)
+        if value is not None:
+            changes |= {f"encoder_{name}": value, f"decoder_{name}": value}
+    scale = changes.pop("latent_scale", data.scale)
+    config = replace(base, grid=data.grid, channels=data.channels, latent_scale=scale, **changes)
+    check_heads(config.encoder_width, config.encoder_heads)
+    if isinstance(config, FART2IConfig):
+        return replace(config, head_dim=config.encoder_width // config.encoder_heads)
+    return config
+
+
+def check_heads(width: int, heads: int) -> None:
+    """FarError unless the heads divide the width."""
+    if width % heads:
+        raise FarError(f"--heads {heads} does not divide the width {width}; choose another --heads or --width")

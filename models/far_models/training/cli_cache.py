@@ -1,0 +1,79 @@
+"""The commands `far train cache-latents` and `far train cache-text`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from far_models.training.options import FILE, FOLDER, POSITIVE, say, shared
+from far_models.training.options_loop import threads_option
+
+OFFICIAL_TOKENS = 300
+
+
+@click.command("cache-latents")
+@shared("pictures")
+@click.option("--vae", "vae_file", type=FILE, required=True, help="KL-VAE or VQ-VAE checkpoint.")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
+@shared("size")
+@click.option("--batch", type=POSITIVE, default=32, show_default=True)
+@threads_option
+def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batch: int) -> None:
+    """Encode all pictures and their mirror images once, so that training needs no encoder.
+
+    A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE tokens (for VAR).
+    """
+    from far_models.checkpoint import load_checkpoint
+    from far_models.training.data import open_pictures
+    from far_models.training.latents import write_cache
+    from far_models.training.tokens import write_token_cache
+    from far_runtime.errors import FarError
+
+    vae = load_checkpoint(vae_file)
+    if vae.system not in ("klvae", "vqvae"):
+        raise FarError(f"--vae {vae_file}: is a {vae.system} checkpoint; expected a klvae or vqvae one")
+    pictures = open_pictures(data, size)
+    if vae.system == "vqvae":
+        write_token_cache(vae.model, vae_file, pictures, out, batch, say)
+        say(f"wrote {out}")
+    else:
+        scale = write_cache(vae.model, vae_file, pictures, out, batch, say)
+        say(f"wrote {out}; latent scale {scale:.4f}")
+
+
+@click.command("cache-text")
+@shared("pictures")
+@click.option(
+    "--text-encoder",
+    type=FOLDER,
+    required=True,
+    help="Hugging Face folder of a text encoder: config.json, weights and tokenizer.json.",
+)
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
+@click.option(
+    "--captions",
+    type=FILE,
+    help='JSON list with a text per picture; default: "a {style} emoji of {class}", or "a picture of {class}".',
+)
+@click.option(
+    "--tokens",
+    type=POSITIVE,
+    default=OFFICIAL_TOKENS,
+    show_default=True,
+    help="Tokens to which each prompt is padded or cut.",
+)
+@shared("size")
+@click.option("--batch", type=POSITIVE, default=32, show_default=True)
+@threads_option
+def cache_text_command(
+    data: Path, text_encoder: Path, out: Path, captions: Path | None, tokens: int, size: int, batch: int
+) -> None:
+    """Encode the prompts of all pictures once, for FAR-T2I."""
+    from far_models.text.encoder import load_text_encoder
+    from far_models.training.data import open_pictures
+    from far_models.training.prompts import write_text_cache
+
+    pictures = open_pictures(data, size)
+    write_text_cache(load_text_encoder(text_encoder, tokens), pictures, captions, out, batch, say)
+    say(f"wrote {out}")

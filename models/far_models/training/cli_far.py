@@ -1,0 +1,84 @@
+"""The command `far train far`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from far_models.training.options import say, shared, taken
+from far_models.training.options_loop import loop_options, threads_option
+
+
+@click.command("far")
+@shared("latents", "vae", "size")
+@click.option("--model", type=click.Choice(["far_base", "far_large", "far_huge"]), help="Start from a preset's sizes.")
+@shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
+@shared("simplify", "weight_levels")
+@click.option(
+    "--mask",
+    type=click.Choice(["off", "paper", "code"]),
+    default="off",
+    show_default=True,
+    help="Frequency-aware mask: the paper's or the released code's direction.",
+)
+@click.option(
+    "--levels",
+    type=click.Choice(["batch", "sample"]),
+    default="batch",
+    show_default=True,
+    help="One level per batch, or per sample.",
+)
+@shared("low", "label_drop", "input_noise", "draws", "flip", "flip_until", "dropout", "learned_variance")
+@shared("sheet_steps", "sheet_guidance")
+@loop_options()
+@threads_option
+def far_command(
+    settings: Any,
+    data: Path,
+    vae_file: Path,
+    size: int,
+    model: str | None,
+    levels: str,
+    sheet_steps: str,
+    sheet_guidance: float,
+    **values: Any,
+) -> None:
+    """Train FAR on latents; RUN/far.safetensors is what the exporter reads."""
+    from dataclasses import replace
+
+    from far_models.far import PRESETS
+    from far_models.training.batches import continuous_config
+    from far_models.training.far import FARLossSettings, far_task
+    from far_models.training.loop import train as run_loop
+    from far_models.training.sampling import sheet_reporter
+
+    check_sheet_steps(sheet_steps)
+    loss_settings = replace(taken(FARLossSettings, values), per_sample=levels == "sample")
+    latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
+    values["classes"] = values["classes"] or len(latents.names)
+    config = continuous_config(PRESETS[model or "far_base"], latents, {**values, "masked": loss_settings.mask != "off"})
+    sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
+    report = sheet_reporter("far", vae, **sampling)
+    task = far_task(config, loss_settings, latents, settings.batch, settings.seed, report, sampling)
+    run_loop(task, settings, say)
+
+
+def check_sheet_steps(steps: str) -> None:
+    """FarError unless --sheet-steps is a number of diffusion steps, several or a rule like 50:5."""
+    from far_runtime.schedule import parse_steps
+
+    parse_steps(steps, steps.count(",") + 1 if "," in steps else 2 if ":" in steps else 1)
+
+
+def open_latents(data: Path, vae_file: Path, size: int, scale: float | None = None) -> tuple[Any, Any]:
+    """Cached latents, or those of pictures that are encoded at every step; and their KL-VAE."""
+    from far_models.checkpoint import load_checkpoint
+    from far_models.training.data import open_pictures
+    from far_models.training.latents import NOTES, encoded_set, open_cache
+
+    vae = load_checkpoint(vae_file, expect="klvae").model
+    if (data / NOTES).is_file():
+        return open_cache(data, vae_file), vae
+    return encoded_set(vae, open_pictures(data, size), scale), vae

@@ -1,0 +1,54 @@
+"""The command `far train mar`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from far_models.training.cli_far import check_sheet_steps, open_latents
+from far_models.training.options import POSITIVE, say, shared, taken
+from far_models.training.options_loop import loop_options, threads_option
+
+
+@click.command("mar")
+@shared("latents", "vae", "size")
+@click.option("--model", type=click.Choice(["mar_base", "mar_large", "mar_huge"]), help="Start from a preset's sizes.")
+@shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
+@shared("mask_least", "label_drop", "input_noise", "draws", "flip", "flip_until", "dropout", "learned_variance")
+@click.option("--sheet-iterations", type=POSITIVE, help="Iterations on sample sheets; default: the sampler's.")
+@shared("sheet_steps", "sheet_guidance")
+@loop_options()
+@threads_option
+def mar_command(
+    settings: Any,
+    data: Path,
+    vae_file: Path,
+    size: int,
+    model: str | None,
+    sheet_iterations: int | None,
+    sheet_steps: str,
+    sheet_guidance: float,
+    **values: Any,
+) -> None:
+    """Train MAR on latents; RUN/mar.safetensors is what the exporter reads."""
+    from far_models.mar import PRESETS
+    from far_models.training.batches import continuous_config
+    from far_models.training.loop import train as run_loop
+    from far_models.training.mar import MARLossSettings, mar_task
+    from far_models.training.sampling import sheet_reporter
+    from far_runtime.samplers.mar import settle
+
+    check_sheet_steps(sheet_steps)
+    loss_settings = taken(MARLossSettings, values)
+    latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
+    values["classes"] = values["classes"] or len(latents.names)
+    config = continuous_config(PRESETS[model or "mar_base"], latents, values)
+    sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
+    if sheet_iterations:
+        sampling["iterations"] = sheet_iterations
+    settle({"grid": config.grid}, sampling)
+    report = sheet_reporter("mar", vae, **sampling)
+    task = mar_task(config, loss_settings, latents, settings.batch, settings.seed, report, sampling)
+    run_loop(task, settings, say)

@@ -1,0 +1,54 @@
+"""The command `far train far-t2i`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from far_models.training.cli_far import check_sheet_steps, open_latents
+from far_models.training.options import FOLDER, SHARE, say, shared, taken
+from far_models.training.options_loop import loop_options, threads_option
+
+
+@click.command("far-t2i")
+@shared("latents")
+@click.option(
+    "--text", type=FOLDER, required=True, help="Prompts' features of the same pictures (far train cache-text)."
+)
+@shared("vae", "size")
+@shared("width", "depth", "heads", "head_width", "head_depth", "latent_scale", "prediction")
+@shared("simplify", "weight_levels", "low", "mask_least")
+@click.option("--text-drop", type=SHARE, default=0.1, show_default=True, help="Share of samples without their prompt.")
+@shared("input_noise", "draws", "flip", "flip_until", "learned_variance", "sheet_steps", "sheet_guidance")
+@loop_options()
+@threads_option
+def far_t2i_command(
+    settings: Any,
+    data: Path,
+    text: Path,
+    vae_file: Path,
+    size: int,
+    sheet_steps: str,
+    sheet_guidance: float,
+    **values: Any,
+) -> None:
+    """Train FAR-T2I on latents and prompts; RUN/far_t2i.safetensors is what the exporter reads."""
+    from far_models.far_t2i import FART2IConfig
+    from far_models.training.batches import continuous_config
+    from far_models.training.far_t2i import FART2ILossSettings, far_t2i_task
+    from far_models.training.loop import train as run_loop
+    from far_models.training.prompts import open_text_cache
+    from far_models.training.sampling import prompt_reporter
+
+    check_sheet_steps(sheet_steps)
+    loss_settings = taken(FART2ILossSettings, values)
+    latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
+    prompts = open_text_cache(text, latents.labels)
+    _, tokens, width = prompts.features.shape
+    config = continuous_config(FART2IConfig(context_tokens=tokens, context_width=width), latents, values)
+    sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
+    report = prompt_reporter(vae, prompts, latents.labels, **sampling)
+    task = far_t2i_task(config, loss_settings, latents, prompts, settings.batch, settings.seed, report, sampling)
+    run_loop(task, settings, say)

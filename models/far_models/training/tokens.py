@@ -1,0 +1,106 @@
+"""Token maps of pictures as training data for VAR: coded on the fly, or read from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from far_models.training.cache import (
+    check_vae,
+    every_picture,
+    file_digest,
+    new_folder,
+    read_split,
+    write_json,
+    write_labels,
+)
+from far_models.training.data import PictureSet, load_array, load_labels, read_names
+from far_models.training.latents import check_fit
+from far_models.vq_vae import VQVAE
+from far_runtime.errors import FarError
+
+NOTES = "tokens.json"
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Tokens of pictures and of their mirror images: tokens(rows [n], flip [n]) -> [n, L], all scales in a row.
+
+    `train` are the rows to train on.
+    """
+
+    source: Path
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    train: NDArray[np.int64]
+    tokens: Callable[[NDArray[np.int64], NDArray[np.bool_]], Tensor]
+
+
+@torch.no_grad()
+def coded(vqvae: VQVAE, pictures: PictureSet, rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
+    """Tokens [n, L] of some rows, on the CPU."""
+    device = next(vqvae.parameters()).device
+    features = vqvae.encode(pictures.pixels(rows, flip).to(device)).flatten(2).transpose(1, 2)
+    return vqvae.quantize.encode(features).cpu()
+
+
+def check_side(vqvae: VQVAE, pictures: PictureSet) -> None:
+    """FarError unless the pictures' latents have the side of the VQ-VAE's last scale."""
+    check_fit(vqvae.config.stride, pictures)
+    side, last = pictures.size // vqvae.config.stride, vqvae.config.patch_nums[-1]
+    if side != last:
+        raise FarError(
+            f"{pictures.source}: pictures of {pictures.size} pixels have {side} x {side} latents; the VQ-VAE's last "
+            f"scale is {last} x {last}: use --size {last * vqvae.config.stride}"
+        )
+
+
+def coded_set(vqvae: VQVAE, pictures: PictureSet) -> TokenSet:
+    """Tokens that are computed at every step."""
+    check_side(vqvae, pictures)
+
+    def tokens(rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
+        return coded(vqvae, pictures, rows, flip)
+
+    return TokenSet(pictures.source, pictures.labels, pictures.names, pictures.train, tokens)
+
+
+def write_token_cache(
+    vqvae: VQVAE, vae_file: Path, pictures: PictureSet, out: Path, batch: int, say: Callable[[str], None]
+) -> None:
+    """Write the tokens of all pictures, plain and mirrored: tokens.npy [N, 2, L] (index 1: mirrored), labels.npy,
+    names.json, split.json and tokens.json. The folder appears whole; FarError if it exists already."""
+    check_side(vqvae, pictures)
+    length = sum(side * side for side in vqvae.config.patch_nums)
+    kind = np.uint16 if vqvae.config.vocabulary <= 1 << 16 else np.int32
+    with new_folder(out) as folder:
+        shape = (len(pictures.labels), 2, length)
+        array = np.lib.format.open_memmap(folder / "tokens.npy", "w+", kind, shape)
+        for rows, side in every_picture(pictures, batch, say):
+            array[rows, side] = coded(vqvae, pictures, rows, np.full(len(rows), bool(side))).numpy()
+        write_labels(folder, pictures)
+        write_json(folder / NOTES, {"pictures": pictures.source.name, "vae_sha256": file_digest(vae_file)})
+
+
+def open_token_cache(path: Path, vae_file: Path, vqvae: VQVAE) -> TokenSet:
+    """Open a folder that `write_token_cache` wrote; FarError if it is none, or was made with another VQ-VAE."""
+    notes, train = read_split(path, NOTES, "cache-latents")
+    check_vae(path, notes.get("vae_sha256"), vae_file)
+    array = load_array(path / "tokens.npy")
+    length = sum(side * side for side in vqvae.config.patch_nums)
+    if array.ndim != 3 or array.shape[1:] != (2, length) or array.dtype.kind not in "iu":
+        raise FarError(
+            f"{path / 'tokens.npy'}: {array.dtype} {list(array.shape)}; expected whole numbers [N, 2, {length}]"
+        )
+    labels = load_labels(path / "labels.npy", len(array))
+
+    def tokens(rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
+        return torch.from_numpy(array[rows, flip.astype(np.int64)].astype(np.int64))
+
+    return TokenSet(path, labels, read_names(path, labels), train, tokens)
