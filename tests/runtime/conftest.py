@@ -28,11 +28,27 @@ def masked_pipeline(tiny: Any) -> Iterator[Pipeline]:
         yield opened
 
 
+@pytest.fixture(scope="session")
+def mar_pipeline(tiny: Any) -> Iterator[Pipeline]:
+    """MAR, several tokens at each of its iterations."""
+    with Pipeline.from_bundle(tiny.mar_bundle, threads=1) as opened:
+        yield opened
+
+
+PIPELINES = {"unmasked": "pipeline", "masked": "masked_pipeline", "mar": "mar_pipeline"}
+
+
 @pytest.fixture(params=["unmasked", "masked"])
-def either_pipeline(request: pytest.FixtureRequest) -> Pipeline:
-    """Both variants, one after the other."""
-    name = "pipeline" if request.param == "unmasked" else "masked_pipeline"
-    opened: Pipeline = request.getfixturevalue(name)
+def far_pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    """Both variants of FAR, one after the other."""
+    opened: Pipeline = request.getfixturevalue(PIPELINES[request.param])
+    return opened
+
+
+@pytest.fixture(params=list(PIPELINES))
+def any_pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    """Both variants of FAR, and MAR."""
+    opened: Pipeline = request.getfixturevalue(PIPELINES[request.param])
     return opened
 
 

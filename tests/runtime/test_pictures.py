@@ -29,9 +29,9 @@ from far_runtime.pictures import (
 from far_runtime.settings import PictureSettings
 
 SETTINGS = PictureSettings(
-    bundle="0123456789abcdef", label=207, name="golden retriever", seed=2**64 - 1, guidance=3.1, temperature=0.1 + 0.2,
-    levels=(0, 12, 12, 4), steps=(40, 60, 80, 100), engine="onnxruntime:cpu", engine_version="1.31.1", threads=None,
-    batch=8, index=3, version="0.1.0",
+    bundle="0123456789abcdef", label=207, name="golden retriever", seed=2**64 - 1,
+    sampling={"levels": [0, 12, 12, 4], "steps": [40, 60, 80, 100], "guidance": 3.1, "temperature": 0.1 + 0.2},
+    engine="onnxruntime:cpu", engine_version="1.31.1", threads=None, batch=8, index=3, version="0.1.0",
 )  # fmt: skip
 
 
@@ -52,13 +52,15 @@ def test_the_settings_are_readable_json_in_a_text_chunk(tmp_path: Path) -> None:
     record = json.loads(Image.open(tmp_path / "a.png").text[KEY])  # type: ignore[attr-defined]
     assert record["seed"] == 2**64 - 1
     assert record["name"] == "golden retriever"
-    assert record["steps"] == [40, 60, 80, 100]
+    assert record["sampling"]["steps"] == [40, 60, 80, 100]
     assert b"tEXtfar-deploy\0{" in (tmp_path / "a.png").read_bytes()
 
 
 @given(st.text(max_size=40), st.floats(0, 100), st.integers(0, 2**64 - 1))
 def test_settings_survive_json(name: str, guidance: float, seed: int) -> None:
-    settings = PictureSettings.from_dict({**SETTINGS.to_dict(), "name": name, "guidance": guidance, "seed": seed})
+    sampling = {**SETTINGS.sampling, "guidance": guidance}
+    settings = PictureSettings.from_dict({**SETTINGS.to_dict(), "name": name, "sampling": sampling, "seed": seed})
+    assert settings.sampling["guidance"] == guidance
     assert PictureSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
@@ -78,7 +80,9 @@ def png_with(path: Path, text: str | None) -> Path:
         ("[]", "incomplete or damaged"),
         ("{}", "incomplete or damaged .*bundle"),
         (json.dumps({**SETTINGS.to_dict(), "index": 8}), "picture 8 of a batch of 8"),
-        (json.dumps({**SETTINGS.to_dict(), "levels": 3}), "incomplete or damaged"),
+        (json.dumps({**SETTINGS.to_dict(), "sampling": 3}), "incomplete or damaged"),
+        (json.dumps({**SETTINGS.to_dict(), "sampling": [3]}), "incomplete or damaged"),
+        (json.dumps({**SETTINGS.to_dict(), "edited": None}), "incomplete or damaged"),
         (json.dumps({**SETTINGS.to_dict(), "seed": float("inf")}), "incomplete or damaged .*OverflowError"),
         (json.dumps({**SETTINGS.to_dict(), "batch": 4097}), "a batch of 4097; expected 1 to 4096"),
         (json.dumps({**SETTINGS.to_dict(), "threads": 0}), "0 threads; expected 1 to 1024"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ pictures = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2**64 - 1)), min
 
 @settings(max_examples=8)
 @given(pictures, st.integers(1, 6), st.data())
-@pytest.mark.parametrize("variant", ["pipeline", "masked_pipeline"])
+@pytest.mark.parametrize("variant", ["pipeline", "masked_pipeline", "mar_pipeline"])
 def test_a_picture_of_a_batch_is_the_picture_alone(
     request: pytest.FixtureRequest, variant: str, wanted: list[tuple[int, int]], batch_size: int, data: st.DataObject
 ) -> None:
@@ -41,15 +42,15 @@ def test_a_picture_of_a_batch_is_the_picture_alone(
     assert together.images.dtype == np.uint8
 
 
-def test_seeds_and_labels_make_a_difference(either_pipeline: Pipeline) -> None:
-    made = either_pipeline.generate([1, 1, 2], [0, 1, 0])
+def test_seeds_and_labels_make_a_difference(any_pipeline: Pipeline) -> None:
+    made = any_pipeline.generate([1, 1, 2], [0, 1, 0])
     assert relative_error(made.latents[1], made.latents[0]) > 0.1
     assert relative_error(made.latents[2], made.latents[0]) > 1e-3
 
 
 @pytest.mark.parametrize("changed", [{"guidance": 1.0}, {"temperature": 0.5}, {"steps": 4}, {"steps": "2:3"}])
-def test_settings_make_a_difference(either_pipeline: Pipeline, changed: dict[str, Any]) -> None:
-    usual, other = (either_pipeline.generate([1], [0], **options) for options in ({}, changed))
+def test_settings_make_a_difference(any_pipeline: Pipeline, changed: dict[str, Any]) -> None:
+    usual, other = (any_pipeline.generate([1], [0], **options) for options in ({}, changed))
     assert relative_error(other.latents, usual.latents) > 1e-4
 
 
@@ -58,7 +59,7 @@ def test_defaults_are_the_manifests(pipeline: Pipeline) -> None:
     told = pipeline.generate([1], [0], guidance=3.0, temperature=1.0, steps=3, levels=[0, 1, 2, 3])
     assert np.array_equal(usual.latents, told.latents)
     assert usual.settings == told.settings
-    assert (usual.settings[0].levels, usual.settings[0].steps) == ((0, 1, 2, 3), (3, 3, 3, 3))
+    assert usual.settings[0].sampling == {"levels": [0, 1, 2, 3], "steps": 3, "guidance": 3.0, "temperature": 1.0}
 
 
 def test_settings_say_where_each_picture_was_computed(pipeline: Pipeline) -> None:
@@ -70,11 +71,11 @@ def test_settings_say_where_each_picture_was_computed(pipeline: Pipeline) -> Non
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
-def test_like_repeats_every_picture_bit_for_bit(either_pipeline: Pipeline, batch_size: int) -> None:
+def test_like_repeats_every_picture_bit_for_bit(any_pipeline: Pipeline, batch_size: int) -> None:
     labels, seeds = [3, 1, 4, 1, 5], [9, 2, 6, 5, 3]
-    made = either_pipeline.generate(labels, seeds, batch_size=batch_size, steps="2:4", guidance=2.5, temperature=0.9)
+    made = any_pipeline.generate(labels, seeds, batch_size=batch_size, steps="2:4", guidance=2.5, temperature=0.9)
     for i, recorded in enumerate(made.settings):
-        again = either_pipeline.like(recorded)
+        again = any_pipeline.like(recorded)
         assert np.array_equal(again.images[0], made.images[i])
         assert np.array_equal(again.latents[0], made.latents[i])
         assert again.settings == (recorded,)
@@ -96,29 +97,45 @@ class RowsRoundDifferently:
         return outputs
 
 
-def test_like_computes_the_picture_in_its_old_place_of_a_batch(either_pipeline: Pipeline) -> None:
-    uneven = Pipeline(either_pipeline.bundle, RowsRoundDifferently(either_pipeline.engine))
+def test_like_computes_the_picture_in_its_old_place_of_a_batch(any_pipeline: Pipeline) -> None:
+    uneven = Pipeline(any_pipeline.bundle, RowsRoundDifferently(any_pipeline.engine))
     made = uneven.generate([3, 1, 4, 1, 5], [9, 2, 6, 5, 3], batch_size=3)
     for i, recorded in enumerate(made.settings):
         assert np.array_equal(uneven.like(recorded).images[0], made.images[i])
         assert not np.array_equal(uneven.generate([recorded.label], [recorded.seed]).images[0], made.images[i])
 
 
-def test_level_pictures_are_the_low_passed_samples(either_pipeline: Pipeline) -> None:
-    made = either_pipeline.generate([1, 2, 3], [0, 0, 0], batch_size=2, save_levels=True)
-    levels = made.settings[0].levels
+def test_level_pictures_are_the_low_passed_samples(far_pipeline: Pipeline) -> None:
+    made = far_pipeline.generate([1, 2, 3], [0, 0, 0], batch_size=2, save_levels=True)
+    levels = made.settings[0].sampling["levels"]
+    assert made.step_names == tuple(f"level {level}" for level in levels)
     assert made.level_latents is not None and made.level_images is not None
     assert made.level_latents.shape == (3, len(levels), 16, 4)
     assert np.array_equal(made.level_latents[:, -1], made.latents)
     assert np.array_equal(made.level_images[:, -1], made.images)
     for i, following in enumerate(levels[1:]):
-        seen = either_pipeline.decode(lowpass(made.level_latents[:2, i], following))
+        seen = far_pipeline.decode(lowpass(made.level_latents[:2, i], following))
         assert np.array_equal(made.level_images[:2, i], seen)
 
 
-def test_level_pictures_change_nothing(either_pipeline: Pipeline) -> None:
-    plain = either_pipeline.generate([1, 2], [0, 0])
-    kept = either_pipeline.generate([1, 2], [0, 0], save_levels=True)
+def test_iteration_pictures_fill_up_with_tokens(mar_pipeline: Pipeline) -> None:
+    made = mar_pipeline.generate([1, 2, 3], [0, 5, 0], batch_size=2, save_levels=True)
+    assert made.level_latents is not None and made.level_images is not None
+    assert made.step_names == ("iteration 1", "iteration 2", "iteration 3", "iteration 4")
+    drawn = (made.level_latents != 0).all(axis=-1)
+    assert drawn.sum(axis=-1).tolist() == [[2, 5, 10, 16]] * 3
+    for before, after in pairwise(range(4)):  # what has been drawn stays as it is
+        here, there = made.level_latents[:, before], made.level_latents[:, after]
+        assert np.array_equal(here[drawn[:, before]], there[drawn[:, before]])
+        assert (here[~drawn[:, before]] == 0).all()
+    assert np.array_equal(made.level_latents[:, -1], made.latents)
+    assert np.array_equal(made.level_images[:, -1], made.images)
+    assert np.array_equal(made.level_images[:2, 1], mar_pipeline.decode(made.level_latents[:2, 1]))
+
+
+def test_level_pictures_change_nothing(any_pipeline: Pipeline) -> None:
+    plain = any_pipeline.generate([1, 2], [0, 0])
+    kept = any_pipeline.generate([1, 2], [0, 0], save_levels=True)
     assert np.array_equal(plain.images, kept.images)
     assert plain.level_images is None and plain.level_latents is None
 
@@ -127,9 +144,9 @@ def test_progress_counts_every_diffusion_step_once(pipeline: Pipeline) -> None:
     seen: list[Progress] = []
     pipeline.generate([1, 2, 3], [0, 0, 0], steps="2:5", batch_size=2, on_progress=seen.append)
     assert [at.done for at in seen] == list(range(1, 29))
-    assert {(at.total, at.batches, at.levels) for at in seen} == {(28, 2, 4)}
+    assert {(at.total, at.batches, at.steps) for at in seen} == {(28, 2, 4)}
     assert [at.batch for at in seen] == [0] * 14 + [1] * 14
-    assert [(at.step.level, at.diffused) for at in seen[:5]] == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
+    assert [(at.step.number, at.inner) for at in seen[:5]] == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
 
 
 def test_a_slice_of_a_generation_keeps_what_belongs_together(pipeline: Pipeline) -> None:
@@ -142,20 +159,24 @@ def test_a_slice_of_a_generation_keeps_what_belongs_together(pipeline: Pipeline)
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"labels": []}, "no labels"),
+        ({"subjects": []}, "no labels"),
         ({"seeds": [1, 2]}, "2 seeds for 1 labels"),
         ({"seeds": [-1]}, "seed -1"),
         ({"batch_size": 0}, "batch size 0"),
-        ({"labels": [10]}, "label 10: out of range"),
+        ({"subjects": [10]}, "label 10: out of range"),
         ({"guidance": -1.0}, "guidance -1"),
         ({"levels": [2, 1]}, "levels must rise"),
         ({"levels": [4]}, "level 4 is outside 0 to 3"),
         ({"steps": "x"}, "--steps x"),
+        ({"guidance": "much"}, "could not convert .*give numbers"),
+        ({"levels": 3}, "not iterable; give numbers"),
+        ({"iterations": 3, "top_k": 1}, "--iterations, --top-k: a far model has no such setting; it takes --levels, "),
+        ({"negative": "fog"}, "draws from class labels, not from text; use --label in place of --negative"),
     ],
 )
 def test_bad_numbers_are_refused(pipeline: Pipeline, arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(FarError, match=reason):
-        pipeline.generate(**{"labels": [1], "seeds": [0], **arguments})
+        pipeline.generate(**{"subjects": [1], "seeds": [0], **arguments})
 
 
 def test_levels_without_a_graph_are_refused_before_any_work(masked_pipeline: Pipeline) -> None:
@@ -196,5 +217,5 @@ class Broken:
 
 
 def test_latents_that_are_not_finite_make_no_picture(pipeline: Pipeline) -> None:
-    with pytest.raises(FarError, match="not finite at guidance 3"):
+    with pytest.raises(FarError, match=r"not finite with --levels \[0, 1, 2, 3\], .*--guidance 3\.0"):
         Pipeline(pipeline.bundle, Broken(pipeline.engine)).generate([1], [0])

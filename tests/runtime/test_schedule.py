@@ -7,7 +7,7 @@ import pytest
 
 from far_runtime.diffusion import cosine_alphas_cumprod, ddpm_table, posterior, respaced_timesteps
 from far_runtime.errors import FarError
-from far_runtime.samplers.far import plan, visible_tokens
+from far_runtime.samplers.far import plan_of, visible_tokens
 from far_runtime.schedule import make_schedule, official_levels, parse_levels, parse_steps
 
 MASKED = official_levels(16, masked=True)
@@ -37,19 +37,19 @@ def test_official_unmasked_schedule() -> None:
         0,
     ]
     assert made.temperature == pytest.approx([0.8 + 0.2 * (1 - cosine) for cosine in cosines])
-    steps = plan(made, 16, masked=False)
-    assert [step.lowpass for step in steps] == list(UNMASKED)
-    assert {step.visible for step in steps} == {256}
+    steps = plan_of({"grid": 16, "masked": False}, made)
+    assert [step.constants["lowpass"] for step in steps] == list(UNMASKED)
+    assert {step.constants["count"] for step in steps} == {256}
 
 
 def test_official_masked_schedule() -> None:
     made = make_schedule(MASKED, grid=16, masked=True, guidance=3.0, temperature=1.0)
     assert made.guidance == pytest.approx([1 + 2 * i / 11 for i in range(11)])
     assert made.temperature == pytest.approx([0.85 + 0.15 * i / 11 for i in range(11)])
-    steps = plan(made, 16, masked=True)
-    assert [step.visible for step in steps] == [0, 3, 11, 24, 41, 63, 89, 118, 150, 184, 220]
-    assert [step.lowpass for step in steps] == [16, 16, 12, 4, 5, 6, 7, 8, 9, 10, 11]
-    assert [step.level for step in steps] == list(MASKED)
+    steps = plan_of({"grid": 16, "masked": True}, made)
+    assert [step.constants["count"] for step in steps] == [0, 3, 11, 24, 41, 63, 89, 118, 150, 184, 220]
+    assert [step.constants["lowpass"] for step in steps] == [16, 16, 12, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert [step.constants["level"] for step in steps] == [step.number for step in steps] == list(MASKED)
 
 
 def test_frequency_aware_steps_rise_linearly_to_about_70_on_average() -> None:
