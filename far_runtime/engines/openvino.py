@@ -82,12 +82,17 @@ class OpenVinoEngine:
             loaded.request.set_tensor(spec.name, tensor)
         outputs = {}
         for spec in loaded.graph.outputs:
-            # A new tensor each time: the one of the last call is still in use as another stage's input.
-            shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
-            outputs[spec.name] = self._ov.Tensor(self._ov.Type(np.dtype(spec.dtype)), self._ov.Shape(shape))
-            loaded.request.set_tensor(spec.name, outputs[spec.name])
+            if all(axis in sizes for axis in spec.shape if isinstance(axis, str)):
+                # A new tensor each time: the one of the last call is still in use as another stage's input.
+                shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+                outputs[spec.name] = self._ov.Tensor(self._ov.Type(np.dtype(spec.dtype)), self._ov.Shape(shape))
+                loaded.request.set_tensor(spec.name, outputs[spec.name])
         loaded.request.infer()
-        return outputs
+        # An axis that no input has (keys so far and new ones) is known only now: such an output is copied.
+        return {
+            spec.name: outputs.get(spec.name) or self.put(loaded.request.get_tensor(spec.name).data)
+            for spec in loaded.graph.outputs
+        }
 
     def close(self) -> None:
         self._loaded.clear()
