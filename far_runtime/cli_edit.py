@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--feather",
     type=click.IntRange(0, 64),
-    default=2,
+    default=1,
     show_default=True,
     metavar="N",
     help="Pixels of transition, inside of what is drawn anew. 0: a hard edge.",

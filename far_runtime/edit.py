@@ -17,7 +17,7 @@ from far_runtime.errors import FarError
 from far_runtime.image_files import ImageFile
 
 SIDES = ("left", "right", "top", "bottom")
-FEATHER = 2
+FEATHER = 1
 """Pixels of transition by default."""
 
 _HALF = 128
@@ -83,8 +83,8 @@ def out_paint(picture: ImageFile, margins: Mapping[str, int], size: int) -> Edit
         )
     inner, notes = _fitted(picture, width, height)
     around = ((top, bottom), (left, right))
-    # The encoder sees the margins too: the picture's own edge misleads it least.
-    pixels = np.pad(inner, (*around, (0, 0)), mode="edge")
+    # The encoder sees the margins too; a mirrored picture changes the kept latents least (docs/editing.md has numbers).
+    pixels = np.pad(inner, (*around, (0, 0)), mode="symmetric")
     change = np.pad(np.zeros((height, width), np.bool_), around, constant_values=True)
     return Edit(pixels, change, {"image": picture.sha256, "outpaint": margins_text(margins)}, notes)
 
