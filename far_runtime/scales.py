@@ -66,17 +66,20 @@ def kept_tokens(keep: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     if side == 1:
         return np.ones((batch, 1), np.bool_)
     across, down = _bilinear(width, side), _bilinear(height, side)
-    resized = np.einsum("yh,bhw,xw->byx", down, keep.astype(np.float32), across)
+    resized = down @ (keep.astype(np.float32) @ across.T)
     kept: NDArray[np.bool_] = (resized > 0.5).reshape(batch, side * side)
     return kept
 
 
 def _bilinear(size: int, to: int) -> NDArray[np.float32]:
-    """[to, size] matrix of bilinear resampling as torch's `interpolate(mode="bilinear", align_corners=False)` does."""
-    step, half = np.float32(size) / np.float32(to), np.float32(0.5)
+    """[to, size] matrix of bilinear resampling as torch's `interpolate(mode="bilinear", align_corners=False)` does.
+
+    A place is the float32 step times i + 0.5, less 0.5, rounded once, as compilers fuse it.
+    """
+    step = float(np.float32(size) / np.float32(to))
     matrix = np.zeros((to, size), np.float32)
     for i in range(to):
-        place = max(step * (np.float32(i) + half) - half, np.float32(0))
+        place = np.float32(max(step * (i + 0.5) - 0.5, 0.0))
         first = int(place)
         second = min(first + 1, size - 1)
         matrix[i, first] += 1 - (place - np.float32(first))

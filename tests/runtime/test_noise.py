@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from far_runtime.errors import FarError
-from far_runtime.noise import DIFFUSION, ORDER, START, SeedNoise, normal, raw_bits
+from far_runtime.noise import DIFFUSION, GUMBEL, ORDER, START, SeedNoise, gumbel, normal, raw_bits
 
 PINNED_WORDS = ["0x2f4ba6408e4d89b", "0x3dd62b0b9ca8c5b2"]
 PINNED_NORMAL = [0.1689964, 1.9383498, 0.4360356, -0.7065403]
 
 seeds = st.integers(0, 2**64 - 1)
-places = st.tuples(seeds, st.sampled_from([START, DIFFUSION, ORDER]), st.integers(0, 20), st.integers(0, 1000))
+places = st.tuples(seeds, st.sampled_from([START, DIFFUSION, ORDER, GUMBEL]), st.integers(0, 20), st.integers(0, 1000))
 
 
 @given(places, st.integers(1, 200))
@@ -59,6 +59,24 @@ def test_a_row_of_a_batch_is_the_picture_alone(batch: list[int], step: int, draw
         assert np.array_equal(together.start(step, 4, 3)[row], alone.start(step, 4, 3)[0])
         assert np.array_equal(together.diffusion(step, draw, 4, 3)[row], alone.diffusion(step, draw, 4, 3)[0])
         assert np.array_equal(together.orders(16)[row], alone.orders(16)[0])
+        assert np.array_equal(together.gumbel(step, 4, 9)[row], alone.gumbel(step, 4, 9)[0])
+
+
+@given(seeds, st.integers(0, 20))
+def test_gumbel_noise_has_its_distribution(seed: int, step: int) -> None:
+    drawn = gumbel(seed, step, 20000).astype(np.float64)
+    assert np.isfinite(drawn).all()
+    # Six standard errors of mean, variance (kurtosis 5.4) and the share below 0, which is 1 / e.
+    assert abs(drawn.mean() - np.euler_gamma) < 6 * np.pi / np.sqrt(6 * 20000)
+    assert abs(drawn.var() - np.pi**2 / 6) < 6 * np.pi**2 / 6 * np.sqrt(4.4 / 20000)
+    assert abs((drawn < 0).mean() - np.exp(-1)) < 6 * np.sqrt(0.25 / 20000)
+
+
+def test_the_largest_of_logits_and_gumbel_noise_is_a_draw_from_them() -> None:
+    logits = np.log([0.1, 0.2, 0.7])
+    drawn = (logits + SeedNoise([5]).gumbel(2, 20000, 3)[0]).argmax(-1)
+    shares = np.bincount(drawn, minlength=3) / 20000
+    assert np.abs(shares - [0.1, 0.2, 0.7]).max() < 6 * np.sqrt(0.25 / 20000)
 
 
 @given(seeds)
