@@ -101,7 +101,8 @@ def check_levels(levels: tuple[int, ...], grid: int, masked: bool) -> None:
     rising = levels[3:] if opens_masked else levels
     if any(a >= b for a, b in pairwise(rising)):
         raise FarError(
-            f"--levels {shown}: levels must rise from low to high frequency, each larger than the one before"
+            f"--levels {shown}: levels must rise from low to high frequency, each larger than the one before; use "
+            f"--levels {','.join(map(str, sorted(set(levels))))}, say"
         )
 
 

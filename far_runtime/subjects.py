@@ -1,15 +1,19 @@
-"""What pictures show: a class label or a prompt each."""
+"""What pictures show: a class label or a prompt each. Help needs this module and answers at once, so NumPy is imported
+where it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from far_runtime.bundle import Bundle, Manifest
-from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.labels import resolve_label
-from far_runtime.samplers.base import Condition, label_condition
+
+if TYPE_CHECKING:
+    from far_runtime.engines.base import Engine
+    from far_runtime.samplers.base import Condition
 
 EXAMPLES = ("a red apple", "a smiling face")
 """Prompts where none are given."""
@@ -88,4 +92,6 @@ def condition_of(engine: Engine, bundle: Bundle, subjects: Sequence[Subject]) ->
         prompts, negatives = ([getattr(one, name) for one in subjects] for name in ("name", "negative"))
         condition, warnings = text_condition(engine, manifest, bundle.path, prompts, negatives)
         return condition, tuple(warnings)
+    from far_runtime.samplers.base import label_condition
+
     return label_condition(engine, [one.label or 0 for one in subjects], manifest.model["classes"]), ()

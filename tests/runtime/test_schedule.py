@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from far_runtime.diffusion import cosine_alphas_cumprod, ddpm_table, posterior, respaced_timesteps
 from far_runtime.errors import FarError
@@ -88,6 +92,18 @@ def test_other_steps_are_refused(given: str) -> None:
 def test_levels_that_do_not_rise_are_refused(levels: tuple[int, ...], masked: bool, reason: str) -> None:
     with pytest.raises(FarError, match=reason):
         make_schedule(levels, grid=16, masked=masked)
+
+
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=12), st.booleans())
+def test_levels_that_do_not_rise_come_with_a_list_that_does(levels: list[int], masked: bool) -> None:
+    try:
+        make_schedule(levels, grid=16, masked=masked)
+    except FarError as error:
+        told = re.fullmatch(r"--levels .*: levels must rise .*; use --levels ([\d,]+), say", str(error))
+        assert told is not None
+        suggested = parse_levels(told[1])
+        assert set(suggested) == set(levels)
+        make_schedule(suggested, grid=16, masked=masked)
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
