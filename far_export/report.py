@@ -251,7 +251,7 @@ def _facts(report: Report) -> str:
             for name in plan[0].shown
         ),
         ("Pictures", ", ".join(f"{p.caption} seed {p.seed}" for p in report.pictures)),
-        ("Tolerances", f"the manifest's × {report.tolerance_scale:g}"),
+        ("Tolerances", f"the manifest's, or the exporter's where smaller, × {report.tolerance_scale:g}"),
     ]
     entries = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts)
     return f'<dl class="facts card">{entries}</dl>'

@@ -1,7 +1,8 @@
 """What verify found, and what is accepted.
 
 A call's error is ||a - b|| / ||b|| (`far_export.parity` names two exceptions), and every call of a stage has to keep
-the tolerance that the bundle's manifest gives its graph, times `tolerance_scale`. The latents after each step of the
+the tolerance that the bundle's manifest gives its graph or the exporter gives the stage, whichever is smaller, times
+`tolerance_scale`. The latents after each step of the
 free run may be off by LOOP_FACTOR times the largest tolerance of the loop's stages (1e-3 in FP32), and every picture
 needs the PSNR that `required_psnr` gives for that (40 dB in FP32). NaN and infinity are never accepted, on either side.
 """
@@ -116,8 +117,9 @@ class PictureResult:
 
     @property
     def caption(self) -> str:
-        """What it shows: the label with its name, or the prompt."""
-        return Subject(self.label, self.name).caption
+        """What it shows: "label 7 lion", or the prompt."""
+        caption = Subject(self.label, self.name).caption
+        return caption if self.label is None else f"label {caption}"
 
     @property
     def passed(self) -> bool:
