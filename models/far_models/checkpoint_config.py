@@ -208,8 +208,14 @@ def _far_arguments(contents: Contents) -> dict[str, Any]:
 
 
 def mar_config(contents: Contents, overrides: Mapping[str, Any] | None = None) -> FARConfig:
-    """Sizes and settings of a MAR checkpoint, as `far_config`; it is always masked."""
-    return far_config(contents, {**(overrides or {}), "masked": True}, MAR_PRESETS)
+    """Sizes and settings of a MAR checkpoint, as `far_config`; it is always masked, and FarError where it is told
+    not to be."""
+    given = {"masked": True, **(overrides or {})}
+    if not checked("masked", given["masked"], "bool", "--config"):
+        raise FarError(
+            f"--config masked={given['masked']}: {contents.path.name} is a MAR, which is masked; leave it out"
+        )
+    return far_config(contents, given, MAR_PRESETS)
 
 
 def far_config(
