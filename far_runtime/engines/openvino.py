@@ -58,8 +58,12 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
-        if threads and self._device == "CPU":
-            self._settings["INFERENCE_NUM_THREADS"] = threads
+        if self._device == "CPU":
+            # Without its cache of kernels: attention over a length that changes from call to call (VAR's keys so far) took
+            # a kernel made for another length and was wrong, in 2026.4 at least.
+            self._settings["CPU_RUNTIME_CACHE_CAPACITY"] = "0"
+            if threads:
+                self._settings["INFERENCE_NUM_THREADS"] = threads
         self._loaded: dict[str, _Loaded] = {}
 
     def put(self, array: NDArray[Any]) -> Array:
