@@ -1,22 +1,28 @@
-"""A handful of pictures, a tiny VAE checkpoint and the latents cached with it."""
+"""A handful of pictures, tiny autoencoders, what is cached with them, and a short run of every trainer."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-TINY = {
-    "vae": ("--ch", 8, "--multipliers", "1,2", "--patch", 2, "--channels", 4, "--batch", 4, "--log-steps", 1),
-    "far": (
-        *("--width", 16, "--depth", 1, "--heads", 2, "--buffer", 2, "--head-width", 16, "--head-depth", 1),
-        *("--draws", 1, "--batch", 4, "--sheet-steps", 2, "--log-steps", 1),
-    ),
+AUTOENCODER = ("--ch", 8, "--multipliers", "1,2", "--patch", 2, "--channels", 4, "--batch", 4, "--log-steps", 1)
+TRANSFORMER = ("--width", 16, "--depth", 1, "--heads", 2, "--batch", 4, "--log-steps", 1)
+HEAD = ("--head-width", 16, "--head-depth", 1, "--draws", 1, "--sheet-steps", 2)
+TINY: dict[str, tuple[object, ...]] = {
+    "vae": AUTOENCODER,
+    "vqvae": (*AUTOENCODER, "--vocabulary", 16, "--phis", 2, "--restart", 2),
+    "far": (*TRANSFORMER, *HEAD, "--buffer", 2),
+    "mar": (*TRANSFORMER, *HEAD, "--buffer", 2, "--sheet-iterations", 2),
+    "far-t2i": (*TRANSFORMER, *HEAD),
+    "var": TRANSFORMER,
     "cache-latents": (),
+    "cache-text": (),
 }
 
 
@@ -40,7 +46,7 @@ def run_train() -> Callable[..., Result]:
     from far_models.training.cli import train
 
     def run(command: str, *args: object, amp: str = "off") -> Result:
-        precision = () if command == "cache-latents" else ("--amp", amp)
+        precision = () if command.startswith("cache-") else ("--amp", amp)
         line = [str(arg) for arg in (command, *TINY[command], *precision, *args)]
         return CliRunner().invoke(train, line, catch_exceptions=False)
 
@@ -77,3 +83,59 @@ def far_run(
     result = run_train("far", "--data", latents, "--vae", vae, "-o", folder, "--steps", 6, "--dropout", 0.2)
     assert result.exit_code == 0, result.output
     return folder
+
+
+@pytest.fixture(scope="session")
+def vqvae_run(pictures: Path, run_train: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a VQ-VAE trained for four steps."""
+    folder = tmp_path_factory.mktemp("vqvae") / "run"
+    result = run_train("vqvae", "--data", pictures, "-o", folder, "--steps", 4)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokens(
+    pictures: Path, vqvae_run: Path, run_train: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Cached tokens of the pictures."""
+    folder = tmp_path_factory.mktemp("cache") / "tokens"
+    result = run_train("cache-latents", "--data", pictures, "--vae", vqvae_run / "vqvae.safetensors", "-o", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(pictures: Path, tiny: Any, run_train: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cached features of the pictures' prompts."""
+    folder = tmp_path_factory.mktemp("cache") / "text"
+    result = run_train("cache-text", "--data", pictures, "--text-encoder", tiny.bert, "--tokens", 9, "-o", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inputs(pictures: Path, latents: Path, tokens: Path, text: Path, vae_run: Path, vqvae_run: Path) -> dict[str, Any]:
+    """By kind of run, the command and the options that name its data."""
+    on_latents = ("--data", latents, "--vae", vae_run / "vae.safetensors")
+    return {
+        "vqvae": ("vqvae", "--data", pictures),
+        "mar": ("mar", *on_latents),
+        "far_t2i": ("far-t2i", *on_latents, "--text", text),
+        "var": ("var", "--data", tokens, "--vae", vqvae_run / "vqvae.safetensors"),
+        "residual": ("var", *on_latents, "--tokens", "continuous", *HEAD),
+        "plain": ("var", *on_latents, "--tokens", "continuous", "--no-residual", *HEAD),
+    }
+
+
+@pytest.fixture(scope="session")
+def runs(
+    inputs: dict[str, Any], vqvae_run: Path, run_train: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """By kind, the folder of a run of four steps without a break."""
+    folders = {"vqvae": vqvae_run}
+    for kind in inputs.keys() - folders.keys():
+        folders[kind] = tmp_path_factory.mktemp(kind) / "run"
+        result = run_train(*inputs[kind], "-o", folders[kind], "--steps", 4)
+        assert result.exit_code == 0, result.output
+    return folders

@@ -72,17 +72,20 @@ def train_var(settings: Any, data: Path, vae_file: Path, size: int, model: str |
     from far_models.training.sampling import sheet_reporter
     from far_models.training.tokens import NOTES, coded_set, open_token_cache
     from far_models.training.var import VARLossSettings, var_task
-    from far_models.var import preset
+    from far_models.var import VARConfig
 
     vqvae = load_checkpoint(vae_file, expect="vqvae").model
     cached = (data / NOTES).is_file()
     found = open_token_cache(data, vae_file, vqvae) if cached else coded_set(vqvae, open_pictures(data, size))
     sizes = transformer_sizes(model, found, values)
     of_vae = vqvae.config
-    config = preset(
-        16, **sizes, patch_nums=of_vae.patch_nums, channels=of_vae.channels, vocabulary=of_vae.vocabulary,
+    config = VARConfig(
+        patch_nums=of_vae.patch_nums,
+        channels=of_vae.channels,
+        vocabulary=of_vae.vocabulary,
         shared_aln=model == "var_d36",
-    )  # fmt: skip
+        **sizes,
+    )
     guidance = values["sheet_guidance"]
     chosen = {"top_k": values["sheet_top_k"], "top_p": values["sheet_top_p"]}
     sampling = {"guidance": guidance, **{name: value for name, value in chosen.items() if value is not None}}
@@ -124,7 +127,7 @@ def train_hybrid(
     run_loop(task, settings, say)
 
 
-def transformer_sizes(model: str | None, data: Any, values: dict[str, Any]) -> dict[str, int]:
+def transformer_sizes(model: str | None, data: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Width, depth, heads and classes from the options, a preset (default: var_d16) and the data; sets the default of
     --drop-path too."""
     from far_models.training.batches import check_heads

@@ -42,6 +42,8 @@ def rounded_up(ratio: float, tokens: int) -> int:
 
 def truncated_normal(least: float, chance: Generator) -> float:
     """A draw from the normal around 1 with deviation 0.25, cut to [least, 1]; by rejection."""
+    if least > 0.999:  # hardly a draw would get through
+        return 1.0
     while True:
         ratio = 1 - abs(0.25 * chance.standard_normal())
         if ratio >= least:
