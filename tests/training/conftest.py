@@ -42,13 +42,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_train() -> Callable[..., Result]:
-    """Runs `far train COMMAND ARGS...` at tiny size in this process; FarError is left to the test."""
+    """Runs `far train COMMAND ARGS...` at tiny size in this process; FarError is left to the test.
+
+    Without `curves` they are not drawn, which takes longer than all the rest.
+    """
+    from far_models.training import sheets
     from far_models.training.cli import train
 
-    def run(command: str, *args: object, amp: str = "off") -> Result:
+    def run(command: str, *args: object, amp: str = "off", curves: bool = False) -> Result:
         precision = () if command.startswith("cache-") else ("--amp", amp)
         line = [str(arg) for arg in (command, *TINY[command], *precision, *args)]
-        return CliRunner().invoke(train, line, catch_exceptions=False)
+        with pytest.MonkeyPatch.context() as patch:
+            if not curves:
+                patch.setattr(sheets, "draw_curves", lambda records, path: None)
+            return CliRunner().invoke(train, line, catch_exceptions=False)
 
     return run
 
@@ -57,7 +64,7 @@ def run_train() -> Callable[..., Result]:
 def vae_run(pictures: Path, run_train: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a VAE trained for two steps."""
     folder = tmp_path_factory.mktemp("vae") / "run"
-    result = run_train("vae", "--data", pictures, "-o", folder, "--steps", 2)
+    result = run_train("vae", "--data", pictures, "-o", folder, "--steps", 2, curves=True)
     assert result.exit_code == 0, result.output
     return folder
 
