@@ -109,7 +109,7 @@ def test_levels_as_strip_and_animation(far: Any, tiny: Any, tmp_path: Path, give
         assert np.array_equal(last[4::8, 4::8], pixels(tmp_path / "each" / f"1-red-fox-seed-{seed}.png"))
 
 
-@pytest.mark.parametrize("variant", ["bundle", "masked_bundle"])
+@pytest.mark.parametrize("variant", ["bundle", "masked_bundle", "mar_bundle"])
 def test_like_repeats_pictures_of_every_batch_position(far: Any, tiny: Any, tmp_path: Path, variant: str) -> None:
     bundle = getattr(tiny, variant)
     far("generate", bundle, "--label", 1, "--label", 8, "--count", 2, "--seed", 11, "--batch-size", 3,
@@ -154,7 +154,9 @@ def test_like_never_replaces_the_picture_that_it_repeats(far: Any, tiny: Any) ->
 
 
 @pytest.mark.parametrize("option", ["--label=1", "--count=2", "--seed=0", "--guidance=1", "--steps=2", "--levels=0,1",
-                                    "--temperature=1", "--batch-size=8"])  # fmt: skip
+                                    "--temperature=1", "--batch-size=8", "--prompt=fog", "--negative=fog",
+                                    "--iterations=2", "--guidance-schedule=linear", "--top-k=1", "--top-p=1",
+                                    "--more-smooth=true"])  # fmt: skip
 def test_like_refuses_what_the_picture_says(far: Any, tiny: Any, option: str) -> None:
     far("generate", tiny.bundle, "--label", 1, "-q")
     refused(far("generate", tiny.bundle, "--like", "out.png", option), f"--like takes {option.split('=')[0]} from")
@@ -175,6 +177,10 @@ def test_like_refuses_what_the_picture_says(far: Any, tiny: Any, option: str) ->
         (["--levels", "all"], "whole numbers"),
         (["--steps", "0"], "expected 1 to 1000"),
         (["--steps", "1,2"], "names 2 levels, the schedule has 4"),
+        (["--iterations", "4"], "--iterations: a far model has no such setting; it takes --levels, --steps, "),
+        (["--top-k", "4", "--top-p", "1"], "--top-k, --top-p: a far model has no such setting; it takes --levels"),
+        (["--prompt", "fog"], "draws from class labels, not from text; use --label in place of --prompt"),
+        (["--negative", "fog"], "draws from class labels, not from text; use --label in place of --negative"),
         (["--count", "0"], "Invalid value for '--count'"),
         (["--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["--threads", "0"], "Invalid value for '--threads'"),
@@ -236,7 +242,8 @@ def test_no_bundle(far: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 99}, "format 99, this far-deploy reads up to 1; update it with: pip install -U far-deploy"),
+        ({"format": 99}, "format 99, this far-deploy reads 2; update it with: pip install -U far-deploy"),
+        ({"format": 1}, "format 1 of an earlier far-deploy, this one reads 2; export it again"),
         ({"format": None}, "no format number"),
         ({"system": "far9"}, "system 'far9'"),
         ({"graphs": [{}]}, "incomplete or damaged"),
@@ -289,7 +296,7 @@ def test_a_manifest_that_is_no_json(far: Any, bundle_copy: Path) -> None:
 def test_names_that_would_lose_a_file(far: Any, tmp_path: Path, arguments: list[str], reason: str) -> None:
     """Refused before any bundle is opened."""
     if "--like" in arguments:
-        settings = PictureSettings("b", 0, "", 0, 1.0, 1.0, (0,), (1,), "e", "1", None, 1, 0, "1")
+        settings = PictureSettings("b", 0, "", 0, {"levels": [0]}, "e", "1", None, 1, 0, "1")
         save_picture(tmp_path / "b.png", np.zeros((4, 4, 3), np.uint8), settings)
     before = [path.name for path in tmp_path.iterdir()]
     refused(far("generate", "nowhere", *arguments), reason)

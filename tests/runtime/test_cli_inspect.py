@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Graph, Manifest, manifest_checksum, open_bundle, sha256_of
-from far_runtime.cost import picture_cost, row_flops, step_costs
-from far_runtime.samplers.far import plan
-from far_runtime.schedule import make_schedule, official_levels
+from far_runtime.cost import call_flops, picture_cost, row_flops, step_flops
+from far_runtime.samplers import far as far_loop
+from far_runtime.samplers import mar as mar_loop
 
 
 def test_the_tables_show_stages_shapes_schedule_classes_and_checksums(far: Any, tiny: Any) -> None:
@@ -20,7 +21,7 @@ def test_the_tables_show_stages_shapes_schedule_classes_and_checksums(far: Any, 
     assert (result.code, result.err) == (0, "")
     text = " ".join(result.out.split())
     assert "unmasked, 4 x 4 x 4 latents, 16 pixels, 10 classes, predicts v" in text
-    for part in ("transformer", "denoise", "decode"):
+    for part in ("transformer", "denoise", "decode", "place", "encode"):
         assert part in text
     assert "latents float32 [batch, 16, 4]" in text
     assert "pixels uint8 [batch, 16, 16, 3]" in text
@@ -31,7 +32,26 @@ def test_the_tables_show_stages_shapes_schedule_classes_and_checksums(far: Any, 
     assert "not compared with the files" in far("inspect", tiny.bundle, "--no-check").out
 
 
-@pytest.mark.parametrize("variant", ["bundle", "masked_bundle"])
+def test_the_schedule_table_names_the_steps_of_the_system(far: Any, tiny: Any) -> None:
+    def rows(bundle: Path) -> list[list[str]]:
+        lines = far("inspect", bundle).out.splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("Default schedule"))
+        table = itertools.takewhile(str.strip, lines[start + 2 :])
+        return [line.split() for line in table if "─" not in line]
+
+    head, *steps = rows(tiny.masked_bundle)
+    assert head[:5] == ["level", "diffusion", "steps", "guidance", "temperature"] and head[-1] == "graph"
+    assert [step[:5] for step in steps] == [["0", "3", "1", "0.85", "0"], ["2", "3", "2", "0.925", "5"]]
+    assert [step[-1] for step in steps] == ["transformer_00_level00", "transformer_01_level02"]
+    head, *steps = rows(tiny.mar_bundle)
+    assert head[0] == "iteration" and {"visible", "tokens"} <= set(head)
+    assert [step[:6] for step in steps] == [
+        ["1", "3", "1.24", "1", "0", "2"], ["2", "3", "1.59", "1", "2", "3"],
+        ["3", "3", "2.19", "1", "5", "5"], ["4", "3", "2.78", "1", "10", "6"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["bundle", "masked_bundle", "mar_bundle"])
 def test_json_has_everything(far: Any, tiny: Any, variant: str) -> None:
     folder: Path = getattr(tiny, variant)
     facts = json.loads(far("inspect", folder, "--json").out)
@@ -42,12 +62,20 @@ def test_json_has_everything(far: Any, tiny: Any, variant: str) -> None:
     }
     assert [graph["name"] for graph in facts["graphs"]] == [graph.name for graph in manifest.graphs]
     assert {graph["stage"]: graph["parameters"] for graph in facts["graphs"]}["denoise"] > 10_000
-    masked = variant == "masked_bundle"
-    assert [row["level"] for row in facts["schedule"]] == ([0, 2] if masked else [0, 1, 2, 3])
-    assert [row["visible"] for row in facts["schedule"]] == ([0, 5] if masked else [16] * 4)
+    kind, numbers, visible = {
+        "bundle": ("level", [0, 1, 2, 3], [16] * 4),
+        "masked_bundle": ("level", [0, 2], [0, 5]),
+        "mar_bundle": ("iteration", [1, 2, 3, 4], [0, 2, 5, 10]),
+    }[variant]
+    assert [(row["kind"], row["number"]) for row in facts["schedule"]] == [(kind, number) for number in numbers]
+    assert [row["visible"] for row in facts["schedule"]] == visible
+    assert [row["inner"] for row in facts["schedule"]] == [3] * len(numbers)
+    assert facts["defaults"]["steps"] == 3
+    assert ("iterations" in facts["defaults"]) is (variant == "mar_bundle")
+    assert set(facts["gflop"]) == {"transformer", "denoise", "decode"}
     assert facts["gflop_total"] == pytest.approx(sum(facts["gflop"].values()))
-    of_levels = sum(row["gflop"] for row in facts["schedule"])
-    assert facts["gflop_total"] == pytest.approx(of_levels + facts["gflop"]["decode"])
+    of_steps = sum(row["gflop"] for row in facts["schedule"])
+    assert facts["gflop_total"] == pytest.approx(of_steps + facts["gflop"]["decode"])
     assert facts["classes"] == list(manifest.classes)
     assert facts["source"]["vae"]["file"] == "vae.ckpt"
 
@@ -73,26 +101,47 @@ def test_many_classes_are_shortened(far: Any, bundle_copy: Path) -> None:
 
 
 def toy_manifest() -> Manifest:
-    def graph(stage: str, *flops: float, **constants: int) -> Graph:
-        return Graph(stage + str(constants), stage, "", (), (), 1e-4, constants, flops)
+    def graph(stage: str, **flops: float) -> Graph:
+        terms = {name.replace("_", " ").replace("once", ""): value for name, value in flops.items()}
+        return Graph(stage, stage, "", (), (), 1e-4, flops=terms)
 
-    graphs = (graph("transformer", 100.0, 10.0, 1.0), graph("denoise", 7.0), graph("decode", 1000.0))
-    return Manifest("far", {}, {}, graphs, {})
+    graphs = (graph("transformer", once=100.0, count=10.0, count_count=1.0), graph("denoise", once=7.0))
+    return Manifest("far", {}, {}, (*graphs, graph("decode", once=1000.0)), {})
 
 
 def test_guided_steps_cost_two_rows_and_visible_tokens_count() -> None:
-    schedule = make_schedule([0, 1, 2, 3], grid=4, masked=True, guidance=3.0, steps="2:5")
-    steps = plan(schedule, 4, masked=True)
-    assert [step.visible for step in steps] == [0, 2, 5, 10]
-    costs = step_costs(toy_manifest(), steps)
-    assert [cost.transformer for cost in costs] == [100, 2 * 124, 2 * 175, 2 * 300]
-    assert [cost.denoise for cost in costs] == [7 * 2, 2 * 7 * 3, 2 * 7 * 4, 2 * 7 * 5]
-    assert picture_cost(toy_manifest(), steps) == {"transformer": 1298, "denoise": 182, "decode": 1000}
+    model = {"grid": 4, "masked": True}
+    steps = far_loop.plan(model, far_loop.settle(model, {"levels": [0, 1, 2, 3], "guidance": 3.0, "steps": "2:5"}))
+    assert [step.shown["visible"] for step in steps] == [0, 2, 5, 10]
+    manifest = toy_manifest()
+    costs = [[call_flops(manifest, call) for call in step.calls] for step in steps]
+    assert costs == [[100, 7 * 2], [2 * 124, 2 * 7 * 3], [2 * 175, 2 * 7 * 4], [2 * 300, 2 * 7 * 5]]
+    assert [step_flops(manifest, step) for step in steps] == [sum(cost) for cost in costs]
+    assert picture_cost(manifest, steps) == {"transformer": 1298, "denoise": 182, "decode": 1000}
+
+
+def test_the_predicted_tokens_of_an_iteration_count() -> None:
+    """The head runs for the tokens of an iteration alone: with constant guidance, one run of it for every token."""
+    graphs = tuple(
+        replace(graph, flops={"tokens": 7.0} if graph.stage == "denoise" else graph.flops)
+        for graph in toy_manifest().graphs
+    )
+    manifest = replace(toy_manifest(), system="mar", graphs=graphs)
+    model = {"grid": 4}
+    for iterations in (1, 3, 16):
+        settings = {"iterations": iterations, "steps": 5, "guidance": 2.0, "guidance_schedule": "constant"}
+        steps = mar_loop.plan(model, mar_loop.settle(model, settings))
+        costs = picture_cost(manifest, steps)
+        visible = [step.shown["visible"] for step in steps]
+        assert costs["denoise"] == 2 * 5 * 7 * 16
+        assert costs["transformer"] == sum(2 * (100 + 10 * count + count * count) for count in visible)
 
 
 def test_row_flops_is_a_polynomial() -> None:
-    assert row_flops(toy_manifest().graphs[0], 3) == 100 + 30 + 9
-    assert row_flops(replace(toy_manifest().graphs[0], flops=()), 3) == 0
+    graph = toy_manifest().graphs[0]
+    assert row_flops(graph, {"count": 3, "tokens": 9}) == 100 + 30 + 9
+    assert row_flops(replace(graph, flops={"": 1.0, "tokens keys": 2.0}), {"tokens": 3, "keys": 5}) == 1 + 30
+    assert row_flops(replace(graph, flops={}), {"count": 3}) == 0
 
 
 def test_far_b_costs_what_the_released_code_costs_less_what_is_done_once() -> None:
@@ -108,11 +157,14 @@ def test_far_b_costs_what_the_released_code_costs_less_what_is_done_once() -> No
     with torch.device("meta"):
         model, vae = FAR(config), AutoencoderKL(VAEConfig())
     stages = [*far_graphs.stages(model), vae_graphs.decode_stage(vae, config.grid, config.latent_scale)]
-    graphs = tuple(Graph(s.name, s.stage, "", (), (), s.tolerance, flops=s.flops) for s in stages)
+    graphs = tuple(Graph(s.name, s.stage, "", (), (), s.tolerance, flops=dict(s.flops)) for s in stages)
     manifest = Manifest("far", {}, {}, graphs, {})
-    steps = plan(make_schedule(official_levels(16, False), grid=16, guidance=3.0), 16, masked=False)
+    model_info = {"grid": config.grid, "masked": False}
+    steps = far_loop.plan(model_info, far_loop.settle(model_info, {"guidance": 3.0}))
+    assert [call.rows for call in steps[0].calls] == [1, 1]
     ours = picture_cost(manifest, steps)
-    all_guided = picture_cost(manifest, [replace(step, guidance=2.0) for step in steps])
+    first = replace(steps[0], calls=tuple(replace(call, rows=2) for call in steps[0].calls))
+    all_guided = picture_cost(manifest, [first, *steps[1:]])
     width, rows = config.head_width, 10 * 100 * 2 * config.tokens
     repeated = 2 * rows * (config.decoder_width * width + 256 * width + width * width)
     released = all_guided["transformer"] + all_guided["denoise"] + repeated
