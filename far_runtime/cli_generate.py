@@ -17,7 +17,7 @@ from far_runtime.cli_sampling import SAMPLING, sampling_options, subject_options
 from far_runtime.settings import MAX_BATCH, MAX_THREADS
 
 if TYPE_CHECKING:
-    from far_runtime.pipeline import Generation, OnProgress, Progress
+    from far_runtime.generation import Generation, OnProgress, Progress
     from far_runtime.settings import PictureSettings
 
 PATH = click.Path(path_type=Path)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from far_runtime.errors import FarError
 from far_runtime.files import check_distinct, check_file, check_folder
+from far_runtime.generation import Generation
 from far_runtime.pictures import (
     Pixels,
     check_animation,
@@ -21,7 +22,6 @@ from far_runtime.pictures import (
     save_plain,
     save_sheet,
 )
-from far_runtime.pipeline import Generation
 
 
 @dataclass(frozen=True)

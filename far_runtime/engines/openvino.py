@@ -59,8 +59,8 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
         }
         if self._device == "CPU":
-            # Without its cache of kernels: attention over a length that changes from call to call (VAR's keys so far) took
-            # a kernel made for another length and was wrong, in 2026.4 at least.
+            # Without its cache of kernels: attention over a length that changes from call to call (VAR's keys so far)
+            # took a kernel made for another length and was wrong, in 2026.4 at least.
             self._settings["CPU_RUNTIME_CACHE_CAPACITY"] = "0"
             if threads:
                 self._settings["INFERENCE_NUM_THREADS"] = threads

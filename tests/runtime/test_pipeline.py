@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass
-from far_runtime.pipeline import Generation, Pipeline, Progress
+from far_runtime.generation import Generation, Progress
+from far_runtime.pipeline import Pipeline
 
 
 def relative_error(a: Any, b: Any) -> float:
