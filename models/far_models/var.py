@@ -143,7 +143,7 @@ class Block(nn.Module):
         keep: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """Tokens [B, T, width] and the cache; keep [B, 1, 1] multiplies the branches (stochastic depth)."""
-        gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
+        gain1, gain2, scale1, scale2, shift1, shift2 = modulation.split(1, dim=1)
         if keep is not None:
             gain1, gain2 = gain1 * keep, gain2 * keep
         out, cache = self.attn(modulated(x, scale1, shift1), past, bias)
@@ -164,7 +164,7 @@ class HeadNorm(nn.Module):
         return out.unflatten(-1, (2, -1))
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = modulation.unsqueeze(2).unbind(1)
+        scale, shift = modulation.split(1, dim=1)
         return modulated(x, scale, shift)
 
 

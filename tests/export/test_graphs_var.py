@@ -111,6 +111,7 @@ def test_choice_and_mixture() -> None:
     torch.testing.assert_close(mixed, torch.softmax((left * 1.5 + noise) / 0.25, -1) @ codebook)
 
 
+@pytest.mark.slow
 def test_the_loop_draws_the_same_tokens_on_both_engines(
     models: tuple[VAR, VQVAE], declared: dict[str, Stage], exported: tuple[Any, Path], tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_the_loop_draws_the_same_tokens_on_both_engines(
             np.testing.assert_allclose(drawn[1], drawn[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_graph_computes_what_its_module_computes(declared: dict[str, Stage], exported: tuple[Any, Path]) -> None:
     engine = exported[0]
     sizes = {"batch": 2, "rows": 4, "picked": 4, "tokens": 3, "past": 2, "after": 5}
@@ -148,6 +150,7 @@ def test_every_graph_computes_what_its_module_computes(declared: dict[str, Stage
             np.testing.assert_allclose(engine.get(array), tensor.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_graphs_hold_nothing_that_tensorrt_refuses(exported: tuple[Any, Path], tmp_path: Path) -> None:
     whole = choose_stage(torch.randn(4096, 4), (1, 16, 16))
     export_stages([whole], tmp_path)
