@@ -14,9 +14,8 @@ from far_export.place import check_target, folder_put_in_place
 from far_models.checkpoint import Checkpoint, load_checkpoint
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, Manifest, open_bundle, record_of, write_manifest
-from far_runtime.defaults import check_options
+from far_runtime.defaults import settled
 from far_runtime.errors import FarError
-from far_runtime.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from far_export.text import TextPart
@@ -53,17 +52,19 @@ def export_bundle(
     target = Path(output)
     check_target(target)
     model, decoder = load_pair(checkpoint, vae, weights, overrides)
+    check_weights(model, weights)
     names = tuple(classes) or model.classes
     system = SYSTEMS[model.system]
     info = system.info(model.model, decoder.model)
     given = {**model.sampling, **(defaults or {})}
-    check_options(system.name, SAMPLERS[system.name].OPTIONS, given)
-    settings = SAMPLERS[system.name].settle(info, given)
+    settings = settled(system.name, info, given)
     if names and len(names) != info.get("classes", 0):
         raise FarError(
             f"{len(names)} class names for a model with {info.get('classes', 0)} classes; use --classes with one name "
             "a class"
         )
+    if levels == "per-level" and "levels" not in settings:
+        raise FarError(f"--levels per-level: a {system.name} model has no levels; leave --levels out")
     per_level = levels == "per-level" or (levels == "auto" and system.per_level(info))
     stages = system.stages(model.model, decoder.model, info, settings if per_level else None)
     if editing:
@@ -115,12 +116,23 @@ def text_part(
     return load_text_part(text_encoder, model.model.config)
 
 
+def check_weights(model: Checkpoint, asked: str | None) -> None:
+    """FarError where certain weights were asked for and the file has a single set without a name."""
+    taken = model.source["weights"]
+    if asked is not None and taken != asked:
+        raise FarError(f"--weights {asked}: {model.source['file']} has a single set of weights; leave --weights out")
+
+
 def load_pair(
-    checkpoint: str | Path, vae: str | Path, weights: str | None = None, overrides: Mapping[str, Any] | None = None
+    checkpoint: str | Path,
+    vae: str | Path,
+    weights: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    expect: str | None = None,
 ) -> tuple[Checkpoint, Checkpoint]:
     """A generator and the VAE whose latents it draws; FarError where the two do not fit each other. `weights` and
-    `overrides` are the generator's."""
-    model = load_checkpoint(checkpoint, weights, overrides)
+    `overrides` are the generator's, and so is `expect`, the system that it has to be of."""
+    model = load_checkpoint(checkpoint, weights, overrides, expect)
     if model.system not in SYSTEMS:
         raise FarError(
             f"{checkpoint}: is a {model.system} checkpoint; expected {' or '.join(SYSTEMS)} (a VAE belongs after --vae)"

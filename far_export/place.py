@@ -51,9 +51,7 @@ def folder_put_in_place(target: Path) -> Iterator[Path]:
         yield folder
         folder.chmod(0o777 & ~_umask())
         check_replaceable(target)  # once more: somebody may have put files there in the meantime
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
+        _replace(folder, target, old)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             needed = sum(path.stat().st_size for path in folder.iterdir()) >> 20
@@ -63,10 +61,26 @@ def folder_put_in_place(target: Path) -> Iterator[Path]:
         raise
     finally:
         if old.exists() and not target.exists():  # interrupted between the two renames
-            old.rename(target)
+            with contextlib.suppress(OSError):  # another process was faster
+                old.rename(target)
         shutil.rmtree(folder, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(folder: Path, target: Path, old: Path) -> None:
+    """Put `folder` at `target`, and what was there at `old`; FarError where another process does the same now."""
+    try:
+        if target.exists():
+            target.rename(old)
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise FarError(
+            f"{target}: another process has put a bundle there at the same moment, and that one stays; export again, "
+            "or give -o another folder"
+        ) from error
 
 
 def resolved(target: Path) -> Path:

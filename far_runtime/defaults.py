@@ -21,17 +21,27 @@ def settings_of(manifest: Manifest, given: Mapping[str, Any] | None = None) -> d
 
     FarError for settings that the system does not have or that cannot be, and where a step has no graph.
     """
-    sampler = sampler_of(manifest)
     chosen = {name: value for name, value in (given or {}).items() if value is not None}
-    check_options(manifest.system, sampler.OPTIONS, chosen)
-    try:
-        settings = sampler.settle(manifest.model, {**manifest.schedule, **chosen})
-    except (TypeError, ValueError, OverflowError) as error:
-        raise FarError(f"sampling settings {chosen}: {error}; give numbers, as far generate --help shows") from error
-    for step in sampler.plan(manifest.model, settings):
+    settings = settled(manifest.system, manifest.model, chosen, manifest.schedule)
+    for step in plan_of(manifest, settings):
         for call in step.calls:
             manifest.graph(call.stage, call.constants)
     return settings
+
+
+def settled(
+    system: str, model: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All settings of a system: the given ones, else the defaults, else the official code's; FarError for settings that
+    it does not have or that cannot be."""
+    sampler = SAMPLERS[system]
+    check_options(system, sampler.OPTIONS, given)
+    try:
+        return sampler.settle(model, {**(defaults or {}), **given})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FarError(
+            f"sampling settings {dict(given)}: {error}; give numbers, as far generate --help shows"
+        ) from error
 
 
 def plan_of(manifest: Manifest, settings: Mapping[str, Any]) -> tuple[Step, ...]:

@@ -21,7 +21,6 @@ from far_export import export as export_module
 from far_export import onnx_check, onnx_export
 from far_export.cli import read_classes
 from far_export.export import export_bundle
-from far_export.graphs import Defaults
 from far_export.place import check_target, clear_leftovers, folder_put_in_place
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_runtime.bundle import open_bundle
@@ -36,7 +35,7 @@ def graphs_of(bundle: Path) -> dict[str, onnx.ModelProto]:
 
 def test_graphs_are_what_tensorrt_10_3_parses(tiny: Any) -> None:
     graphs = graphs_of(tiny.bundle) | graphs_of(tiny.masked_bundle)
-    for model in graphs.values():
+    for model in (*graphs.values(), *graphs_of(tiny.mar_bundle).values()):
         assert [(entry.domain, entry.version) for entry in model.opset_import if entry.domain == ""] == [("", 20)]
         assert {node.domain for node in model.graph.node} == {""}
         assert not model.functions
@@ -46,7 +45,7 @@ def test_graphs_are_what_tensorrt_10_3_parses(tiny: Any) -> None:
 
 
 def test_weights_lie_in_one_file_inside_the_bundle(tiny: Any) -> None:
-    for bundle in (tiny.bundle, tiny.masked_bundle):
+    for bundle in (tiny.bundle, tiny.masked_bundle, tiny.mar_bundle):
         names = {
             entry.value
             for model in graphs_of(bundle).values()
@@ -72,7 +71,7 @@ def test_graphs_of_all_levels_share_their_weights(tiny: Any) -> None:
 
 
 def test_nothing_of_the_exporting_machine_stays_in_a_graph(tiny: Any) -> None:
-    for bundle in (tiny.bundle, tiny.masked_bundle):
+    for bundle in (tiny.bundle, tiny.masked_bundle, tiny.mar_bundle):
         for path in bundle.glob("*.onnx"):
             content = path.read_bytes()
             assert b".py" not in content
@@ -93,16 +92,18 @@ def test_manifest_says_what_the_checkpoint_says(tiny: Any) -> None:
     assert manifest.schedule == {"levels": [0, 1, 2, 3], "steps": "3", "guidance": 3.0, "temperature": 1.0}
     assert manifest.source["checkpoint"] == {"file": "far.safetensors", "weights": ""}
     assert manifest.source["config"] == {}
+    assert [graph.stage for graph in manifest.graphs] == ["transformer", "denoise", "decode", "place", "encode"]
 
 
 @pytest.mark.parametrize("variant", ["far", "masked"])
 def test_both_forms_draw_the_same_pictures(tiny: Any, tmp_path: Path, variant: str) -> None:
     """One graph for all levels and one per level differ in rounding only."""
     made, source = (tiny.bundle, tiny.far) if variant == "far" else (tiny.masked_bundle, tiny.masked)
-    levels = (0, 1, 2, 3) if variant == "far" else (0, 2)
+    levels = [0, 1, 2, 3] if variant == "far" else [0, 2]
     other = tmp_path / "other"
     form = "per-level" if variant == "far" else "shared"
-    export_bundle(source, tiny.vae, other, levels=form, defaults=Defaults(levels=levels, steps="3"))
+    export_bundle(source, tiny.vae, other, levels=form, defaults={"levels": levels, "steps": "3"}, editing=False)
+    assert not {"encode", "place"} & {graph.stage for graph in open_bundle(other).manifest.graphs}
     latents = []
     for path in (made, other):
         with Pipeline.from_bundle(path, threads=1) as pipeline:
@@ -149,7 +150,7 @@ def test_a_failure_leaves_the_old_bundle_whole(
 
     monkeypatch.setattr(onnx_export.WeightFile, "add", add)
     with pytest.raises(expected) as caught:
-        export_bundle(tiny.far, tiny.vae, target, defaults=Defaults(steps="3"))
+        export_bundle(tiny.far, tiny.vae, target, defaults={"steps": "3"})
     if expected is FarError:
         assert "the disk is full" in str(caught.value)
     assert snapshot(tmp_path) == before
@@ -195,6 +196,38 @@ def test_an_interrupt_at_the_replacement_leaves_one_bundle_whole(
     assert calls[0] == target
     assert snapshot(tmp_path) == (before if after == "the first rename" else {"bundle/manifest.json": b"new"})
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(("there", "at"), [(True, 1), (True, 2), (False, 1)])
+def test_of_two_exports_at_once_one_stays_whole_and_the_other_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, at: int
+) -> None:
+    """The other process is faster between a look at the target and the rename number `at`."""
+    target = tmp_path / "bundle"
+    if there:
+        an_old_bundle(target)
+    rename = Path.rename
+    calls: list[Path] = []
+
+    def overtaken(self: Path, to: Path) -> Path:
+        calls.append(self)
+        if len(calls) == at:
+            if self == target:
+                shutil.rmtree(target)  # it has just moved the old one aside
+            else:
+                an_old_bundle(target, created_by="the other")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    with (
+        pytest.raises(FarError, match=r"bundle: another process has put a bundle there .* export again, or give -o"),
+        folder_put_in_place(target) as folder,
+    ):
+        (folder / "manifest.json").write_text("ours")
+    assert len(calls) == at
+    if calls[-1] != target:
+        assert json.loads((target / "manifest.json").read_text())["created_by"] == "the other"
+    assert {path.name for path in tmp_path.iterdir()} == ({"bundle"} if calls[-1] != target else set())
 
 
 def an_old_bundle(folder: Path, **changes: Any) -> Path:
@@ -351,6 +384,9 @@ def test_bad_input_gets_one_line_and_exit_code_2(tiny: Any, tmp_path: Path, caps
     assert "must rise" in command_fails(capsys, *options, "--default-levels", "0,3,2")
     assert "outside 0 to 3" in command_fails(capsys, *options, "--default-levels", "0,9")
     assert "expected 0 or more" in command_fails(capsys, *options, "--default-guidance", "-1")
+    line = command_fails(capsys, *options, "--default", "iterations=3")
+    assert "--iterations: a far model has no such setting; it takes --levels, --steps" in line
+    assert "--default nonsense: neither NAME=VALUE" in command_fails(capsys, *options, "--default", "nonsense")
     assert "unknown setting" in command_fails(capsys, *options, "--config", "colour=1")
     (tmp_path / "names.txt").write_text("one\ntwo\n")
     assert "2 class names" in command_fails(capsys, *options, "--classes", tmp_path / "names.txt")
@@ -358,6 +394,22 @@ def test_bad_input_gets_one_line_and_exit_code_2(tiny: Any, tmp_path: Path, caps
     (tmp_path / "dir" / "precious").write_text("x")
     assert "no bundle" in command_fails(capsys, tiny.far, "--vae", tiny.vae, "-o", tmp_path / "dir")
     assert not out.exists()
+
+
+def test_weights_that_the_file_cannot_choose_from_are_refused(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--weights beside a file with a single state dict would be ignored without a word."""
+    state = torch.load(tiny.far, weights_only=False)["model_ema"]
+    torch.save(state, tmp_path / "flat.pth")
+    told = ("--config", "heads=2", "--config", "masked=false", "--weights", "model_ema")
+    for path, more in ((tiny.safetensors, told[4:]), (tmp_path / "flat.pth", told)):
+        line = command_fails(capsys, path, "--vae", tiny.vae, "-o", tmp_path / "bundle", *more)
+        assert line == f"error: --weights model_ema: {path.name} has a single set of weights; leave --weights out"
+    torch.save({"model": state}, tmp_path / "one.pth")
+    line = command_fails(capsys, tmp_path / "one.pth", "--vae", tiny.vae, "-o", tmp_path / "bundle", *told)
+    assert "no weights called 'model_ema'; the file has model" in line
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_class_names_from_files(tmp_path: Path) -> None:
