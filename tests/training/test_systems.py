@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,45 @@ def test_prompts_are_the_checkpoints_condition(runs: dict[str, Path], text: Path
     assert notes["prompts"][:3] == ["a picture of ant", "a picture of bee", "a picture of cat"]
     config = load_checkpoint(runs["far_t2i"] / "far_t2i.safetensors").model.config
     assert (config.context_tokens, config.context_width, config.head_dim) == (9, 12, 8)
+
+
+def test_prompts_name_the_drawing_style(pictures: Path, tmp_path: Path) -> None:
+    from far_models.training.data import open_pictures
+    from far_models.training.prompts import prompts_of
+
+    shutil.copytree(pictures, tmp_path / "styled")
+    (tmp_path / "styled" / "styles.json").write_text(json.dumps([{"style": "ink"}, {"style": "clay"}]))
+    styled = prompts_of(open_pictures(tmp_path / "styled"))
+    assert styled[:3] == ["a ink emoji of ant", "a clay emoji of bee", "a ink emoji of cat"]
+    (tmp_path / "styled" / "styles.json").write_text(json.dumps(["ink", "clay"]))
+    with pytest.raises(FarError, match="--captions"):
+        prompts_of(open_pictures(tmp_path / "styled"))
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps([f"text {i}" for i in range(12)]))
+    assert prompts_of(open_pictures(tmp_path / "styled"), captions)[11] == "text 11"
+
+
+def test_cached_features_are_the_text_encoders(text: Path, tiny: Any) -> None:
+    from far_models.text.encoder import load_text_encoder
+    from far_models.training.prompts import open_text_cache
+    from far_runtime.text import load_tokenizer, tokenize
+
+    cached = open_text_cache(text, np.arange(12) % 3)
+    encoder = load_text_encoder(tiny.bert, 9)
+    ids, mask, _ = tokenize(load_tokenizer(tiny.bert), encoder.settings, [cached.prompts[1]])
+    with torch.no_grad():
+        wanted = encoder.features(torch.from_numpy(ids), torch.from_numpy(mask))[0].numpy()
+    np.testing.assert_allclose(cached.features[1], wanted, rtol=1e-4, atol=1e-5)
+    assert cached.index.tolist() == [0, 1, 2] * 4
+    with pytest.raises(FarError, match="other pictures"):
+        open_text_cache(text, np.arange(12) % 2)
+
+
+@pytest.mark.parametrize("kind", ["residual", "plain"])
+def test_hybrids_leave_a_sheet_and_no_checkpoint_to_export(kind: str, runs: dict[str, Path]) -> None:
+    assert Image.open(next((runs[kind] / "sheets").glob("samples-*.png"))).size[0] > 50
+    with pytest.raises(FarError, match="no checkpoint of"):
+        load_checkpoint(runs[kind] / "checkpoint-last.pth")
 
 
 def test_bad_input_is_named(

@@ -48,7 +48,7 @@ class VARLosses(nn.Module):
         self.smoothing = smoothing
 
     def forward(self, labels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):  # as they are when sampling
             inputs = self.quantize.inputs(tokens)
         logits = self.model(labels, inputs).float().transpose(1, 2)
         terms = functional.cross_entropy(logits, tokens, reduction="none", label_smoothing=self.smoothing)

@@ -54,7 +54,8 @@ class VARHybridLosses(nn.Module):
 
     def forward(self, labels: Tensor, latents: Tensor, deviation: Tensor) -> dict[str, Tensor]:
         model = self.model
-        targets, inputs = model.maps(tokens_of(latents))
+        with torch.autocast(latents.device.type, enabled=False):  # the targets need all digits
+            targets, inputs = model.maps(tokens_of(latents))
         inputs = inputs + deviation.reshape(-1, 1, 1) * torch.randn_like(inputs)
         condition = model.condition(model.var.features(labels, inputs), model.scale_numbers())
         error, bound = token_losses(self.diffusion, model.head.net, targets, condition, self.draws)
