@@ -17,7 +17,9 @@ from far_runtime.errors import CheckFailed, FarError
 HEAVY = ("numpy", "PIL", "rich", "onnxruntime", "torch", "onnx", "far_export", "far_models")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["inspect", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["edit", "--help"], ["generate", "--help"], ["inspect", "--help"], ["--version"]]
+)
 def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom far_runtime.cli import main\n"
@@ -42,7 +44,7 @@ def test_generating_imports_no_torch(tiny: Any, tmp_path: Any) -> None:
 def test_help_lists_every_command_with_a_line(far: Any) -> None:
     shown = far("--help")
     assert shown.code == 0
-    for command in ("demo", "export", "generate", "inspect", "train", "verify"):
+    for command in ("demo", "edit", "export", "generate", "inspect", "train", "verify"):
         line = next(line for line in shown.out.splitlines() if line.split()[:1] == [command])
         assert len(line.split()) > 3
     assert far().out == shown.out

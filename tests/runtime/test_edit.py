@@ -18,11 +18,10 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from far_runtime import image_files
-from far_runtime.bundle import Bundle, open_bundle
+from far_runtime.bundle import MANIFEST, manifest_checksum
 from far_runtime.edit import Edit, compose, in_paint, margins_text, out_paint, parse_margins
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
-from far_runtime.generation import Generation
 from far_runtime.image_files import ImageFile, read_mask, read_picture
 from far_runtime.pipeline import Pipeline
 from far_runtime.samplers.diffuse import kept_last
@@ -223,7 +222,7 @@ def test_var_without_a_class_runs_unguided(var_editor: Pipeline) -> None:
 
 
 def test_settings_say_what_was_edited(pipeline: Pipeline) -> None:
-    made: Generation = pipeline.edit([1], [0], IMAGE, KEEP, edited={"image": "abc"})
+    made = pipeline.edit([1], [0], IMAGE, KEEP, edited={"image": "abc"})
     assert made.settings[0].edited == {"image": "abc"}
     with pytest.raises(FarError, match="edited from another one"):
         pipeline.like(made.settings[0])
@@ -242,15 +241,12 @@ def test_edits_that_cannot_be(pipeline: Pipeline, image: Any, keep: Any, reason:
         pipeline.edit([1], [0], image, keep)
 
 
-def test_a_bundle_without_the_encoder(tiny: Any, bundle_copy: Path) -> None:
-    manifest = json.loads((bundle_copy / "manifest.json").read_text())
-    from far_runtime.bundle import manifest_checksum
-
+def test_a_bundle_without_the_encoder(bundle_copy: Path) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
     manifest["graphs"] = [graph for graph in manifest["graphs"] if graph["stage"] != "encode"]
     manifest["sha256"] = manifest_checksum(manifest)
-    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
-    opened: Bundle = open_bundle(bundle_copy)
-    with Pipeline.from_bundle(opened.path, threads=1) as pipeline, pytest.raises(FarError, match="--no-editing"):
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    with Pipeline.from_bundle(bundle_copy, threads=1) as pipeline, pytest.raises(FarError, match="--no-editing"):
         pipeline.edit([1], [0], IMAGE, KEEP)
 
 
