@@ -10,6 +10,7 @@ darker, and the denoise stage against the largest term that it adds up where its
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,9 +61,12 @@ def verify_bundle(
     check_sizes(bundle.manifest, model, vae)
     candidate = open_engine(bundle, engine_name, threads)
     stages = reference_stages(bundle.manifest, model, vae)
-    reference = TorchEngine(stages if text is None else [*stages, text])
+    stages += [] if text is None else [text]
+    reference, own = TorchEngine(stages), own_tolerances(stages)
     try:
-        return compare_engines(bundle, reference, candidate, subjects, seeds, settings, tolerance_scale, on_progress)
+        return compare_engines(
+            bundle, reference, candidate, subjects, seeds, settings, tolerance_scale, on_progress, own
+        )
     finally:
         candidate.close()
 
@@ -71,6 +75,11 @@ def reference_stages(manifest: Manifest, model: nn.Module, vae: nn.Module) -> li
     """The torch stages that run any level, whatever form the bundle has its graphs in."""
     system = SYSTEMS[manifest.system]
     return system.stages(model, vae, manifest.model, None)
+
+
+def own_tolerances(stages: Sequence[Stage]) -> dict[str, float]:
+    """The tolerance of every stage as it is declared; the smallest where several graphs make up a stage."""
+    return {stage.stage: min(one.tolerance for one in stages if one.stage == stage.stage) for stage in stages}
 
 
 def check_sizes(manifest: Manifest, model: nn.Module, vae: nn.Module) -> None:
@@ -105,8 +114,10 @@ def compare_engines(
     settings: Mapping[str, Any],
     tolerance_scale: float = 1.0,
     on_progress: OnProgress | None = None,
+    tolerances: Mapping[str, float] | None = None,
 ) -> Report:
-    """The comparison of `verify_bundle` between any two engines that run the bundle's stages."""
+    """The comparison of `verify_bundle` between any two engines that run the bundle's stages. tolerances: by stage, in
+    place of the manifest's where they are smaller, so that no bundle loosens its own limits."""
     if not subjects or len(subjects) != len(seeds):
         raise FarError(
             f"{len(subjects)} pictures and {len(seeds)} seeds; give one seed for every one, and at least one"
@@ -121,7 +132,7 @@ def compare_engines(
         if on_progress is not None:
             on_progress(done, total)
 
-    lockstep = Lockstep(manifest, reference, candidate)
+    lockstep = Lockstep(manifest, reference, candidate, tolerances or {})
     expected: list[NDArray[Any]] = []
 
     def keep(step: Step, inner: int, state: Array) -> None:
@@ -205,9 +216,12 @@ class Lockstep:
     Calls are filed under the step of the loop that was last entered.
     """
 
-    def __init__(self, manifest: Manifest, reference: Engine, candidate: Engine) -> None:
+    def __init__(
+        self, manifest: Manifest, reference: Engine, candidate: Engine, tolerances: Mapping[str, float] | None = None
+    ) -> None:
         self.name = f"{reference.name} | {candidate.name}"
         self._manifest = manifest
+        self._tolerances = tolerances or {}
         self._reference, self._candidate = reference, candidate
         self._step: int | None = None
         self._tallies: dict[tuple[int | None, str, str], tuple[Graph, Tally]] = {}
@@ -250,7 +264,7 @@ class Lockstep:
                 step=step,
                 at="" if step is None else plan[step].name,
                 calls=tally.calls,
-                tolerance=graph.tolerance * tolerance_scale,
+                tolerance=min(self._tolerances.get(stage, math.inf), graph.tolerance) * tolerance_scale,
                 error=tally.error,
                 worst_call=tally.worst_call,
                 relative_error=tally.relative_error,

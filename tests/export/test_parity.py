@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,11 @@ from far_export.parity import Lockstep, compare_engines, reference_stages, verif
 from far_export.torch_engine import TorchEngine
 from far_export.verdict import Report, required_psnr
 from far_runtime.bundle import Bundle, open_bundle
-from far_runtime.defaults import schedule_of, settings_of
+from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.schedule import Schedule
+from far_runtime.subjects import Subject, resolve_subjects
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -32,46 +33,52 @@ LABELS, SEEDS = (1, 4), (0, 7)
 Change = Callable[[nn.Module, nn.Module], None]
 
 
-@pytest.fixture(params=["unmasked", "masked"])
+@pytest.fixture(params=["unmasked", "masked", "mar"])
 def case(request: pytest.FixtureRequest, tiny: Tiny) -> tuple[Bundle, Path]:
-    """A bundle and its checkpoint; shared levels unmasked, one graph per level masked."""
+    """A bundle and its checkpoint; shared levels unmasked, one graph per level masked; and MAR."""
     if request.param == "masked":
         return open_bundle(tiny.masked_bundle), tiny.masked
+    if request.param == "mar":
+        return open_bundle(tiny.mar_bundle), tiny.mar
     return open_bundle(tiny.bundle), tiny.safetensors
 
 
-def schedule(bundle: Bundle, **settings: Any) -> Schedule:
-    return schedule_of(bundle.manifest, settings_of(bundle.manifest, **settings))
+def subjects(bundle: Bundle) -> list[Subject]:
+    return resolve_subjects(bundle.manifest, LABELS)
 
 
 def run(bundle: Bundle, checkpoint: Path, vae: Path, change: Change | None = None, **settings: Any) -> Report:
     model, decoder = (loaded.model for loaded in load_pair(checkpoint, vae))
     if change is not None:
         change(model, decoder)
-    made = schedule(bundle, **settings)
-    return verify_bundle(bundle, model, decoder, "onnxruntime", LABELS, SEEDS, made, threads=1)
+    made = settings_of(bundle.manifest, settings)
+    return verify_bundle(bundle, model, decoder, "onnxruntime", subjects(bundle), SEEDS, made, threads=1)
 
 
 def test_an_honest_bundle_passes(case: tuple[Bundle, Path], tiny: Tiny) -> None:
     bundle, checkpoint = case
     report = run(bundle, checkpoint, tiny.vae)
-    steps = len(report.schedule)
+    steps = len(report.plan)
     assert report.passed and report.failures == ()
+    mar = report.system == "mar"
+    of_step = (("transformer", 1), ("denoise", 3), *((("place", 1),) if mar else ()))
     assert [(r.stage, r.step, r.calls) for r in report.stages] == [
-        *((stage, i, calls) for i in range(steps) for stage, calls in (("transformer", 1), ("denoise", 3))),
+        *((stage, i, calls) for i in range(steps) for stage, calls in of_step),
         ("decode", None, 1),
     ]
+    assert all(r.error == 0 for r in report.stages if r.stage == "place")  # a copy
     assert all(0 <= result.error < 1e-5 for result in report.stages[:-1])
     assert any(
         result.error > 0 for result in report.stages
     )  # two libraries: equal to the last bit would be no comparison
-    assert [result.level for result in report.loop] == list(report.schedule.levels)
+    wanted = [f"iteration {i}" for i in (1, 2, 3, 4)] if mar else [f"level {i}" for i in report.settings["levels"]]
+    assert [result.at for result in report.loop] == wanted == [step.name for step in report.plan]
     assert report.latents_limit == pytest.approx(1e-3)
     assert report.pictures[0].limit == 40
     assert [(picture.label, picture.seed) for picture in report.pictures] == list(zip(LABELS, SEEDS, strict=True))
     assert report.candidate.name == "onnxruntime:cpu" and report.candidate.version
     assert report.reference.version == torch.__version__
-    if bundle.manifest.model["masked"]:
+    if checkpoint == tiny.masked:
         assert len({result.graph for result in report.stages if result.stage == "transformer"}) == steps
 
 
@@ -174,32 +181,45 @@ def test_a_reference_that_is_not_finite_is_not_excused(tiny: Tiny) -> None:
 def test_tolerances_can_be_scaled(tiny: Tiny) -> None:
     bundle = open_bundle(tiny.bundle)
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
-    made = schedule(bundle)
+    made, drawn = settings_of(bundle.manifest), subjects(bundle)
     for scale, passed in ((1.0, True), (1e-5, False)):
-        report = verify_bundle(bundle, model, vae, "onnxruntime", LABELS, SEEDS, made, tolerance_scale=scale, threads=1)
+        report = verify_bundle(bundle, model, vae, "onnxruntime", drawn, SEEDS, made, tolerance_scale=scale, threads=1)
         assert report.passed is passed
         assert {r.tolerance for r in report.stages} == {1e-4 * scale, 2e-3 * scale}
         assert report.latents_limit == pytest.approx(1e-3 * scale)
 
 
+def test_a_bundle_does_not_loosen_its_own_tolerances(tiny: Tiny) -> None:
+    """A manifest may ask for more than the exporter does, not for less."""
+    bundle = open_bundle(tiny.bundle)
+    for factor, limits in ((1000.0, {1e-4, 2e-3}), (0.5, {5e-5, 1e-3})):
+        graphs = tuple(replace(graph, tolerance=factor * graph.tolerance) for graph in bundle.manifest.graphs)
+        claimed = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
+        change = scaled("encoder_blocks.0.attn.qkv.weight")
+        assert run(claimed, tiny.safetensors, tiny.vae).passed
+        report = run(claimed, tiny.safetensors, tiny.vae, change)
+        assert {result.stage for result in report.stages if not result.passed} == {"transformer"}
+        assert {result.tolerance for result in report.stages} == limits
+        assert report.latents_limit == pytest.approx(10 * min(limits))
+
+
 def test_fewer_steps_and_levels_and_no_guidance(tiny: Tiny) -> None:
-    report = run(open_bundle(tiny.bundle), tiny.safetensors, tiny.vae, steps="1:2", levels=(0, 3), guidance=1.0)
+    report = run(open_bundle(tiny.bundle), tiny.safetensors, tiny.vae, steps="1:2", levels=[0, 3], guidance=1.0)
     assert report.passed
-    assert [(r.stage, r.level, r.calls) for r in report.stages[:-1]] == [
-        ("transformer", 0, 1), ("denoise", 0, 1), ("transformer", 3, 1), ("denoise", 3, 2),
+    assert [(r.stage, r.at, r.calls) for r in report.stages[:-1]] == [
+        ("transformer", "level 0", 1), ("denoise", "level 0", 1),
+        ("transformer", "level 3", 1), ("denoise", "level 3", 2),
     ]  # fmt: skip
 
 
 def test_other_sizes_are_named(tiny: Tiny) -> None:
-    from dataclasses import replace
-
     from far_models.far import FAR
 
     bundle = open_bundle(tiny.bundle)
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
     other = FAR(replace(model.config, encoder_depth=2, head_width=48))
     with pytest.raises(FarError) as caught:
-        verify_bundle(bundle, other, vae, "onnxruntime", LABELS, SEEDS, schedule(bundle))
+        verify_bundle(bundle, other, vae, "onnxruntime", subjects(bundle), SEEDS, settings_of(bundle.manifest))
     text = str(caught.value)
     assert "encoder_depth is 2, the bundle has 1" in text and "head_width is 48, the bundle has 32" in text
     assert "decoder_depth" not in text
@@ -246,7 +266,7 @@ def test_the_first_update_is_judged_by_its_terms(tiny: Tiny, off: float, passed:
     lockstep = Lockstep(open_bundle(tiny.bundle).manifest, Sum(0.0), Sum(off))
     inputs = {"state": ones, "coefficients": np.full(5, 300, np.float32), "noise": 299 * ones}
     lockstep.run("denoise", {name: lockstep.put(array) for name, array in inputs.items()})
-    (result,) = lockstep.results(Schedule((0,), (1,), (1.0,), (1.0,)))
+    (result,) = lockstep.results(())
     assert result.passed is passed
     assert result.error == pytest.approx(off, rel=0.01)
     assert result.relative_error == pytest.approx(off * 299, rel=0.01)
@@ -290,10 +310,10 @@ def compare_with(
     tiny: Tiny,
     factor: Callable[[str, int, int], float],
     on_progress: Callable[[int, int], None] | None = None,
-    labels: Sequence[int] = LABELS,
 ) -> Report:
     """The checkpoint against an engine that is spoiled in one place."""
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
-    reference = TorchEngine(reference_stages(bundle.manifest.system, model, vae))
+    reference = TorchEngine(reference_stages(bundle.manifest, model, vae))
     candidate = Spoiled(open_engine(bundle, "onnxruntime", 1), factor)
-    return compare_engines(bundle, reference, candidate, labels, SEEDS, schedule(bundle), on_progress=on_progress)
+    made = settings_of(bundle.manifest)
+    return compare_engines(bundle, reference, candidate, subjects(bundle), SEEDS, made, on_progress=on_progress)

@@ -36,8 +36,10 @@ def verify(capsys: pytest.CaptureFixture[str], bundle: Path, checkpoint: Path, *
     return far(capsys, "verify", bundle, "--checkpoint", checkpoint, "--threads", 1, *more)
 
 
-@pytest.fixture(params=["unmasked", "masked"])
+@pytest.fixture(params=["unmasked", "masked", "mar"])
 def case(request: pytest.FixtureRequest, tiny: Tiny) -> tuple[Path, Path]:
+    if request.param == "mar":
+        return tiny.mar_bundle, tiny.mar
     return (tiny.masked_bundle, tiny.masked) if request.param == "masked" else (tiny.bundle, tiny.safetensors)
 
 
@@ -62,12 +64,14 @@ def test_other_weights_of_the_same_size_fail(
     case: tuple[Path, Path], tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, checkpoint = case
-    pth = checkpoint if checkpoint == tiny.masked else tiny.far
+    pth = tiny.far if checkpoint == tiny.safetensors else checkpoint
     page, figures = tmp_path / "verify.html", tmp_path / "verify.json"
     code, out, err = verify(capsys, bundle, pth, "--weights", "model", "--html", page, "--json", figures)
     assert code == 1
     assert re.fullmatch(
-        r"error: transformer at level 0 \(step 1 of \d\): relative error \S+, tolerance 1e-04 \(and \d+ more\)\n", err
+        r"error: transformer at (level 0|iteration 1) \(step 1 of \d\): relative error \S+, tolerance 1e-04 "
+        r"\(and \d+ more\)\n",
+        err,
     )
     assert "FAILED: worst stage error" in out and "FAIL" in out
     found = json.loads(figures.read_text())
@@ -97,9 +101,11 @@ def test_json_to_standard_output_is_all_that_is_there(tiny: Tiny, capsys: pytest
     assert code == 0
     found = json.loads(out)
     check_schema(found)
-    assert found["schedule"]["levels"] == [0, 3] and found["schedule"]["steps"] == [1, 2]
-    assert found["schedule"]["guidance"] == [1, 1]
-    assert [(p["label"], p["seed"]) for p in found["pictures"]] == [(9, 5), (9, 6)]
+    assert found["settings"] == {"levels": [0, 3], "steps": [1, 2], "guidance": 1, "temperature": 1}
+    assert [(step["step"], step["inner"], step["guidance"]) for step in found["plan"]] == [
+        ("level 0", 1, 1), ("level 3", 2, 1),
+    ]  # fmt: skip
+    assert [(p["label"], p["name"], p["seed"]) for p in found["pictures"]] == [(9, "owl", 5), (9, "owl", 6)]
     assert "passed: " in err
 
 
@@ -114,7 +120,7 @@ def test_nan_in_one_graph_is_named(tiny: Tiny, tmp_path: Path, capsys: pytest.Ca
     found = json.loads((tmp_path / "found.json").read_text())
     check_schema(found)
     bad = [r for r in found["stages"] if not r["passed"]]
-    assert [(r["stage"], r["level"], r["error"], r["nonfinite"]) for r in bad] == [("transformer", 2, None, 1)]
+    assert [(r["stage"], r["at"], r["error"], r["nonfinite"]) for r in bad] == [("transformer", "level 2", None, 1)]
     assert [result["passed"] for result in found["loop"]] == [True, False]
     assert found["loop"][1]["first_nonfinite"] == 0
 
@@ -157,6 +163,8 @@ def put_nan(bundle: Path, stage: str, level: int) -> None:
         (["--label", "11"], "label 11: out of range"),
         (["--label", "unicorn"], "label 'unicorn': no class of that name"),
         (["--guidance", "-1"], "guidance -1: expected 0 or more"),
+        (["--iterations", "3"], "--iterations: a far model has no such setting; it takes --levels, --steps"),
+        (["--prompt", "fog"], "draws from class labels, not from text; use --label in place of --prompt"),
         (["--levels", "0,3,2"], "levels must rise"),
         (["--steps", "0"], "expected 1 to 1000"),
         (["--seed", "-1"], "seed -1: expected 0 to"),
@@ -224,42 +232,49 @@ def test_a_changed_bundle_is_refused(tiny: Tiny, tmp_path: Path, capsys: pytest.
 
 NUMBER, OPTIONAL = (int, float), (int, float, type(None))
 STAGE: dict[str, Any] = {
-    "stage": str, "output": str, "graph": str, "step": (int, type(None)), "level": (int, type(None)), "calls": int,
+    "stage": str, "output": str, "graph": str, "step": (int, type(None)), "at": str, "calls": int,
     "tolerance": float, "error": OPTIONAL, "worst_call": int, "relative_error": OPTIONAL, "cosine": NUMBER,
     "max_abs": NUMBER, "nonfinite": int, "nonfinite_reference": int, "first_nonfinite": (int, type(None)),
     "first_nonfinite_reference": (int, type(None)), "passed": bool,
 }  # fmt: skip
 LOOP: dict[str, Any] = {
-    "step": int, "level": int, "diffusion_steps": int, "limit": float, "error": OPTIONAL, "cosine": NUMBER,
+    "step": int, "at": str, "inner": int, "limit": float, "error": OPTIONAL, "cosine": NUMBER,
     "max_abs": NUMBER, "nonfinite": int, "nonfinite_reference": int, "first_nonfinite": (int, type(None)),
     "passed": bool,
 }  # fmt: skip
 PICTURE: dict[str, Any] = {
-    "label": int, "seed": int, "limit": float, "psnr": OPTIONAL, "max_difference": int, "passed": bool
+    "label": int, "name": str, "seed": int, "limit": float, "psnr": OPTIONAL, "max_difference": int, "passed": bool
 }  # fmt: skip
 WHOLE: dict[str, Any] = {
     "format": int, "passed": bool, "failures": list, "bundle": dict, "reference": dict, "candidate": dict,
-    "schedule": dict, "limits": dict, "stages": list, "loop": list, "pictures": list, "latents_error": OPTIONAL,
-    "worst_psnr": OPTIONAL,
+    "settings": dict, "plan": list, "limits": dict, "stages": list, "loop": list, "pictures": list,
+    "latents_error": OPTIONAL, "worst_psnr": OPTIONAL,
 }  # fmt: skip
 
 
 def check_schema(found: dict[str, Any]) -> None:
     """The figures that scripts may rely on, with their types, and nothing else."""
     check_types(found, WHOLE)
-    assert found["format"] == 1
+    assert found["format"] == 2
     assert found["passed"] is (found["failures"] == [])
     check_types(found["bundle"], dict.fromkeys(("name", "id", "system", "created_by"), str))
     for side in ("reference", "candidate"):
         check_types(found[side], {"name": str, "version": str})
         assert found[side]["version"]
-    check_types(found["schedule"], dict.fromkeys(("levels", "steps", "guidance", "temperature"), list))
+    mar = found["bundle"]["system"] == "mar"
+    steps = (int, list)  # one number where all are the same
+    of_system = {"iterations": int, "guidance_schedule": str} if mar else {"levels": list}
+    check_types(found["settings"], {**of_system, "steps": steps, "guidance": float, "temperature": float})
+    tokens = {"tokens": int} if mar else {}
+    for step in found["plan"]:
+        types = {"step": str, "inner": int, "guidance": NUMBER, "temperature": float, "visible": int, **tokens}
+        check_types(step, types)
     check_types(found["limits"], {"tolerance_scale": float, "stages": dict, "latents": float, "psnr": float})
     for results, types in ((found["stages"], STAGE), (found["loop"], LOOP), (found["pictures"], PICTURE)):
         assert results
         for result in results:
             check_types(result, types)
-    assert len(found["loop"]) == len(found["schedule"]["levels"])
+    assert [result["at"] for result in found["loop"]] == [step["step"] for step in found["plan"]]
     assert set(found["limits"]["stages"]) == {result["graph"] for result in found["stages"]}
 
 
@@ -324,7 +339,8 @@ def check_page(html: str, found: dict[str, Any]) -> None:
     rows = tags.count("tr") - 1
     assert rows == len(found["stages"]) + len(found["loop"])
     series = [attributes for tag, attributes in page.elements if tag == "polyline"]
-    assert len(series) == 3  # transformer, denoise, latents
+    stages = {result["stage"] for result in found["stages"] if result["step"] is not None}
+    assert len(series) == len(stages) + 1  # and the latents
     assert all(len((attributes["points"] or "").split()) == len(found["loop"]) for attributes in series)
     assert found["bundle"]["id"] in page.text and found["candidate"]["version"] in page.text
 
@@ -354,3 +370,20 @@ def test_settings_of_the_export_are_remembered(tiny: Tiny, tmp_path: Path, capsy
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     code, _, err = verify(capsys, bundle, tmp_path / "bare.pth", "--vae", tiny.vae, "--count", 1)
     assert (code, err) == (0, "")
+
+
+def test_weights_are_chosen_only_where_there_is_a_choice(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recorded name is no demand on a file with a single set; --weights is."""
+    import torch
+
+    state = torch.load(tiny.mar, weights_only=False)
+    flat = tmp_path / "flat.pth"
+    torch.save(state["model_ema"], flat)
+    sizes = ("--vae", tiny.vae, "--config", "heads=2", "--config", "prediction=v", "--count", 1, "--steps", 1)
+    code, _, err = verify(capsys, tiny.mar_bundle, flat, *sizes)
+    assert (code, err) == (0, "")
+    code, out, err = verify(capsys, tiny.mar_bundle, flat, *sizes, "--weights", "model_ema")
+    assert (code, out) == (2, "")
+    assert err == "error: --weights model_ema: flat.pth has a single set of weights; leave --weights out\n"
