@@ -1,6 +1,6 @@
 #!/bin/bash
 # Trains the zoo's far-emoji from nothing: pictures, KL-VAE, cached latents, FAR, the VAE's decoder once more, the card.
-# About an hour and a half on two idle cores. An interrupted run goes on where it was when the script is started again.
+# About three hours on two idle cores. An interrupted run goes on where it was when the script is started again.
 # MINUTES_VAE, MINUTES_FAR, MINUTES_DECODER: longer is better. PROCESSES: one per core (default 2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,15 +26,15 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
 [ -e "$runs/latents" ] || far train cache-latents --data data/emoji --vae "$runs/vae/vae.safetensors" -o "$runs/latents"
 
 [ -e "$runs/far/far.safetensors" ] || train far "$runs/far" \
-    --data "$runs/latents" --vae "$runs/vae/vae.safetensors" --minutes "${MINUTES_FAR:-53}" \
+    --data "$runs/latents" --vae "$runs/vae/vae.safetensors" --minutes "${MINUTES_FAR:-125}" \
     --width 192 --depth 4 --heads 4 --buffer 8 --head-width 256 --head-depth 3 --prediction v \
-    --levels sample --low 1 --draws 2 --dropout 0 --input-noise 0.3 --flip-until 0.727 --no-level-weight \
+    --levels sample --low 1 --draws 2 --dropout 0 --input-noise 0.3 --flip-until 0.7 --no-level-weight \
     --sheet-steps 10 --sheet-minutes 12 \
     --batch 32 --lr 9e-4 --warmup 100 --schedule cosine --clip 1 --ema 0.998
 
 [ -e "$runs/decoder/vae.safetensors" ] || train vae "$runs/decoder" \
     --init "$runs/vae/vae.safetensors" --freeze-encoder \
-    --data data/emoji --extra data/emoji-all --extra-share 0.125 --minutes "${MINUTES_DECODER:-7}" \
+    --data data/emoji --extra data/emoji-all --extra-share 0.125 --minutes "${MINUTES_DECODER:-20}" \
     --lowpass 0.1 --latent-noise 0.1 \
     --batch 16 --lr 8e-4 --warmup 20 --schedule cosine --ema 0.998 --weight-decay 0 --beta2 0.99 --clip 1
 
