@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from far_export.compare import compare
 
 TABLES = {"class_emb", "lvl_embed", "embedding"}
 
@@ -69,10 +70,8 @@ class NamedNoise:
 
 
 def relative_error(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """||a - b|| / ||b||; infinite where a is not finite or the shapes differ."""
-    if a.shape != b.shape or not np.isfinite(a).all():
-        return math.inf
-    return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64)))
+    """||a - b|| / ||b||; infinite where either is not finite or the shapes differ."""
+    return compare(a, b).error
 
 
 def save_checkpoint(case: dict[str, Any], path: Path, key: str) -> None:

@@ -12,10 +12,16 @@ import pytest
 import check_golden
 
 CASES = Path(__file__).parent / "golden"
+NAMES = sorted(path.parent.name for path in CASES.glob("*/case.json"))
+
+
+def test_every_system_has_a_case() -> None:
+    systems = {json.loads((CASES / case / "case.json").read_text())["system"] for case in NAMES}
+    assert systems == set(check_golden.CHECKS)
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
-@pytest.mark.parametrize("case", ["far", "far_mask", "far_t2i", "klvae"])
+@pytest.mark.parametrize("case", NAMES)
 def test_case_passes(case: str, engine: str) -> None:
     result = check_golden.check_case(CASES / case, engine)
     assert result["passed"], result
@@ -51,6 +57,27 @@ def test_other_settings_run(tmp_path: Path) -> None:
     assert "problem" not in result
     assert not result["passed"]
     assert all(np.isfinite(error) for error in result["errors"].values())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"iterations": 3}, {"iterations": 256, "diffusion_steps": 1}, {"cfg_schedule": "constant"}, {"cfg": 1.0},
+     {"seed": 5}, {"diffusion_steps": "5:2"}, {"labels": [3, 999]}],
+)  # fmt: skip
+def test_other_settings_of_mar_run_and_differ(tmp_path: Path, changed: dict[str, object]) -> None:
+    folder = shutil.copytree(CASES / "mar", tmp_path / "mar")
+    case = json.loads((folder / "case.json").read_text())
+    (folder / "case.json").write_text(json.dumps(case | changed))
+    with np.load(folder / "expected.npz") as arrays:
+        expected = dict(arrays)
+    z, iterations = expected["z_every_16th"], changed.get("iterations", case["iterations"])
+    expected["z_every_16th"] = np.resize(z, (iterations, *z.shape[1:]))
+    np.savez(folder / "expected.npz", **expected)
+    result = check_golden.check_case(folder, "torch")
+    assert "problem" not in result, result
+    assert not result["passed"]
+    assert all(np.isfinite(error) for error in result["errors"].values())
+    assert result["errors"]["latents"] > check_golden.LOOP_TOLERANCE
 
 
 def test_an_unknown_system_is_a_failed_case(tmp_path: Path) -> None:
