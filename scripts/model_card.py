@@ -90,7 +90,7 @@ def sample_figures(
     """Write samples.png (one of each class) and nearest.png; numbers over `per_class` samples of each class."""
     classes = len(data.names)
     labels = [label for _ in range(per_class) for label in range(classes)]
-    pictures = sample_pictures(far, vae, labels, list(range(len(labels))), steps, guidance)
+    pictures = sample_pictures("far", far, vae, labels, list(range(len(labels))), steps=steps, guidance=guidance)
     save_picture(tile(pictures[:classes], 16), out / "samples.png")
     pool = data.read(data.train)
     found, distance = nearest(pictures, pool)
