@@ -1,10 +1,11 @@
 """Compare this project with golden cases: what the official code computes from named weights and named noise.
 
-    python scripts/check_golden.py CASE_DIR... [--engine torch|onnxruntime]
+    python scripts/check_golden.py CASE_DIR... [--engine torch|onnxruntime|openvino]
 
 Every case is rebuilt from its case.json: the weights are drawn from their names and saved as a checkpoint in the
 official layout, which the ordinary loader reads; the stages are made (exported, for onnxruntime), and the ordinary
-loop runs with the named noise. Prints one JSON line per case and exits with 1 if any case fails.
+loop runs with the named noise. Prints one JSON line per case and exits with 1 if any case fails. Arguments that are
+files are passed over.
 """
 
 from __future__ import annotations
@@ -64,11 +65,14 @@ def check_case(folder: Path, engine_name: str) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
-@click.argument("cases", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("cases", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--engine", type=click.Choice(ENGINES), default="torch", show_default=True)
 def main(cases: tuple[Path, ...], engine: str) -> None:
+    folders = [path for path in cases if path.is_dir()]  # golden/* names its README too
+    if not folders:
+        raise click.UsageError("no folder of a case among the arguments")
     passed = True
-    for folder in cases:
+    for folder in folders:
         result = check_case(folder, engine)
         passed &= result["passed"]
         click.echo(json.dumps(result))
