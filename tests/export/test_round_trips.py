@@ -1,5 +1,5 @@
-"""FAR-T2I and VAR from an official-layout checkpoint to a repeated and an edited picture, by the commands that FAR and MAR
-have (test_export, test_mar)."""
+"""FAR-T2I and VAR from an official-layout checkpoint to a repeated and an edited picture, by the commands that FAR and
+MAR have (test_export, test_mar)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from far_runtime.cli import main
 
 @dataclass(frozen=True)
 class Way:
-    """One system's own part of the way: what export and verify are given, what is drawn, a setting, its kind of step."""
+    """One system's part: what export and verify are given, what is drawn, a setting, its kind of step."""
 
     checkpoint: Path
     vae: Path
