@@ -2,8 +2,9 @@
 
     python scripts/bench_export_memory.py [--preset far_huge] [--keep DIR]
 
-Writes a checkpoint with random weights in the official layout and kl16's sizes, exports it in a process of its own and
-reads that process's peak resident memory from the operating system. Needs disk for twice the weights.
+Writes a checkpoint with random weights in the official layout, and its autoencoder at the official size, exports both
+in a process of its own and reads that process's peak resident memory from the operating system. Needs disk for twice the
+weights.
 """
 
 from __future__ import annotations
@@ -18,20 +19,39 @@ from pathlib import Path
 
 import click
 import torch
+from torch import nn
 
 from far_models.far import FAR, PRESETS
 from far_models.kl_vae import AutoencoderKL, VAEConfig
+from far_models.mar import MAR
+from far_models.mar import PRESETS as MAR_PRESETS
+
+CONTINUOUS = {**PRESETS, **MAR_PRESETS}
+VAR = [f"var_d{depth}" for depth in (16, 20, 24, 30, 36)]
+
+
+def networks(preset: str) -> tuple[nn.Module, nn.Module]:
+    """The generator of a preset and the autoencoder that belongs to it, uninitialised."""
+    if preset.startswith("var_d"):
+        from far_models.var import VAR
+        from far_models.var import preset as var_preset
+        from far_models.vq_vae import VQVAE, VQVAEConfig
+
+        return VAR(var_preset(int(preset.removeprefix("var_d")))), VQVAE(VQVAEConfig())
+    return (MAR if preset in MAR_PRESETS else FAR)(CONTINUOUS[preset]), AutoencoderKL(VAEConfig())
 
 
 def write_checkpoints(preset: str, folder: Path) -> int:
-    """Random checkpoint-last.pth and kl16.ckpt in `folder`; returns the bytes of FAR's FP32 weights."""
-    far = FAR(PRESETS[preset])
-    for parameter in far.parameters():
+    """Random checkpoints of a preset in the official layout in `folder`; returns the bytes of the generator's FP32
+    weights."""
+    model, vae = networks(preset)
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    weights = far.state_dict()
+    weights = model.state_dict()
     arguments = argparse.Namespace(model=preset, mask=False)
-    torch.save({"model_ema": weights, "args": arguments}, folder / "checkpoint-last.pth")
-    torch.save({"model": AutoencoderKL(VAEConfig()).state_dict()}, folder / "kl16.ckpt")
+    flat = preset.startswith("var_d")
+    torch.save(weights if flat else {"model_ema": weights, "args": arguments}, folder / "checkpoint-last.pth")
+    torch.save(vae.state_dict() if flat else {"model": vae.state_dict()}, folder / "vae.pth")
     return sum(tensor.nbytes for tensor in weights.values())
 
 
@@ -39,7 +59,7 @@ def export(folder: Path) -> None:
     """Export what `write_checkpoints` wrote, as `far export` does."""
     from far_export.export import export_bundle
 
-    export_bundle(folder / "checkpoint-last.pth", folder / "kl16.ckpt", folder / "bundle", report=click.echo)
+    export_bundle(folder / "checkpoint-last.pth", folder / "vae.pth", folder / "bundle", report=click.echo)
 
 
 def run_apart(function: object, *args: object) -> tuple[float, int]:
@@ -57,7 +77,7 @@ def _measured(function: object, args: tuple[object, ...]) -> int:
 
 
 @click.command(help=__doc__)
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="far_huge", show_default=True)
+@click.option("--preset", type=click.Choice([*CONTINUOUS, *VAR]), default="far_huge", show_default=True)
 @click.option("--keep", type=click.Path(path_type=Path), help="Write the files here and leave them.")
 def main(preset: str, keep: Path | None) -> None:
     with tempfile.TemporaryDirectory() as aside:
