@@ -3,8 +3,8 @@
     python scripts/bench_export_memory.py [--preset far_huge] [--keep DIR]
 
 Writes a checkpoint with random weights in the official layout, and its autoencoder at the official size, exports both
-in a process of its own and reads that process's peak resident memory from the operating system. Needs disk for twice the
-weights.
+in a process of its own and reads that process's peak resident memory from the operating system. Needs disk for twice
+the weights.
 """
 
 from __future__ import annotations
