@@ -31,7 +31,7 @@ $(VENV)/.demo: $(VENV)/.python $(INPUTS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python $(INPUTS)
-	$(INSTALL) -e '.[cpu,openvino,export,train,dev]'
+	$(INSTALL) -e '.[cpu,openvino,rtx,export,train,evaluate,dev]'
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

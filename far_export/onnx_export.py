@@ -95,6 +95,7 @@ def _export(stage: Stage, folder: Path, weights: WeightFile) -> Graph:
         constants=dict(stage.constants),
         flops=dict(stage.flops),
         parameters=parameters,
+        profile={axis: (low, usual, high) for axis, (low, usual, high) in stage.profile.items()},
     )
 
 

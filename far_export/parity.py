@@ -28,7 +28,7 @@ from far_runtime.bundle import Bundle, Graph, Manifest
 from far_runtime.defaults import plan_of, sampler_of
 from far_runtime.diffusion import COEFFICIENTS
 from far_runtime.engines import open_engine
-from far_runtime.engines.base import Array, Engine
+from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.noise import SeedNoise
 from far_runtime.samplers.base import Step
@@ -42,14 +42,14 @@ def verify_bundle(
     bundle: Bundle,
     model: nn.Module,
     vae: nn.Module,
-    engine_name: str,
+    engine_name: str | None,
     subjects: Sequence[Subject],
     seeds: Sequence[int],
     settings: Mapping[str, Any],
     *,
     text: Stage | None = None,
     tolerance_scale: float = 1.0,
-    threads: int | None = None,
+    options: EngineOptions | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Draw one picture for every subject, with the seed beside it, on torch and on the engine `engine_name`, under
@@ -59,7 +59,7 @@ def verify_bundle(
     of other sizes than the bundle's and for an engine that is not there.
     """
     check_sizes(bundle.manifest, model, vae)
-    candidate = open_engine(bundle, engine_name, threads)
+    candidate = open_engine(bundle, engine_name, options)
     stages = reference_stages(bundle.manifest, model, vae)
     stages += [] if text is None else [text]
     reference, own = TorchEngine(stages), own_tolerances(stages)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bundle import MANIFEST
+from far_runtime.bundle import ENGINES_FOLDER, MANIFEST
 from far_runtime.errors import FarError
 
 
@@ -109,6 +109,8 @@ def _foreign(folder: Path) -> str | None:
     own = {folder / name for name in (MANIFEST, *files)}
     around = {parent for path in own for parent in path.parents}
     for path in sorted(folder.rglob("*")):
+        if path.relative_to(folder).parts[0] == ENGINES_FOLDER:  # compiled from the bundle, worthless without it
+            continue
         is_folder = path.is_dir() and not path.is_symlink()
         if path not in (around if is_folder else own):
             return str(path.relative_to(folder))

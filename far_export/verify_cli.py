@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from far_runtime.cli_engine import engine_options, take_engine
 from far_runtime.cli_sampling import sampling_options, subject_options, take_sampling
 
 if TYPE_CHECKING:
@@ -43,13 +44,7 @@ DEFAULT_SUBJECTS = 2
     metavar="NAME=VALUE|FILE",
     help="Settings that the weights do not show. Those of the export are remembered.",
 )
-@click.option(
-    "--engine",
-    default="onnxruntime",
-    show_default=True,
-    metavar="NAME",
-    help="onnxruntime (on the CPU), onnxruntime:cuda or onnxruntime:tensorrt.",
-)
+@engine_options("onnxruntime on the CPU")
 @subject_options("the first two classes")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each subject.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Each subject's pictures have SEED, SEED+1, ...")
@@ -62,7 +57,6 @@ DEFAULT_SUBJECTS = 2
     metavar="FACTOR",
     help="Multiplies the tolerances (the manifest's, or the exporter's where smaller).",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of either engine. Default: their own choice.")
 @click.option(
     "--json", "json_file", type=FILE, metavar="FILE|-", help="Write all figures as JSON; - is standard output."
 )
@@ -117,6 +111,7 @@ def _run(options: dict[str, Any]) -> Report:
     check_system(bundle)
     manifest = bundle.manifest
     settings = settings_of(manifest, take_sampling(options))
+    engine, engine_settings = take_engine(options)
     chosen = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     chosen = chosen or default_subjects(manifest, DEFAULT_SUBJECTS)
     subjects = [subject for subject in chosen for _ in range(options["count"])]
@@ -128,10 +123,10 @@ def _run(options: dict[str, Any]) -> Report:
     model, decoder = load_pair(checkpoint, vae, weights, overrides, manifest.system)
     check_weights(model, options["weights"])  # what the bundle recorded is no demand: a single set will do
     text = reference_text(manifest, model, options["text_encoder"])
-    with _threads(options["threads"]), progress_bar(sys.stderr.isatty()) as on_progress:
+    with _threads(engine_settings.threads), progress_bar(sys.stderr.isatty()) as on_progress:
         return verify_bundle(
-            bundle, model.model, decoder.model, options["engine"], subjects, seeds, settings, text=text,
-            tolerance_scale=options["tolerance_scale"], threads=options["threads"], on_progress=on_progress,
+            bundle, model.model, decoder.model, engine, subjects, seeds, settings, text=text,
+            tolerance_scale=options["tolerance_scale"], options=engine_settings, on_progress=on_progress,
         )  # fmt: skip
 
 

@@ -12,9 +12,13 @@ from typing import Any
 
 from far_runtime.errors import FarError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
+ENGINES_FOLDER = "engines"
+"""Folder in a bundle for what was compiled from it; no part of the bundle itself."""
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Graph:
     """One ONNX file. `constants`: what is folded into it (empty: everything is an input). `tolerance`: the relative
     error to the torch model that verify accepts. `flops`: arithmetic of one row as a polynomial in the sizes of its
     axes: the coefficient of every term, named by its axes ("": the constant, "count count": the square of `count`).
+    profile: smallest, usual and largest size of every dynamic axis, for engines that are compiled for them. precision:
+    of its matrix products.
     """
 
     name: str
@@ -42,6 +48,8 @@ class Graph:
     constants: dict[str, int] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
     parameters: int = 0
+    profile: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    precision: str = "fp32"
 
 
 def fits(folded: Mapping[str, int], constants: Mapping[str, int]) -> bool:
@@ -60,7 +68,8 @@ class FileRecord:
 @dataclass(frozen=True)
 class Manifest:
     """What manifest.json says. `model`: the network's sizes and settings; `schedule`: the sampling settings that are
-    used by default; `classes`: names by label, or empty; `source`: the checkpoint files.
+    used by default; `classes`: names by label, or empty; `source`: the checkpoint files; `precision`: what it was
+    exported in, one of PRECISIONS (single graphs may keep a higher one).
     """
 
     system: str
@@ -71,6 +80,7 @@ class Manifest:
     classes: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     created_by: str = ""
+    precision: str = "fp32"
 
     def graph(self, stage: str, constants: Mapping[str, int]) -> Graph:
         """The graph of a stage that has these constants folded in, or the one that takes them as inputs; FarError
@@ -219,6 +229,7 @@ def manifest_from_dict(data: Mapping[str, Any]) -> Manifest:
         classes=tuple(data.get("classes", ())),
         source=dict(data.get("source", {})),
         created_by=data.get("created_by", ""),
+        precision=_precision(data),
     )
 
 
@@ -236,4 +247,18 @@ def _graph(entry: Mapping[str, Any]) -> Graph:
         constants={name: int(value) for name, value in entry.get("constants", {}).items()},
         flops={term: float(value) for term, value in entry.get("flops", {}).items()},
         parameters=int(entry.get("parameters", 0)),
+        profile={axis: _sizes(sizes) for axis, sizes in entry["profile"].items()},
+        precision=_precision(entry),
     )
+
+
+def _sizes(sizes: Any) -> tuple[int, int, int]:
+    low, usual, high = (int(size) for size in sizes)
+    return low, usual, high
+
+
+def _precision(entry: Mapping[str, Any]) -> str:
+    precision = entry["precision"]
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    return str(precision)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from far_runtime.cli_engine import engine_options, take_engine
 from far_runtime.cli_generate import PATH, progress_bar
 from far_runtime.cli_sampling import sampling_options, subject_options, take_sampling
-from far_runtime.settings import MAX_BATCH, MAX_THREADS
+from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Manifest
@@ -71,10 +72,7 @@ if TYPE_CHECKING:
     help="Contact sheet, a row per subject; a single picture is written as it is.",
 )
 @click.option("--each", type=PATH, metavar="DIR", help="Also write one PNG a picture, with its settings in it.")
-@click.option("--engine", metavar="NAME", help="As for far generate. Default: onnxruntime on the CPU.")
-@click.option(
-    "--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of the engine. Default: the engine's choice."
-)
+@engine_options("onnxruntime on the CPU")
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no report.")
 def edit(
@@ -91,8 +89,6 @@ def edit(
     batch_size: int,
     output: Path,
     each: Path | None,
-    engine: str | None,
-    threads: int | None,
     no_check: bool,
     quiet: bool,
     **options: Any,
@@ -106,7 +102,6 @@ def edit(
         beside = "both are given" if mask is not None else "neither is given"
         raise click.UsageError(f"--mask says what to draw anew, --outpaint what to add: use one; {beside}")
     from far_runtime.edit import compose
-    from far_runtime.engines import DEFAULT_ENGINE
     from far_runtime.files import check_distinct
     from far_runtime.outputs import Outputs, check_sheet, write
     from far_runtime.pictures import name_of
@@ -116,9 +111,9 @@ def edit(
     check_sheet(output)
     inputs = {"--image": image} if mask is None else {"--image": image, "--mask": mask}
     check_distinct([("-o", output)], inputs)
-    sampling = take_sampling(options)
+    sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
     plan = _read(image, mask, outpaint)
-    with Pipeline.from_bundle(bundle, engine or DEFAULT_ENGINE, threads, check=not no_check) as pipeline:
+    with Pipeline.from_bundle(bundle, engine, check=not no_check, options=engine_settings) as pipeline:
         manifest = pipeline.bundle.manifest
         size = manifest.model["image_size"]
         subjects = subjects_of(manifest, labels, prompts, negative)

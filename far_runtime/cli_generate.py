@@ -7,14 +7,16 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from far_runtime.cli_engine import engine_options, take_engine
 from far_runtime.cli_sampling import SAMPLING, sampling_options, subject_options, take_sampling
-from far_runtime.settings import MAX_BATCH, MAX_THREADS
+from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:
     from far_runtime.generation import Generation, OnProgress, Progress
@@ -65,15 +67,7 @@ OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size"
     "the bare option would be taken for it.",
 )
 @click.option("--like", type=PATH, metavar="PNG", help="Repeat a picture bit for bit, with the settings in its file.")
-@click.option(
-    "--engine",
-    metavar="NAME",
-    help="onnxruntime (:cuda, :tensorrt) or openvino (:gpu, :npu). Default: onnxruntime on the CPU; with --like, the "
-    "picture's.",
-)
-@click.option(
-    "--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of the engine. Default: the engine's choice."
-)
+@engine_options("onnxruntime on the CPU; with --like, the picture's")
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no report.")
 @click.pass_context
@@ -91,8 +85,6 @@ def generate(
     each: Path | None,
     save_levels: str | None,
     like: Path | None,
-    engine: str | None,
-    threads: int | None,
     no_check: bool,
     quiet: bool,
     **options: Any,
@@ -106,15 +98,16 @@ def generate(
     from far_runtime.subjects import default_subjects, resolve_subjects
 
     check_sheet(output)
-    sampling = take_sampling(options)
+    sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
     outputs = Outputs(output, each, None if save_levels is None else level_files(save_levels, output))
     original = None
     if like is not None:
         _refuse_beside_like(ctx)
         original = read_settings(like)
-        threads = threads or original.threads
+        engine_settings = replace(engine_settings, threads=engine_settings.threads or original.threads)
     outputs.check_distinct((), like)
-    with Pipeline.from_bundle(bundle, engine or _engine_of(original), threads, check=not no_check) as pipeline:
+    engine = engine or _engine_of(original)
+    with Pipeline.from_bundle(bundle, engine, check=not no_check, options=engine_settings) as pipeline:
         manifest = pipeline.bundle.manifest
         if original is not None and like is not None:
             _warn_of_differences(like, original.differences(pipeline.surroundings()))
@@ -157,13 +150,11 @@ def _refuse_beside_like(ctx: click.Context) -> None:
         raise click.UsageError(f"--like takes {', '.join(given)} from the picture; leave out one or the other", ctx)
 
 
-def _engine_of(picture: PictureSettings | None) -> str:
-    """The engine that made a picture, where it is one of ours; else the default."""
-    from far_runtime.engines import DEFAULT_ENGINE, ENGINES
+def _engine_of(picture: PictureSettings | None) -> str | None:
+    """The engine that made a picture, where it is one of ours."""
+    from far_runtime.engines import ENGINES
 
-    if picture is not None and picture.engine.partition(":")[0] in ENGINES:
-        return picture.engine
-    return DEFAULT_ENGINE
+    return picture.engine if picture is not None and picture.engine.partition(":")[0] in ENGINES else None
 
 
 def _warn_of_differences(like: Path, differences: list[str]) -> None:

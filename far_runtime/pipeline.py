@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.defaults import check_system, option, plan_of, sampler_of, settings_of, unguided
-from far_runtime.engines import DEFAULT_ENGINE, open_engine
-from far_runtime.engines.base import Array, Engine
+from far_runtime.engines import open_engine
+from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation, OnProgress, joined, reporter
 from far_runtime.noise import SeedNoise
@@ -45,16 +45,24 @@ class Pipeline:
 
     @classmethod
     def from_bundle(
-        cls, path: str | Path, engine: str = DEFAULT_ENGINE, threads: int | None = None, check: bool = True
+        cls,
+        path: str | Path,
+        engine: str | None = None,
+        threads: int | None = None,
+        check: bool = True,
+        options: EngineOptions | None = None,
     ) -> Pipeline:
         """Open a bundle (comparing its checksums unless check=False) on the named engine.
+
+        threads: short for options=EngineOptions(threads=...).
 
         Raises FarError for a bundle that is missing or damaged and for an engine that cannot be had.
         """
         if threads is not None and threads < 1:
             raise FarError(f"{threads} threads: expected 1 or more; use --threads 2, say")
+        options = replace(options or EngineOptions(), threads=threads or (options.threads if options else None))
         bundle = open_bundle(path, check)
-        return cls(bundle, open_engine(bundle, engine, threads), threads)
+        return cls(bundle, open_engine(bundle, engine, options), options.threads)
 
     def __enter__(self) -> Pipeline:
         return self

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from far_runtime.bundle import Bundle
-from far_runtime.engines.base import Engine
+from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import FarError
 
 ENGINES = ("onnxruntime", "openvino")
 DEFAULT_ENGINE = "onnxruntime"
 
 
-def open_engine(bundle: Bundle, name: str = DEFAULT_ENGINE, threads: int | None = None) -> Engine:
+def open_engine(bundle: Bundle, name: str | None = None, options: EngineOptions | None = None) -> Engine:
     """The engine `name` (library, library:device, or openvino:device:precision) over a bundle; FarError for an unknown
     name or a library that is missing."""
+    options = options or EngineOptions()
+    name = name or DEFAULT_ENGINE
     library, _, device = name.partition(":")
     if library == "onnxruntime":
         from far_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle, device or "cpu", threads)
+        return OnnxRuntimeEngine(bundle, device or "cpu", options)
     if library == "openvino":
         from far_runtime.engines.openvino import OpenVinoEngine
 
         device, _, precision = device.partition(":")
-        return OpenVinoEngine(bundle, device or "cpu", precision, threads)
+        return OpenVinoEngine(bundle, device or "cpu", precision, options)
     raise FarError(
         f"engine {name!r}: unknown; known: {', '.join(ENGINES)}; with :cuda or :tensorrt after "
         "onnxruntime, with :gpu or :npu after openvino"

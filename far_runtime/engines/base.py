@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,16 @@ from numpy.typing import NDArray
 
 Array = Any
 """An array that lives where the engine computes. The loops only pass it on from stage to stage."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine runs, whichever it is; an engine passes over what does not concern it.
+
+    threads: of the CPU; None is the engine's own choice.
+    """
+
+    threads: int | None = None
 
 
 class Engine(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
-from far_runtime.engines.base import Array, scalar
+from far_runtime.engines.base import Array, EngineOptions, scalar
 from far_runtime.errors import FarError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -23,7 +23,7 @@ class OnnxRuntimeEngine:
     installed or lacks the provider.
     """
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, provider: str = "cpu", options: EngineOptions | None = None) -> None:
         try:
             self._ort: Any = importlib.import_module("onnxruntime")
         except ImportError:
@@ -43,7 +43,7 @@ class OnnxRuntimeEngine:
         self._bundle = bundle
         self._device = "cpu" if provider == "cpu" else "cuda"
         self._providers = [PROVIDERS[name] for name in _fallbacks(provider)]
-        self._threads = threads
+        self._threads = (options or EngineOptions()).threads
         self._sessions: dict[str, Any] = {}
 
     def put(self, array: NDArray[Any]) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
-from far_runtime.engines.base import Array, scalar
+from far_runtime.engines.base import Array, EngineOptions, scalar
 from far_runtime.errors import FarError
 
 PRECISIONS = {"f32": "f32", "bf16": "bf16", "f16": "f16"}
@@ -31,15 +31,17 @@ class OpenVinoEngine:
     """Runs a bundle's graphs on an OpenVINO device: CPU, or an Intel GPU or NPU (not run on those by us).
 
     precision: what the device may compute in where the graph says float32: "f32" (the default here, so that pictures do
-    not depend on the processor), "bf16" or "f16". threads: of the CPU. Raises FarError where openvino is not installed
-    or lacks the device.
+    not depend on the processor), "bf16" or "f16". Raises FarError where openvino is not installed or lacks the device.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "cpu", precision: str = "", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "cpu", precision: str = "", options: EngineOptions | None = None
+    ) -> None:
         try:
             self._ov: Any = importlib.import_module("openvino")
         except ImportError:
             raise FarError("openvino is not installed; install it with: pip install 'far-deploy[openvino]'") from None
+        options = options or EngineOptions()
         precision = precision or DEFAULT_PRECISION
         if precision not in PRECISIONS:
             raise FarError(f"engine openvino:{device}:{precision}: unknown precision; known: {', '.join(PRECISIONS)}")
@@ -62,8 +64,8 @@ class OpenVinoEngine:
             # Without its cache of kernels: attention over a length that changes from call to call (VAR's keys so far)
             # took a kernel made for another length and was wrong, in 2026.4 at least.
             self._settings["CPU_RUNTIME_CACHE_CAPACITY"] = "0"
-            if threads:
-                self._settings["INFERENCE_NUM_THREADS"] = threads
+            if options.threads:
+                self._settings["INFERENCE_NUM_THREADS"] = options.threads
         self._loaded: dict[str, _Loaded] = {}
 
     def put(self, array: NDArray[Any]) -> Array:

@@ -18,7 +18,7 @@ from far_export.torch_engine import TorchEngine
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
 from far_runtime.engines import open_engine
-from far_runtime.engines.base import Engine
+from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.pictures import read_settings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def engines(tiny: Tiny) -> Iterator[tuple[Engine, Engine]]:
     """The bundle's graphs on ONNX Runtime, and the torch modules that they came from."""
     bundle = open_bundle(tiny.mar_bundle)
     model, vae = (loaded.model for loaded in load_pair(tiny.mar, tiny.vae))
-    engine = open_engine(bundle, "onnxruntime", 1)
+    engine = open_engine(bundle, "onnxruntime", EngineOptions(threads=1))
     yield engine, TorchEngine(reference_stages(bundle.manifest, model, vae))
     engine.close()
 

@@ -22,7 +22,7 @@ from far_export.verdict import Report, required_psnr
 from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine
-from far_runtime.engines.base import Array, Engine
+from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.subjects import Subject, resolve_subjects
 
@@ -52,7 +52,9 @@ def run(bundle: Bundle, checkpoint: Path, vae: Path, change: Change | None = Non
     if change is not None:
         change(model, decoder)
     made = settings_of(bundle.manifest, settings)
-    return verify_bundle(bundle, model, decoder, "onnxruntime", subjects(bundle), SEEDS, made, threads=1)
+    return verify_bundle(
+        bundle, model, decoder, "onnxruntime", subjects(bundle), SEEDS, made, options=EngineOptions(threads=1)
+    )
 
 
 def test_an_honest_bundle_passes(case: tuple[Bundle, Path], tiny: Tiny) -> None:
@@ -86,7 +88,7 @@ def test_the_pictures_are_those_that_the_pipeline_draws(tiny: Tiny) -> None:
     from far_runtime.pipeline import Pipeline
 
     report = run(open_bundle(tiny.bundle), tiny.safetensors, tiny.vae)
-    with Pipeline.from_bundle(tiny.bundle, threads=1) as pipeline:
+    with Pipeline.from_bundle(tiny.bundle, options=EngineOptions(threads=1)) as pipeline:
         drawn = pipeline.generate(LABELS, SEEDS).images
     np.testing.assert_array_equal(np.stack([picture.candidate for picture in report.pictures]), drawn)
 
@@ -183,7 +185,17 @@ def test_tolerances_can_be_scaled(tiny: Tiny) -> None:
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
     made, drawn = settings_of(bundle.manifest), subjects(bundle)
     for scale, passed in ((1.0, True), (1e-5, False)):
-        report = verify_bundle(bundle, model, vae, "onnxruntime", drawn, SEEDS, made, tolerance_scale=scale, threads=1)
+        report = verify_bundle(
+            bundle,
+            model,
+            vae,
+            "onnxruntime",
+            drawn,
+            SEEDS,
+            made,
+            tolerance_scale=scale,
+            options=EngineOptions(threads=1),
+        )
         assert report.passed is passed
         assert {r.tolerance for r in report.stages} == {1e-4 * scale, 2e-3 * scale}
         assert report.latents_limit == pytest.approx(1e-3 * scale)
@@ -314,6 +326,6 @@ def compare_with(
     """The checkpoint against an engine that is spoiled in one place."""
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
     reference = TorchEngine(reference_stages(bundle.manifest, model, vae))
-    candidate = Spoiled(open_engine(bundle, "onnxruntime", 1), factor)
+    candidate = Spoiled(open_engine(bundle, "onnxruntime", EngineOptions(threads=1)), factor)
     made = settings_of(bundle.manifest)
     return compare_engines(bundle, reference, candidate, subjects(bundle), SEEDS, made, on_progress=on_progress)

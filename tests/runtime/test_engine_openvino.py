@@ -10,6 +10,7 @@ import pytest
 
 from far_runtime.bundle import open_bundle
 from far_runtime.engines import open_engine
+from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
 
@@ -31,7 +32,7 @@ def test_the_same_pictures_as_onnxruntime(tiny: Any, bundle: str) -> None:
 
 def test_arrays_of_earlier_calls_stay_as_they_were(tiny: Any) -> None:
     """A request's own output tensor would be overwritten by the next call."""
-    engine = open_engine(open_bundle(tiny.bundle), "openvino", 1)
+    engine = open_engine(open_bundle(tiny.bundle), "openvino", EngineOptions(threads=1))
     grid = engine.put(np.zeros((1, 16, 4), np.float32))
     first = engine.run("decode", {"latents": grid})["pixels"]
     before = engine.get(first).copy()
@@ -41,7 +42,7 @@ def test_arrays_of_earlier_calls_stay_as_they_were(tiny: Any) -> None:
 
 
 def test_put_copies(tiny: Any) -> None:
-    engine = open_engine(open_bundle(tiny.bundle), "openvino", 1)
+    engine = open_engine(open_bundle(tiny.bundle), "openvino", EngineOptions(threads=1))
     array = np.zeros(4, np.float32)
     there = engine.put(array)
     array += 1

@@ -1,0 +1,40 @@
+"""Options that every command with an engine shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from far_runtime.settings import MAX_THREADS
+
+if TYPE_CHECKING:
+    from far_runtime.engines.base import EngineOptions
+
+OPTIONS = ("threads",)
+"""The parameters that make up EngineOptions, by its names."""
+
+NAMES = "onnxruntime (:cuda, :tensorrt) or openvino (:gpu, :npu)"
+
+
+def engine_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add --engine and the options of `EngineOptions`; `default` says what runs without --engine."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option(
+            "--threads",
+            type=click.IntRange(1, MAX_THREADS),
+            help="Threads of the engine. Default: the engine's choice.",
+        )(command)
+        return click.option("--engine", metavar="NAME", help=f"{NAMES}. Default: {default}.")(command)
+
+    return add
+
+
+def take_engine(options: dict[str, Any]) -> tuple[str | None, EngineOptions]:
+    """Remove the engine's options from a command's; returns its name, if given, and how it is to run."""
+    from far_runtime.engines.base import EngineOptions
+
+    name: str | None = options.pop("engine")
+    return name, EngineOptions(**{option: options.pop(option) for option in OPTIONS})
