@@ -77,4 +77,31 @@ def test_constraints_pin_what_the_make_targets_install(setup: configparser.Confi
     wanted |= {project(line) for line in lines(setup["options"]["install_requires"])}
     pinned = {project(pin) for pin in pins}
     assert wanted - pinned == set()
-    assert [name for name in pinned if name.startswith(("nvidia", "cuda")) or name == "onnxruntime-gpu"] == []
+    # cuda-python is bindings alone; the libraries of CUDA itself come in packages of nvidia-*.
+    assert [name for name in pinned if name.startswith("nvidia") or name == "onnxruntime-gpu"] == []
+
+
+DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
+
+
+def copied(dockerfile: Path) -> list[str]:
+    """What a Dockerfile copies from the checkout."""
+    text = dockerfile.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [name for line in text.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_containers_copy_what_an_install_needs(setup: configparser.ConfigParser, dockerfile: Path) -> None:
+    """Every file is there and let through by .dockerignore, and no package is left out."""
+    names = copied(dockerfile)
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").split() if line[0] == "!"}
+    assert set(names) == let_through
+    roots = {name.partition(".")[0] for name in lines(setup["options"]["packages"])}
+    assert {Path(name).name for name in names} >= roots
+    readme, licences = setup["metadata"]["long_description"], lines(setup["metadata"]["license_files"])
+    assert {readme.removeprefix("file: "), *licences, "setup.cfg", "pyproject.toml"} <= set(names)
+
+
+def test_there_is_a_container_for_jetson_and_one_for_other_gpus() -> None:
+    assert [path.name for path in DOCKERFILES] == ["Dockerfile.gpu", "Dockerfile.l4t"]
