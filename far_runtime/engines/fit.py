@@ -1,0 +1,102 @@
+"""Why a cached engine does not fit this bundle on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from far_runtime.bundle import Bundle
+from far_runtime.engines.cache import CachedEngine, bundle_facts
+
+DISTRIBUTIONS = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx"),
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def library_version(library: str) -> str:
+    """Version of an engine library as it is installed here, or "": of its package, or of its module where the system
+    brings it without one (a Jetson)."""
+    for name in DISTRIBUTIONS.get(library, (library,)):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    if library in MODULES:
+        import importlib
+
+        try:
+            return str(importlib.import_module(MODULES[library]).__version__)
+        except (ImportError, AttributeError, OSError):
+            return ""
+    return ""
+
+
+def stale(engine: CachedEngine, bundle: Bundle) -> str:
+    """Why an engine fits nowhere any more: damaged, of another export, or of a version that was replaced here; else
+    ""."""
+    if engine.problem:
+        return engine.problem
+    for name, value in bundle_facts(bundle).items():
+        if engine.facts.get(name) != value:
+            return "of another export of this bundle"
+    here = library_version(engine.library)
+    if here and not _version_fits(engine.facts, here):
+        return f"built by {engine.library} {engine.facts.get('version')}, here is {here}"
+    return ""
+
+
+def misfit(engine: CachedEngine, bundle: Bundle, gpu: Mapping[str, Any] | None) -> str:
+    """Why an engine cannot be used here; "" if it can. gpu: "device" and "compute_capability" of this machine's, or
+    None without one."""
+    reason = stale(engine, bundle)
+    if reason:
+        return reason
+    if not library_version(engine.library):
+        return f"{engine.library} is not installed here"
+    return _device_misfit(engine, gpu)
+
+
+def _version_fits(facts: Mapping[str, Any], here: str) -> bool:
+    built = str(facts.get("version", ""))
+    if built == here:
+        return True
+    compatible = bool(facts.get("flags", {}).get("version_compatible"))
+    return compatible and _numbers(built)[:1] == _numbers(here)[:1] and _numbers(built) <= _numbers(here)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(".") if part.isdigit()]
+
+
+def _device_misfit(engine: CachedEngine, gpu: Mapping[str, Any] | None) -> str:
+    facts = engine.facts
+    if engine.library not in MODULES:
+        return ""
+    if gpu is None:
+        return f"for {device_of(engine)}; no NVIDIA GPU here"
+    here = gpu["compute_capability"]
+    if "targets" in facts:
+        target = "sm" + here.replace(".", "")
+        return "" if target in facts["targets"] else f"for {device_of(engine)}, here is {target}"
+    portable = facts.get("flags", {}).get("hardware_compatible")
+    if portable == "ampere+":
+        fits = _numbers(here) >= [8, 0]
+    elif portable == "same-cc":
+        fits = here == facts.get("compute_capability")
+    else:
+        fits = (here, gpu["device"]) == (facts.get("compute_capability"), facts.get("device"))
+    return "" if fits else f"for {device_of(engine)}, here is {gpu['device']} ({here})"
+
+
+def device_of(engine: CachedEngine) -> str:
+    """What an engine was built for, in words."""
+    facts = engine.facts
+    if "targets" in facts:
+        return ", ".join(facts["targets"])
+    capability = f" ({facts['compute_capability']})" if facts.get("compute_capability") else ""
+    return f"{facts.get('device', '')}{capability}"

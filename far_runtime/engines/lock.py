@@ -1,0 +1,93 @@
+"""A lock file between processes that dies with its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+POLL_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def held(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock `path` for the block; where another process has it, call `waits` once and wait.
+
+    The kernel gives the lock back when its owner ends, however it ends (flock; on Windows msvcrt.locking, which
+    polls): a file that was left behind locks nothing. The file is removed at the end. OSError where it cannot be made.
+    """
+    with _taken(path, waits):
+        yield
+
+
+@contextlib.contextmanager
+def held_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock for the block if nobody has it; whether that is so."""
+    try:
+        with _taken(path, None):
+            yield True
+    except BlockingIOError:
+        yield False
+
+
+@contextlib.contextmanager
+def _taken(path: Path, waits: Callable[[], None] | None) -> Iterator[None]:
+    while True:
+        file = path.open("a+b")
+        try:
+            if not _lock(file, wait=False):
+                if waits is None:
+                    raise BlockingIOError(f"{path} is locked")
+                waits()
+                _lock(file, wait=True)
+            if _is_at(file, path):
+                break
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # its last owner removed it while this process waited: it locks nothing any more
+        waits = waits and _nothing
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on Windows an open file stays
+            path.unlink()
+        file.close()
+
+
+def _nothing() -> None:
+    """Said once is enough."""
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[bytes], wait: bool) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            try:
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                return True
+            except OSError:
+                if not wait:
+                    return False
+                time.sleep(POLL_SECONDS)
+    else:
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
