@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from far_runtime.bundle import CALIBRATION_PICTURES, PRECISIONS
+
 FILE = click.Path(path_type=Path)
 
 
@@ -61,6 +63,19 @@ FILE = click.Path(path_type=Path)
     metavar="DIR",
     help="Hugging Face folder of the text encoder that a text-to-image checkpoint was trained with.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Of the matrix products and convolutions; norms, softmax and the solver's state stay FP32.",
+)
+@click.option(
+    "--calibrate",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Pictures that int8 is calibrated on. Default: {CALIBRATION_PICTURES}.",
+)
 def export(
     checkpoint: Path,
     vae: Path,
@@ -75,6 +90,8 @@ def export(
     others: tuple[str, ...],
     editing: bool,
     text_encoder: Path | None,
+    precision: str,
+    calibrate: int | None,
 ) -> None:
     """Export CHECKPOINT (official checkpoint-last.pth, or .safetensors) with its VAE as a bundle that runs without
     torch."""
@@ -99,6 +116,8 @@ def export(
         classes=read_classes(classes) if classes else (),
         editing=editing,
         text_encoder=text_encoder,
+        precision=precision,
+        calibrate=calibrate,
         report=click.echo,
     )
     size = sum(record.bytes for record in bundle.manifest.files.values())

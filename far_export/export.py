@@ -3,6 +3,7 @@ place."""
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,15 @@ from far_export.onnx_check import check_graphs, reference_outputs
 from far_export.place import check_target, folder_put_in_place
 from far_models.checkpoint import Checkpoint, load_checkpoint
 from far_runtime import __version__
-from far_runtime.bundle import Bundle, Manifest, open_bundle, record_of, write_manifest
+from far_runtime.bundle import (
+    CALIBRATION_PICTURES,
+    PRECISIONS,
+    Bundle,
+    Manifest,
+    open_bundle,
+    record_of,
+    write_manifest,
+)
 from far_runtime.defaults import settled
 from far_runtime.errors import FarError
 
@@ -37,6 +46,8 @@ def export_bundle(
     classes: Sequence[str] = (),
     editing: bool = True,
     text_encoder: str | Path | None = None,
+    precision: str = "fp32",
+    calibrate: int | None = None,
     report: Report = lambda line: None,
 ) -> Bundle:
     """Export a checkpoint and its VAE as a bundle of ONNX stages in the folder `output`.
@@ -45,12 +56,14 @@ def export_bundle(
     the default schedule with the level's constants folded in, "auto" what suits the system (shared for the unmasked
     FAR, per-level for the masked one). defaults: sampling settings of the bundle, in place of the checkpoint's own and
     the official ones. editing: with the stages that far edit needs. text_encoder: Hugging Face folder of the text
-    encoder, for a text-to-image model. The folder appears whole or not at all; an older bundle in its place stays until
-    the new one is complete. Raises FarError for bad input and CheckFailed where an exported graph does not compute what
-    the torch module computes.
+    encoder, for a text-to-image model. precision: of the matrix products and convolutions, one of PRECISIONS.
+    calibrate: pictures that int8 is calibrated on (CALIBRATION_PICTURES unless given). The folder appears whole or not
+    at all; an older bundle in its place stays until the new one is complete. Raises FarError for bad input and
+    CheckFailed where an exported graph does not compute what the torch module computes.
     """
     target = Path(output)
     check_target(target)
+    check_precision(precision, calibrate)
     model, decoder = load_pair(checkpoint, vae, weights, overrides)
     check_weights(model, weights)
     names = tuple(classes) or model.classes
@@ -94,10 +107,44 @@ def export_bundle(
             classes=names,
             source=source,
             created_by=f"far-deploy {__version__}",
+            precision="fp32" if precision == "int8" else precision,
         )
         write_manifest(folder, manifest)
         report(check_graphs(Bundle(folder, manifest), cases))
+        if precision == "int8":
+            manifest = quantized(folder, manifest, calibrate or CALIBRATION_PICTURES, report)
+            write_manifest(folder, manifest)
     return open_bundle(target, check=False)
+
+
+def check_precision(precision: str, calibrate: int | None) -> None:
+    """FarError for an unknown precision, and for calibration pictures where nothing is calibrated."""
+    if precision not in PRECISIONS:
+        raise FarError(f"precision {precision!r}: unknown; known: {', '.join(PRECISIONS)}")
+    if precision in ("fp16", "bf16"):
+        raise FarError(f"--precision {precision}: is not there yet; use fp32")
+    if calibrate is not None and precision != "int8":
+        raise FarError(f"--calibrate {calibrate}: only int8 is calibrated; leave it out, or add --precision int8")
+
+
+def quantized(folder: Path, manifest: Manifest, count: int, report: Report) -> Manifest:
+    """The exported FP32 bundle in `folder`, quantised to INT8 in place; returns its new manifest, not yet written.
+
+    This is the hook of far_export/quantize.py: `quantize_bundle(folder, manifest, count, report) -> Manifest`. `folder`
+    holds the whole FP32 bundle, its manifest.json too, so that `Pipeline.from_bundle(folder)` draws the calibration
+    pictures, `count` of them. quantize_bundle rewrites graphs and weights.bin in `folder` (nothing that no graph reads
+    stays in it) and returns the manifest with precision "int8", the precision and tolerance of every graph, and new
+    `files`. It raises a FarError where a library is missing. Afterwards export_bundle writes the manifest and
+    verifies the bundle against the FP32 torch modules.
+    """
+    try:
+        quantize: Any = importlib.import_module("far_export.quantize")
+    except ModuleNotFoundError as error:
+        raise FarError(
+            f"--precision int8: {error.name} is missing; install it with: pip install {error.name}"
+        ) from None
+    made: Manifest = quantize.quantize_bundle(folder, manifest, count, report)
+    return made
 
 
 def text_part(

@@ -19,6 +19,8 @@ ENGINES_FOLDER = "engines"
 """Folder in a bundle for what was compiled from it; no part of the bundle itself."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+CALIBRATION_PICTURES = 16
+"""Pictures that INT8 is calibrated on unless `far export --calibrate` says another number."""
 
 
 @dataclass(frozen=True)

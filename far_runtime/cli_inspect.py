@@ -60,6 +60,7 @@ def describe(bundle: Any) -> dict[str, Any]:
         "path": str(bundle.path),
         "id": manifest.id,
         "system": manifest.system,
+        "precision": manifest.precision,
         "created_by": manifest.created_by,
         "source": manifest.source,
         "model": manifest.model,
@@ -79,7 +80,7 @@ def _show(facts: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     size = sum(record["bytes"] for record in facts["files"].values())
     model = facts["model"]
-    console.print(f"{facts['path']}: {facts['system']} bundle {facts['id']}, {size / 1e6:.1f} MB")
+    console.print(f"{facts['path']}: {facts['system']} bundle {facts['id']}, {facts['precision']}, {size / 1e6:.1f} MB")
     console.print(", ".join(_model_facts(model)))
     for part, source in facts["source"].items():
         console.print(f"{part}: {', '.join(f'{key} {value}' for key, value in source.items())}")
@@ -111,10 +112,14 @@ def _table(title: str, **columns: str) -> Table:
 
 
 def _graph_table(facts: dict[str, Any]) -> Table:
-    table = _table("Stages", graph="left", inputs="left", outputs="left", parameters="right", GFLOP_a_row="right")
+    table = _table(
+        "Stages", graph="left", precision="left", inputs="left", outputs="left", parameters="right", GFLOP_a_row="right"
+    )
     for graph in facts["graphs"]:
         inputs, outputs = ("\n".join(_tensor(spec) for spec in graph[side]) for side in ("inputs", "outputs"))
-        table.add_row(graph["name"], inputs, outputs, f"{graph['parameters']:,}", _polynomial(graph["flops"]))
+        table.add_row(
+            graph["name"], graph["precision"], inputs, outputs, f"{graph['parameters']:,}", _polynomial(graph["flops"])
+        )
     return table
 
 
