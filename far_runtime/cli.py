@@ -14,12 +14,14 @@ from far_runtime import __version__
 from far_runtime.errors import CheckFailed, FarError
 
 BUILT_IN = {
+    "bench": "far_runtime.cli_bench",
     "edit": "far_runtime.cli_edit",
     "generate": "far_runtime.cli_generate",
     "inspect": "far_runtime.cli_inspect",
 }
 
 SUMMARIES = {
+    "bench": "Compare engines: time, memory and arithmetic.",
     "demo": "Export, draw and verify the model of models/zoo.",
     "edit": "Draw a part of a picture anew, or what lies around it.",
     "export": "Make a bundle of ONNX stages from a checkpoint.",

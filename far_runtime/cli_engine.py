@@ -18,8 +18,9 @@ OPTIONS = ("threads",)
 NAMES = "onnxruntime (:cuda, :tensorrt) or openvino (:gpu, :npu)"
 
 
-def engine_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add --engine and the options of `EngineOptions`; `default` says what runs without --engine."""
+def engine_options(default: str, several: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add --engine and the options of `EngineOptions`; `default` says what runs without --engine. several: --engine may
+    be repeated."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
@@ -27,7 +28,8 @@ def engine_options(default: str) -> Callable[[Callable[..., Any]], Callable[...,
             type=click.IntRange(1, MAX_THREADS),
             help="Threads of the engine. Default: the engine's choice.",
         )(command)
-        return click.option("--engine", metavar="NAME", help=f"{NAMES}. Default: {default}.")(command)
+        names = f"{NAMES}, torch, torch:compile; may be repeated" if several else NAMES
+        return click.option("--engine", multiple=several, metavar="NAME", help=f"{names}. Default: {default}.")(command)
 
     return add
 
@@ -38,3 +40,9 @@ def take_engine(options: dict[str, Any]) -> tuple[str | None, EngineOptions]:
 
     name: str | None = options.pop("engine")
     return name, EngineOptions(**{option: options.pop(option) for option in OPTIONS})
+
+
+def take_engines(options: dict[str, Any]) -> tuple[tuple[str, ...], EngineOptions]:
+    """The same of a command that takes several engines."""
+    names, settings = take_engine(options)
+    return tuple(names or ()), settings

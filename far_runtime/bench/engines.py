@@ -1,0 +1,99 @@
+"""Engines by name, those that other packages add by entry point included."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from far_runtime.bundle import Bundle
+from far_runtime.engines import ENGINES, open_engine
+from far_runtime.engines.base import Engine, EngineOptions
+from far_runtime.errors import FarError
+
+GROUP = "far.engines"
+"""Entry points `library = module`: modules that are a `Plugin`."""
+
+CPU, GPU = "cpu", "gpu"
+DEVICES = {"cuda": GPU, "tensorrt": GPU, "tensorrt-rtx": GPU, "gpu": GPU, "npu": "npu"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files that an engine needs which runs the checkpoint itself; None where they were not given."""
+
+    checkpoint: Path | None = None
+    vae: Path | None = None
+    text_encoder: Path | None = None
+
+
+class Plugin(Protocol):
+    """A module that adds an engine. It is imported when its engine is asked for, in the engine's own process."""
+
+    def open_plugin(self, bundle: Bundle, variant: str, options: EngineOptions, sources: Sources) -> Engine:
+        """The engine; variant: what follows the colon of its name. Raises FarError for what it lacks."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine that was asked for. name: as it was given (None: the best one). plugin: the module that adds it."""
+
+    name: str | None
+    plugin: str | None = None
+
+    def open(self, bundle: Bundle, options: EngineOptions, sources: Sources) -> Engine:
+        """The engine over a bundle; FarError for an unknown name and for a library or a file that is missing."""
+        if self.plugin is None or self.name is None:
+            return open_engine(bundle, self.name, options)
+        library, _, variant = self.name.partition(":")
+        try:
+            plugin: Plugin | Any = importlib.import_module(self.plugin)
+        except ModuleNotFoundError as error:
+            raise FarError(
+                f"engine {self.name}: needs {(error.name or library).partition('.')[0]} ({error}); install it with: "
+                "pip install 'far-deploy[export]'"
+            ) from error
+        engine: Engine = plugin.open_plugin(bundle, variant, options, sources)
+        return engine
+
+
+def plugins() -> dict[str, str]:
+    """Module of every engine that the installed packages add, by its library's name."""
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+def choose(names: Sequence[str]) -> list[Choice]:
+    """The engines asked for, or the best one; FarError, before anything is opened, for unknown and repeated names."""
+    added = plugins()
+    for i, name in enumerate(names):
+        library = name.partition(":")[0]
+        if library not in ENGINES and library not in added:
+            raise FarError(f"engine {name!r}: unknown; known: {', '.join([*ENGINES, *added])}")
+        if name in names[:i]:
+            raise FarError(f"--engine {name}: given twice; name each engine once")
+    return [Choice(name, added.get(name.partition(":")[0])) for name in names] or [Choice(None)]
+
+
+def device_of(engine: str) -> str:
+    """Where an engine computes, by its name: "cpu", "gpu" or "npu"."""
+    library, *rest = engine.split(":")
+    return next((DEVICES[part] for part in (*rest, library) if part in DEVICES), CPU)
+
+
+def computed_in(engine: str, precision: str, plugin: bool = False) -> tuple[str, str]:
+    """The precision of the matrix products of an engine over a bundle of `precision`, and what is to be said of it.
+
+    Processors have no FP16 arithmetic of their own that the engines would use: FP16 graphs are computed in FP32. BF16
+    is computed in on a processor where OpenVINO is told to; INT8 by all.
+    """
+    if plugin:
+        return "fp32", "" if precision == "fp32" else "runs the checkpoint in fp32"
+    if device_of(engine) != CPU or precision == "int8":
+        return precision, ""
+    if engine.endswith(":bf16"):
+        return "bf16", ""
+    return "fp32", "" if precision == "fp32" else f"{precision} graphs are computed in fp32 on the CPU"

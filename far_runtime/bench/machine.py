@@ -1,0 +1,94 @@
+"""What the machine is, and how much of its memory a process uses."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "tensorrt-rtx-cu12", "nncf")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+"""Abilities of a processor that decide how fast it multiplies."""
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, cores, memory, system and versions of the libraries that are installed; None where it cannot be
+    told."""
+    processor = _processor()
+    return {
+        "processor": processor.get("model name") or platform.processor() or platform.machine(),
+        "abilities": [flag for flag in FLAGS if flag in processor.get("flags", processor.get("Features", "")).split()],
+        "processors": os.cpu_count(),
+        "usable_processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "libraries": {name: found for name in LIBRARIES if (found := _version(name)) is not None},
+    }
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far in bytes, files that it has mapped included."""
+    status = _status().get("VmHWM", "").split()
+    if status:
+        return int(status[0]) * 1024
+    try:
+        resource: Any = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return None
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def gpu_facts() -> dict[str, Any] | None:
+    """Name of the first NVIDIA GPU and how much of its memory is in use by all; None without cuda-python or a GPU. Not
+    run on a GPU by us."""
+    try:
+        cuda: Any = importlib.import_module("cuda.bindings.runtime")
+        failed, properties = cuda.cudaGetDeviceProperties(0)
+        unknown, free, total = cuda.cudaMemGetInfo()
+    except (ImportError, RuntimeError, OSError):
+        return None
+    if int(failed) or int(unknown):
+        return None
+    name = properties.name
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return {"name": text.rstrip("\0"), "memory_bytes": int(total), "used_bytes": int(total) - int(free)}
+
+
+def _processor() -> dict[str, str]:
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        return {}
+    return _entries(first)
+
+
+def _status() -> dict[str, str]:
+    try:
+        return _entries(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return {}
+
+
+def _entries(text: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,101 @@
+"""The figures of `far bench` as a picture: pictures a second by batch size, and where the time goes."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from far_runtime.bench.figures import HOST, Figures
+from far_runtime.bench.table import largest
+from far_runtime.bench.timing import COPIES
+from far_runtime.errors import FarError
+from far_runtime.files import whole_file
+
+SUFFIXES = (".png", ".svg")
+ENGINE_COLOURS = ("#3b4a5e", "#2463c9", "#0f9aa0", "#c2570c", "#7a3fb8", "#b3261e", "#5b8c2a", "#8a8f98")
+STAGE_COLOURS = {
+    "transformer": "#2463c9",
+    "denoise": "#e08a3c",
+    "decode": "#7a3fb8",
+    COPIES: "#b9c2cd",
+    HOST: "#dfe4ea",
+}
+OTHER_COLOURS = ("#0f9aa0", "#5b8c2a", "#b3261e", "#8a6d3b", "#3b4a5e")
+
+
+def check_plot(path: Path) -> None:
+    """FarError unless `path` is named as a picture that can be drawn here."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise FarError(f"{path}: a plot is written as PNG or SVG; use --plot {path.with_suffix('.png')}, say")
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise FarError("--plot needs matplotlib; install it with: pip install matplotlib") from None
+
+
+def save_plot(figures: Figures, title: str, path: Path) -> None:
+    """Draw and write, whole or not at all; ValueError where nothing was measured."""
+    matplotlib: Any = importlib.import_module("matplotlib.figure")
+    measured = [engine for engine in figures.engines if largest(engine) is not None]
+    if not measured:
+        raise ValueError("no engine was measured")
+    figure = matplotlib.Figure(figsize=(11, 1.4 + max(3.2, 0.62 * len(measured) + 1.4)), dpi=130, layout="constrained")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    _rates(left, figures)
+    _stages(right, figures)
+    with whole_file(path) as aside:
+        figure.savefig(aside, format=path.suffix.lower()[1:])
+
+
+def _rates(axes: Any, figures: Figures) -> None:
+    """Bars: pictures a second, a group for each batch size."""
+    sizes = list(dict.fromkeys(batch.batch for engine in figures.engines for batch in engine.batches))
+    width = 0.84 / len(figures.engines)
+    for i, engine in enumerate(figures.engines):
+        batches = [(sizes.index(batch.batch), batch) for batch in engine.batches if batch.pictures_per_s]
+        x = [group + (i - (len(figures.engines) - 1) / 2) * width for group, _ in batches]
+        y = [batch.pictures_per_s or 0.0 for _, batch in batches]
+        slow = [rate - batch.batch / (batch.p95_s or 1) for rate, (_, batch) in zip(y, batches, strict=True)]
+        bars = axes.bar(x, y, width * 0.94, color=ENGINE_COLOURS[i % len(ENGINE_COLOURS)], label=engine.engine)
+        axes.errorbar(x, y, [slow, [0.0] * len(y)], fmt="none", ecolor="#1b2430", elinewidth=1, capsize=2)
+        axes.bar_label(bars, [f"{rate:.3g}" for rate in y], fontsize=7.5, padding=2)
+    axes.set_xticks(range(len(sizes)), [f"batch {size}" for size in sizes])
+    axes.set_title("pictures a second (whisker: slowest 5 %)", fontsize=10, loc="left")
+    axes.margins(y=0.12)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=2)
+    _plain(axes, "y")
+
+
+def _stages(axes: Any, figures: Figures) -> None:
+    """Stacked bars: milliseconds a picture by stage, an engine in each row."""
+    shown = [(engine, batch) for engine in figures.engines if (batch := largest(engine)) is not None]
+    names = list(dict.fromkeys(stage.stage for _, batch in shown for stage in batch.stages))
+    others = iter(OTHER_COLOURS * len(names))
+    colours = {name: STAGE_COLOURS.get(name) or next(others) for name in names}
+    rows = [len(shown) - 1 - i for i in range(len(shown))]  # the first on top
+    offsets = [0.0] * len(shown)
+    for name in names:
+        widths = [
+            sum(1e3 * stage.seconds / batch.batch for stage in batch.stages if stage.stage == name)
+            for _, batch in shown
+        ]
+        axes.barh(rows, widths, 0.62, left=offsets, color=colours[name], label=name)
+        offsets = [offset + width for offset, width in zip(offsets, widths, strict=True)]
+    for row, offset in zip(rows, offsets, strict=True):
+        axes.text(offset, row, f" {offset:,.0f} ms" if offset >= 10 else f" {offset:.2g} ms", va="center", fontsize=8)
+    axes.set_yticks(rows, [engine.engine for engine, _ in shown])
+    sizes = sorted({batch.batch for _, batch in shown})
+    axes.set_title(f"milliseconds a picture, batch {' or '.join(map(str, sizes))}", fontsize=10, loc="left")
+    axes.margins(x=0.16)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=len(names))
+    _plain(axes, "x")
+
+
+def _plain(axes: Any, values: str) -> None:
+    """No frame, light lines behind the bars."""
+    axes.spines[["top", "right", "left" if values == "y" else "bottom"]].set_visible(False)
+    axes.tick_params(length=0, labelsize=8)
+    axes.grid(axis=values, color="#e3e8ee", linewidth=0.8)
+    axes.set_axisbelow(True)

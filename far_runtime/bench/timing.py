@@ -1,0 +1,54 @@
+"""Seconds of every stage call of an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from far_runtime.engines.base import Array, Engine
+
+COPIES = "copies"
+"""Under this name stands what `put` and `get` take."""
+
+
+class TimedEngine:
+    """An engine that notes how long every call takes, in `seconds` by stage.
+
+    An engine that computes behind the caller's back has a method `synchronize`, which is called after every stage, so
+    that the time is the stage's own; what such an engine saves by not waiting shows in whole pictures alone. Of the
+    engine, only what the sampling loops need is passed on: it cannot capture a generation through this.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.name = engine.name
+        self.version: str = getattr(engine, "version", "")
+        self.seconds: dict[str, list[float]] = {}
+        self._engine = engine
+        self._clock = clock
+        self._wait: Callable[[], object] = getattr(engine, "synchronize", lambda: None)
+
+    def put(self, array: NDArray[Any]) -> Array:
+        return self._timed(COPIES, lambda: self._engine.put(array))
+
+    def get(self, array: Array) -> NDArray[Any]:
+        host: NDArray[Any] = self._timed(COPIES, lambda: self._engine.get(array))
+        return host
+
+    def run(
+        self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
+    ) -> dict[str, Array]:
+        outputs: dict[str, Array] = self._timed(stage, lambda: self._engine.run(stage, inputs, constants))
+        return outputs
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _timed(self, name: str, call: Callable[[], Any]) -> Any:
+        started = self._clock()
+        result = call()
+        self._wait()
+        self.seconds.setdefault(name, []).append(self._clock() - started)
+        return result

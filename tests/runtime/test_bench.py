@@ -1,0 +1,416 @@
+"""far bench: engines in turn, each in its own process; figures that add up; failures that are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import far_runtime.bench.engines
+import far_runtime.bench.products
+import far_runtime.bench.rounds
+from far_runtime.bench.engines import CPU, Choice, Sources, computed_in, device_of
+from far_runtime.bench.figures import Figures, figures_of, percentile
+from far_runtime.bench.process import Failed
+from far_runtime.bench.products import Products
+from far_runtime.bench.rounds import BatchRuns, EngineRuns, Length, Runs, measure
+from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
+from far_runtime.bench.timing import COPIES, TimedEngine
+from far_runtime.bundle import open_bundle
+from far_runtime.cost import picture_cost
+from far_runtime.defaults import plan_of, settings_of
+from far_runtime.engines.base import EngineOptions
+from far_runtime.errors import FarError
+from far_runtime.subjects import Subject
+
+if TYPE_CHECKING:
+    from conftest import Tiny
+
+HERE = Path(__file__).parent
+FLOPS = {"transformer": 6e9, "denoise": 3e9, "decode": 1e9}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small matrices, no rests, and the failing engine of this folder as the only one that is added."""
+    monkeypatch.setattr(far_runtime.bench.products, "SIZE", 64)
+    monkeypatch.setattr(far_runtime.bench.rounds, "REST", 0)
+    monkeypatch.setattr(far_runtime.bench.engines, "plugins", lambda: {"fake": "bench_fake"})
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+# Figures
+
+
+def test_percentiles_are_numpys() -> None:
+    values = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert (percentile(values, 50), percentile(values, 95), percentile(values, 100)) == (3.0, pytest.approx(4.8), 5.0)
+    assert percentile([7.0], 95) == 7.0
+    many = np.random.default_rng(0).random(37).tolist()
+    assert percentile(many, 95) == pytest.approx(np.percentile(many, 95))
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 50)
+
+
+def engine_runs(name: str, seconds: Mapping[int, list[float]], failure: str = "") -> EngineRuns:
+    """An engine that took `seconds` by batch size in the rounds: half in the transformer, a quarter in two denoise
+    calls, an eighth in decode, a sixteenth in copies."""
+    batches = {
+        batch: BatchRuns(
+            first=2 * rounds[0],
+            whole=dict(enumerate(rounds)),
+            staged=[
+                Staged(s, {COPIES: [s / 16], "transformer": [s / 2], "denoise": [s / 8, s / 8], "decode": [s / 8]})
+                for s in rounds
+            ],
+        )
+        for batch, rounds in seconds.items()
+    }
+    opened = Opened(name, "1", 0.5, 10)
+    return EngineRuns(name, opened, "fp32", "", False, batches, Memory(30, None), failure)
+
+
+def figures(*engines: EngineRuns, products: Any = None) -> Figures:
+    made = {(CPU, "fp32"): {"numpy": [20e9, 30e9, 25e9], "torch": [5e9]}} if products is None else products
+    return figures_of(Runs(list(engines), made, 64, 3, 1.0, []), FLOPS)
+
+
+def test_figures_of_known_times() -> None:
+    found = figures(engine_runs("a", {1: [1.0, 2.0, 4.0], 2: [2.0, 2.0, 2.0]}), engine_runs("b", {1: [0.5, 2.0, 1.0]}))
+    a, b = found.engines
+    one, two = a.batches
+    assert (one.p50_s, one.p95_s, one.pictures_per_s) == (2.0, pytest.approx(3.8), 0.5)
+    assert two.pictures_per_s == 1.0 and two.gflop == 20.0
+    assert (one.gflop, one.gflop_per_s) == (10.0, 5.0)
+    assert [(rate.gflop_per_s, rate.method) for rate in found.rates] == [(25.0, "numpy")]
+    assert one.rate_share == pytest.approx(0.2)
+    assert (a.load_s, a.peak_bytes, a.before_bytes) == (0.5, 30, 10)  # the first took no longer than the median
+    ratio = b.batches[0].ratio
+    assert ratio is not None and (ratio.median, ratio.low, ratio.high) == (
+        2.0,
+        1.0,
+        4.0,
+    )  # round by round, not of medians
+    assert one.ratio is not None and one.ratio.low == one.ratio.high == 1.0
+
+
+def test_stages_and_their_shares_add_up() -> None:
+    (engine,) = figures(engine_runs("a", {2: [1.0, 2.0, 4.0]})).engines
+    stages = engine.batches[0].stages
+    assert [stage.stage for stage in stages] == ["transformer", "denoise", "decode", COPIES, "host"]
+    assert sum(stage.time_share for stage in stages) == pytest.approx(1)
+    assert sum(stage.seconds for stage in stages) == pytest.approx(2.0)
+    assert sum(stage.gflop or 0 for stage in stages) == pytest.approx(engine.batches[0].gflop)
+    denoise = stages[1]
+    assert (denoise.calls, denoise.count, denoise.p50_s, denoise.seconds) == (2, 6, 0.25, 0.5)
+    assert (denoise.gflop_per_s, denoise.rate_share) == (12.0, pytest.approx(12 / 25))
+    assert stages[3].gflop_per_s is None
+
+
+def test_no_share_without_a_matrix_product() -> None:
+    found = figures(engine_runs("a", {1: [1.0]}), products={(CPU, "fp32"): {}})
+    assert found.rates == () and found.engines[0].batches[0].rate_share is None
+    assert found.engines[0].batches[0].gflop_per_s == 10.0
+
+
+def test_ratios_refer_to_the_first_engine_that_ran() -> None:
+    found = figures(
+        engine_runs("a", {1: [9.0]}, "batch 1: gone"), engine_runs("b", {1: [2.0]}), engine_runs("c", {1: [1.0]})
+    )
+    assert found.first == "b" and found.failures == ["engine a: batch 1: gone"]
+    assert found.engines[2].batches[0].ratio is not None and found.engines[2].batches[0].ratio.median == 2.0
+
+
+def test_precisions_are_those_computed_in() -> None:
+    assert computed_in("onnxruntime:cpu", "fp32") == ("fp32", "")
+    assert computed_in("onnxruntime:cpu", "fp16") == ("fp32", "fp16 graphs are computed in fp32 on the CPU")
+    assert computed_in("openvino:cpu:bf16", "fp32") == ("bf16", "")
+    assert computed_in("openvino:cpu:bf16", "int8") == ("int8", "")
+    assert computed_in("tensorrt", "fp16") == ("fp16", "")
+    assert computed_in("torch", "int8", plugin=True) == ("fp32", "runs the checkpoint in fp32")
+    assert [device_of(name) for name in ("onnxruntime:cuda", "openvino:gpu:f16", "openvino", "tensorrt-rtx")] == [
+        "gpu", "gpu", "cpu", "gpu"
+    ]  # fmt: skip
+
+
+def test_a_stage_is_timed_until_it_is_done() -> None:
+    now = [0.0]
+
+    def takes(seconds: float, result: Any = None) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            now[0] += seconds
+            return result
+
+        return call
+
+    engine: Any = SimpleNamespace(
+        name="n", version="1", put=takes(1), get=takes(2), run=takes(4, {}), synchronize=takes(8), close=takes(0)
+    )
+    timed = TimedEngine(engine, lambda: now[0])
+    for _ in range(2):
+        timed.run("denoise", {})
+    timed.get(timed.put(np.zeros(1)))
+    assert timed.seconds == {"denoise": [12.0, 12.0], COPIES: [9.0, 10.0]}
+
+
+# Rounds
+
+
+class FakeWorker:
+    """In place of a process: a clock that every call moves on, and a log of the calls of all engines."""
+
+    log: list[str]
+    now: float
+
+    def __init__(self, session: Any, environment: Any = None) -> None:
+        self.session = session
+        self.dead = False
+
+    def call(self, method: str, *args: Any) -> Any:
+        if isinstance(self.session, Products):
+            return {kind: ["numpy"] for kind in self.session.kinds} if method == "open" else {}
+        name = self.session.choice.name
+        if method == "open":
+            return Opened(name, "1", 0.0, None)
+        if method == "memory":
+            return Memory()
+        type(self).log.append(f"{name}{args[0]}{'' if method == 'whole' else '/'}")
+        type(self).now += 1.0
+        if name == "small" and args[0] > 1:
+            raise Failed("out of memory", memory=True, dead=True)
+        if name == "late" and len(type(self).log) > 8:
+            raise Failed("gone")
+        return 1.0 if method == "whole" else Staged(1.0, {})
+
+    def close(self) -> None:
+        self.dead = True
+
+
+def in_turn(length: Length, *names: str, batches: tuple[int, ...] = (1, 2)) -> tuple[Runs, str]:
+    """What was measured of fake engines, and the calls in their order (/: by stages)."""
+    worker: Any = type("Worker", (FakeWorker,), {"log": [], "now": 0.0})
+    sessions = [
+        EngineSession(Path("b"), Choice(name), EngineOptions(), Sources(), (Subject(0),), 0, {}) for name in names
+    ]
+    runs = measure(sessions, "fp32", batches, length, Products, start=worker, clock=lambda: worker.now)
+    return runs, " ".join(worker.log)
+
+
+def test_engines_run_in_turn_within_every_round() -> None:
+    runs, log = in_turn(Length(rounds=2), "a", "b", "c")
+    one_round = "a1 b1 c1 a1/ b1/ c1/ a2 b2 c2 a2/ b2/ c2/"
+    assert log == f"a1 b1 c1 a2 b2 c2 {one_round} {one_round}"  # warm-up first
+    assert runs.rounds == 2 and [entry[0] for entry in runs.order] == [0] * 12 + [1] * 12
+    assert [f"{engine}{batch}" for _, batch, engine, what in runs.order[:12] if what == "whole"] == [
+        "a1", "b1", "c1", "a2", "b2", "c2"
+    ]  # fmt: skip
+
+
+def test_rounds_are_begun_for_so_many_seconds() -> None:
+    runs, _ = in_turn(Length(seconds=20.0), "a", batches=(1,))
+    assert runs.rounds == 10  # of two seconds each
+    runs, _ = in_turn(Length(seconds=0.5), "a", batches=(1,))
+    assert runs.rounds == 1
+
+
+def test_a_batch_without_memory_is_skipped_and_its_engine_comes_back() -> None:
+    runs, log = in_turn(Length(rounds=1), "small", "b", batches=(1, 2, 4))
+    small, b = runs.engines
+    assert {batch: one.skipped for batch, one in small.batches.items()} == {
+        1: "", 2: "out of memory", 4: "batch 2 did not fit"
+    }  # fmt: skip
+    assert small.failure == "" and small.batches[1].whole == {0: 1.0}
+    assert all(one.whole for one in b.batches.values())
+    assert log.startswith("small1 b1 small2 small1 b2 b4 small1 b1")  # opened and warmed up again
+
+
+def test_an_engine_that_fails_is_left_out_of_further_rounds() -> None:
+    runs, log = in_turn(Length(rounds=3), "late", "b", batches=(1,))
+    assert runs.engines[0].failure == "batch 1: gone" and runs.engines[1].failure == ""
+    assert len(runs.engines[1].batches[1].whole) == 3
+    assert log.endswith("b1 b1/")
+
+
+# The command
+
+
+def bench_json(out: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_two_engines_are_compared(far: Any, tiny: Tiny, tmp_path: Path) -> None:
+    made = far(
+        "bench", tiny.bundle, "--engine", "onnxruntime", "--engine", "openvino", "--batch", "1,3", "--repeat", 2,
+        "--threads", 1, "--json", "bench.json", "--plot", "bench.png",
+    )  # fmt: skip
+    assert (made.code, made.err) == (0, "")
+    assert made.out.splitlines()[-1] == "written: bench.json, bench.png"
+    for text in ("Engines", "Pictures", "Stages, batch 3", "onnxruntime", "openvino", "matrix product 64 x 64: fp32"):
+        assert text in made.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.png"]  # nothing left aside
+    with Image.open(tmp_path / "bench.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.shape[1] > 1000 and 5 < pixels.std() < 100
+    found = bench_json((tmp_path / "bench.json").read_text())
+    check_schema(found)
+    manifest = open_bundle(tiny.bundle).manifest
+    settings = settings_of(manifest)
+    assert found["settings"] == settings and found["bundle"]["id"] == manifest.id and found["batches"] == [1, 3]
+    cost = picture_cost(manifest, plan_of(manifest, settings))
+    assert found["gflop"] == pytest.approx({stage: flop / 1e9 for stage, flop in cost.items()})
+    steps = plan_of(manifest, settings)
+    for engine in found["engines"]:
+        assert engine["failure"] == "" and engine["precision"] == "fp32"
+        assert engine["peak_bytes"] > engine["before_bytes"] > 0
+        for batch in engine["batches"]:
+            calls = {stage["stage"]: stage["calls"] for stage in batch["stages"]}
+            assert calls["transformer"] == len(steps) and calls["denoise"] == sum(step.inner for step in steps)
+            assert calls["decode"] == 1 and len(batch["seconds"]) == 2
+            assert batch["gflop"] == pytest.approx(batch["batch"] * sum(cost.values()) / 1e9)
+            assert sum(stage["time_share"] for stage in batch["stages"]) == pytest.approx(1)
+
+
+def check_schema(found: dict[str, Any]) -> None:
+    """The fields that docs/bench.md lists, and no others."""
+    page = (HERE.parents[1] / "docs" / "bench.md").read_text(encoding="utf-8")
+    engine, batch = found["engines"][0], found["engines"][0]["batches"][0]
+    parts = {"": found, "machine": found["machine"], "rates": found["rates"][0], "engines": engine, "batches": batch}
+    parts |= {"stages": batch["stages"][0]}
+    documented = {
+        line.split("|")[1].strip(" `"): set(line.split("|")[2].replace("`", "").replace(" ", "").split(","))
+        for line in page.partition("## JSON")[2].splitlines()
+        if line.startswith("| ") and "`" in line
+    }
+    assert {part: set(fields) for part, fields in parts.items()} == {
+        part.removeprefix("top"): fields for part, fields in documented.items()
+    }
+
+
+def test_json_alone_goes_to_standard_output(far: Any, tiny: Tiny) -> None:
+    made = far("bench", tiny.bundle, "--batch", 1, "--repeat", 1, "--steps", 1, "--json", "-")
+    assert made.code == 0 and "Pictures" in made.err
+    found = bench_json(made.out)
+    assert [engine["engine"] for engine in found["engines"]] == [found["engines"][0]["name"]]  # the default, in full
+    assert found["settings"]["steps"] == 1
+
+
+def test_failures_are_named_and_the_others_are_reported(far: Any, tiny: Tiny) -> None:
+    engines = ("fake:broken", "fake:memory", "fake:killed", "onnxruntime")
+    made = far(
+        "bench", tiny.bundle, *(part for name in engines for part in ("--engine", name)), "--batch", "1,2,3",
+        "--repeat", 1, "--steps", 1, "--threads", 1, "--json", "bench.json",
+    )  # fmt: skip
+    assert made.code == 1
+    assert made.err == "error: engine fake:broken: batch 2: ArithmeticError: the wheel is off\n"
+    assert "fake:memory, batch 3: skipped: out of memory" in made.out
+    killed = "fake:killed, batch 3: skipped: its process was ended by SIGKILL, as the system does when memory runs out"
+    assert killed in made.out.replace("\n", " ")
+    found = bench_json(Path("bench.json").read_text())
+    measured = {
+        engine["engine"]: [batch["batch"] for batch in engine["batches"] if batch["seconds"]]
+        for engine in found["engines"]
+    }
+    assert measured == {"fake:broken": [], "fake:memory": [1, 2], "fake:killed": [1, 2], "onnxruntime": [1, 2, 3]}
+    assert found["engines"][3]["batches"][0]["ratio"]["median"] > 0  # to fake:memory, the first that ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--engine", "abacus"), "engine 'abacus': unknown; known: onnxruntime, openvino"),
+        (("--engine", "openvino", "--engine", "openvino"), "--engine openvino: given twice"),
+        (("--engine", "onnxruntime:abacus"), "unknown provider"),
+        (("--engine", "fake:shut"), "engine fake:shut: does not open: ValueError: the door is locked"),
+        (("--batch", "1,two"), "expected numbers with commas between them, such as 1,4,8"),
+        (("--batch", "0"), "batch sizes are 1 to 4096"),
+        (("--batch", "2,2"), "give each batch size once"),
+        (("--repeat", 3, "--seconds", 3), "--repeat and --seconds: give one or the other"),
+        (("--label", "unicorn"), "unicorn"),
+        (("--top-k", 3), "--top-k: a far model has no such setting"),
+        (("--plot", "bench.gif"), "a plot is written as PNG or SVG; use --plot bench.png, say"),
+        (("--json", "same.png", "--plot", "same.png"), "--json and --plot would both write it"),
+        (("--json", "no.folder/"), "no.folder"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(
+    far: Any, tiny: Tiny, arguments: tuple[Any, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("no.folder").mkdir(exist_ok=True)
+    monkeypatch.setattr(far_runtime.bench.products.Products, "open", lambda self: pytest.fail("measured"))
+    made = far("bench", tiny.bundle, *arguments)
+    assert made.code == 2 and message in made.err and len(made.err.splitlines()) == 1
+    assert [path.name for path in Path().iterdir()] == ["no.folder"]
+
+
+def test_a_plot_without_matplotlib_is_refused_beforehand(far: Any, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    made = far("bench", tiny.bundle, "--plot", "bench.png")
+    assert made.code == 2 and "--plot needs matplotlib; install it with: pip install matplotlib" in made.err
+
+
+def test_an_engine_whose_library_is_missing_names_the_command(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bench_fake", None)
+    choice = Choice("fake", "bench_fake")
+    with pytest.raises(FarError, match=r"engine fake: needs bench_fake .*pip install 'far-deploy\[export\]'"):
+        choice.open(open_bundle(tiny.bundle, check=False), EngineOptions(), Sources())
+
+
+# Processes
+
+PROGRAM = """
+import sys
+if __name__ == "__main__":
+    import far_runtime.bench.engines as engines
+    engines.plugins = lambda: {"fake": "bench_fake"}
+    from far_runtime.cli import main
+    main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_command(tiny: Tiny, tmp_path: Path, ended_by: signal.Signals) -> None:
+    program, note = tmp_path / "program.py", tmp_path / "far-bench.pid"
+    program.write_text(PROGRAM)
+    paths = os.pathsep.join([str(HERE), *filter(None, sys.path)])
+    command = subprocess.Popen(
+        [sys.executable, str(program), "bench", str(tiny.bundle), "--engine", "fake:log", "--seconds", "600"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: note.exists() and note.read_text() != "")
+        engine = int(note.read_text())
+        assert alive(engine)
+        command.send_signal(ended_by)
+        _, err = command.communicate(timeout=60)
+    finally:
+        command.kill()
+    wait_for(lambda: not alive(engine))
+    if ended_by != signal.SIGKILL:
+        assert command.returncode == 130 and err.strip() == "interrupted"
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "did not come to pass"
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
