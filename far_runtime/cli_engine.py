@@ -12,7 +12,7 @@ from far_runtime.settings import MAX_THREADS
 if TYPE_CHECKING:
     from far_runtime.engines.base import EngineOptions
 
-OPTIONS = ("threads",)
+OPTIONS = ("threads", "cuda_graph", "weight_budget")
 """The parameters that make up EngineOptions, by its names."""
 
 NAMES = "onnxruntime (:cuda, :tensorrt) or openvino (:gpu, :npu)"
@@ -23,6 +23,17 @@ def engine_options(default: str, several: bool = False) -> Callable[[Callable[..
     be repeated."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option(
+            "--weight-budget",
+            type=click.IntRange(0),
+            metavar="MIB",
+            help="MiB of each engine's weights that stay on the GPU, for TensorRT engines with weight streaming.",
+        )(command)
+        command = click.option(
+            "--cuda-graph/--no-cuda-graph",
+            default=True,
+            help="Whether TensorRT captures whole generations. Default: it does.",
+        )(command)
         command = click.option(
             "--threads",
             type=click.IntRange(1, MAX_THREADS),

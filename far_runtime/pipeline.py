@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from far_runtime import __version__
 from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.defaults import check_system, option, plan_of, sampler_of, settings_of, unguided
 from far_runtime.engines import open_engine
-from far_runtime.engines.base import Array, Engine, EngineOptions
+from far_runtime.engines.base import Array, Engine, EngineOptions, draw
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation, OnProgress, joined, reporter
 from far_runtime.noise import SeedNoise
@@ -179,11 +180,11 @@ class Pipeline:
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Pictures uint8 [B, H, W, 3] of what the loop ends with (scaled latents [B, L, C])."""
-        return self._decode(self.engine.put(latents))
-
-    def _decode(self, latents: Array) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = self.engine.get(self.engine.run("decode", {"latents": latents})["pixels"])
+        pixels: NDArray[np.uint8] = self.engine.get(self._decode(self.engine, self.engine.put(latents)))
         return pixels
+
+    def _decode(self, engine: Engine, latents: Array) -> Array:
+        return engine.run("decode", {"latents": latents})["pixels"]
 
     def _check(self, subjects: Sequence[Subject], seeds: Sequence[int], batch_size: int) -> None:
         option, kind = ("--prompt", "prompts") if takes_text(self.bundle.manifest) else ("--label", "labels")
@@ -226,10 +227,7 @@ class Pipeline:
         batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
         plan = plan_of(self.bundle.manifest, settings)
         report = reporter(plan, len(batches), on_progress)
-        parts = [
-            self._batch(batch, settings, report(i), save_levels, known(len(batch)) if known else None)
-            for i, batch in enumerate(batches)
-        ]
+        parts = [self._batch(batch, settings, report(i), save_levels, known) for i, batch in enumerate(batches)]
         return replace(joined(parts), step_names=tuple(step.name for step in plan))
 
     def _batch(
@@ -238,7 +236,7 @@ class Pipeline:
         settings: Mapping[str, Any],
         report: Callable[[Step, int], None],
         save_levels: bool,
-        known: Known | None = None,
+        known: Callable[[int], Known] | None = None,
     ) -> Generation:
         """Pictures that are computed together."""
         samples: list[NDArray[np.float32]] = []
@@ -250,10 +248,24 @@ class Pipeline:
 
         manifest = self.bundle.manifest
         sampler = sampler_of(manifest)
-        condition, warnings = condition_of(self.engine, self.bundle, [picture.subject for picture in pictures])
-        noise = SeedNoise([picture.seed for picture in pictures])
-        state = sampler.sample(self.engine, manifest.model, settings, condition, noise, on_step, known)
-        images, latents = self._decode(state), self.engine.get(state).copy()
+        subjects = [picture.subject for picture in pictures]
+        warnings: tuple[str, ...] = ()
+
+        def make(engine: Engine) -> dict[str, Array]:
+            nonlocal warnings
+            condition, warnings = condition_of(engine, self.bundle, subjects)
+            noise = SeedNoise([picture.seed for picture in pictures])
+            kept = known(len(pictures)) if known else None
+            state = sampler.sample(engine, manifest.model, settings, condition, noise, on_step, kept)
+            return {"images": self._decode(engine, state), "latents": state}
+
+        if save_levels:  # the states are read on the way
+            arrays = {name: self.engine.get(array).copy() for name, array in make(self.engine).items()}
+        else:
+            texts = {text for one in subjects if one.label is None for text in (one.name, one.negative)}
+            key = (json.dumps(settings, sort_keys=True), len(pictures), len(texts), known is not None)
+            arrays = draw(self.engine, key, make)
+        images, latents = arrays["images"], arrays["latents"]
         if not np.isfinite(latents).all():
             used = ", ".join(f"{option(name)} {value}" for name, value in settings.items())
             raise FarError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,13 @@ Array = Any
 class EngineOptions:
     """How an engine runs, whichever it is; an engine passes over what does not concern it.
 
-    threads: of the CPU; None is the engine's own choice.
+    threads: of the CPU; None is the engine's own choice. cuda_graph: whether TensorRT captures whole generations.
+    weight_budget: MiB of the weights of each TensorRT engine with weight streaming that stay on the GPU; None: all.
     """
 
     threads: int | None = None
+    cuda_graph: bool = True
+    weight_budget: int | None = None
 
 
 class Engine(Protocol):
@@ -46,6 +49,30 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the engine's memory back."""
+
+
+Make = Callable[[Engine], Mapping[str, Array]]
+"""A whole generation on an engine: from the first `put` to the arrays to be read, by name."""
+
+
+@runtime_checkable
+class DrawingEngine(Protocol):
+    """An engine that has its own way with whole generations."""
+
+    def draw(self, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
+        """What `make` comes to, on the host."""
+
+
+def draw(engine: Engine, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
+    """Run a whole generation and read its arrays.
+
+    key: what the sequence of its calls depends on. An engine that has run a generation of the same key may run `make`
+    without computing anything and then repeat the recorded work on the new arrays; it may also run `make` twice. So
+    `make` reads nothing from the engine, and takes every array from `put` and `run`.
+    """
+    if isinstance(engine, DrawingEngine):
+        return engine.draw(key, make)
+    return {name: np.array(engine.get(array)) for name, array in make(engine).items()}
 
 
 def scalar(value: float, dtype: Any = np.float32) -> NDArray[Any]:

@@ -1,0 +1,172 @@
+"""The calls of the CUDA runtime that the TensorRT engine makes, through cuda-python, each one checked.
+
+Not run on a GPU by us: tests/simulator stands in for the library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.errors import FarError
+
+
+class Deviation(Exception):
+    """A generation does not do what the one before of its kind did; it is to run uncaptured. always: so would any, for
+    it does what no captured one can."""
+
+    def __init__(self, said: str, always: bool = False) -> None:
+        super().__init__(said)
+        self.always = always
+
+
+def load_cuda() -> Any:
+    """The module of cuda-python that has the runtime's calls; FarError where it is not installed."""
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second is its name before 12.6
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise FarError("cuda-python is not installed; install it with: pip install 'far-deploy[tensorrt]' (or [rtx])")
+
+
+class Cuda:
+    """One device and one stream of it, on which everything runs in order.
+
+    allocations: how often memory was asked for, on the device or pinned. relief: called when the device is full; gives
+    memory back and says whether there was any. Raises FarError where there is no device and for every failed call.
+    """
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        self.allocations = 0
+        self.capturing = False
+        self.relief: Callable[[], bool] = lambda: False
+        try:
+            count = self._call("cudaGetDeviceCount")
+        except FarError as error:
+            raise FarError(
+                f"no NVIDIA GPU can be used here ({error}); install its driver, in a container give it the GPU "
+                "(docker run --gpus all), or use another --engine, such as onnxruntime"
+            ) from None
+        if not count:
+            raise FarError("no NVIDIA GPU in this machine; use another --engine, such as onnxruntime")
+        self.stream = self._call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
+
+    def malloc(self, size: int) -> int:
+        """Device memory of `size` bytes; Deviation while a graph is captured, where nothing may be allocated."""
+        if self.capturing:
+            raise Deviation("device memory is needed that the generation before did not need")
+        while True:
+            error, address = self._api.cudaMalloc(size)
+            if error != self._api.cudaError_t.cudaErrorMemoryAllocation:
+                break
+            self._api.cudaGetLastError()  # or the next call of the library would report it again
+            if not self.relief():
+                free, total = self._call("cudaMemGetInfo")
+                raise FarError(
+                    f"the GPU has no room for {mib(size)} more (free: {mib(free)} of {mib(total)}); use a smaller "
+                    "--batch-size, or end what else uses the GPU"
+                )
+        self._check("cudaMalloc", error)
+        self.allocations += 1
+        return int(address)
+
+    def free(self, address: int) -> None:
+        self._call("cudaFree", address)
+
+    def malloc_host(self, size: int) -> int:
+        """Pinned memory of the host."""
+        if self.capturing:
+            raise Deviation("pinned memory is needed that the generation before did not need")
+        try:
+            address = self._call("cudaMallocHost", size)
+        except FarError as error:
+            raise FarError(f"{mib(size)} of pinned host memory: {error}; use a smaller --batch-size") from None
+        self.allocations += 1
+        return int(address)
+
+    def free_host(self, address: int) -> None:
+        self._call("cudaFreeHost", address)
+
+    def copy_in(self, target: int, source: int, size: int) -> None:
+        """From pinned to device memory, when the stream gets there."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", target, source, size, kind, self.stream)
+
+    def copy_out(self, target: int, source: int, size: int) -> None:
+        """From device to pinned memory, when the stream gets there."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", target, source, size, kind, self.stream)
+
+    def synchronize(self) -> None:
+        """Wait until the stream has done everything; Deviation while a graph is captured."""
+        if self.capturing:
+            raise Deviation("the host wants to read what has not been computed yet", always=True)
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def begin_capture(self) -> None:
+        """From here on the stream's work is written down, not done."""
+        # Thread-local: what other threads do with CUDA meanwhile is no business of the capture's.
+        self._call(
+            "cudaStreamBeginCapture", self.stream, self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+        self.capturing = True
+
+    def end_capture(self) -> Any:
+        """The work since `begin_capture`, ready to be launched."""
+        self.capturing = False
+        graph = self._call("cudaStreamEndCapture", self.stream)
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
+
+    def abandon_capture(self) -> None:
+        """End the capture and forget it, whatever state it is in."""
+        self.capturing = False
+        error, graph = self._api.cudaStreamEndCapture(self.stream)
+        if error == self._api.cudaError_t.cudaSuccess:
+            self._call("cudaGraphDestroy", graph)
+        else:  # the capture had become invalid, which is why it is abandoned
+            self._api.cudaGetLastError()
+
+    def launch(self, graph: Any) -> None:
+        self._call("cudaGraphLaunch", graph, self.stream)
+
+    def destroy(self, graph: Any) -> None:
+        self._call("cudaGraphExecDestroy", graph)
+
+    def close(self) -> None:
+        self._call("cudaStreamDestroy", self.stream)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """What a call returns beside its error code."""
+        error, *values = getattr(self._api, name)(*arguments)
+        self._check(name, error)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _check(self, name: str, error: Any) -> None:
+        if error == self._api.cudaError_t.cudaSuccess:
+            return
+        _, said = self._api.cudaGetErrorString(error)
+        self._api.cudaGetLastError()
+        raise FarError(f"{name}: {said.decode() if isinstance(said, bytes) else said}")
+
+
+def host_view(address: int, size: int) -> NDArray[np.uint8]:
+    """The bytes of pinned memory as an array, for as long as it is not freed."""
+    import ctypes
+
+    memory: Any = (ctypes.c_uint8 * size).from_address(address)
+    view: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
+    return view
+
+
+def mib(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size} bytes" if size < 1 << 20 else f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,115 @@
+"""TensorRT engines on the simulator, and pipelines over them beside ONNX Runtime's."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from far_runtime.bundle import open_bundle
+from far_runtime.engines import tensorrt
+from far_runtime.engines.base import EngineOptions
+from far_runtime.engines.tensorrt import TensorRtEngine
+from far_runtime.pipeline import Pipeline
+from simulated_cuda import SimulatedCuda
+from simulated_tensorrt import VERSION, Device, plan_of, simulated_tensorrt
+
+
+class Simulation:
+    """A simulated GPU with its library, and engines opened on it."""
+
+    def __init__(self, library: str = "tensorrt-rtx", version: str = VERSION, **cuda: Any) -> None:
+        self.library = library
+        self.cuda = SimulatedCuda(**cuda)
+        self.device = Device(self.cuda, library == "tensorrt-rtx", version)
+        self.module = simulated_tensorrt(self.device)
+
+    def engine(
+        self,
+        path: Path,
+        options: EngineOptions | None = None,
+        profiles: Mapping[str, Sequence[Mapping[str, tuple[int, int, int]]]] | None = None,
+        **plan: Any,
+    ) -> TensorRtEngine:
+        """An engine over a bundle whose graphs were "built" with these profiles (by graph) and `plan_of`'s other
+        settings."""
+        bundle = open_bundle(path, check=False)
+        graphs = {graph.name: graph for graph in bundle.manifest.graphs}
+        return TensorRtEngine(
+            bundle,
+            self.library,
+            lambda name: plan_of(bundle, graphs[name], (profiles or {}).get(name, ()), **plan),
+            options,
+        )
+
+    def pipeline(self, path: Path, options: EngineOptions | None = None, **plan: Any) -> Pipeline:
+        return Pipeline(open_bundle(path, check=False), self.engine(path, options, **plan))
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes simulations; the engine finds the last one made in place of the libraries."""
+
+    def make(*arguments: Any, **more: Any) -> Simulation:
+        made = Simulation(*arguments, **more)
+        monkeypatch.setattr(tensorrt, "load_libraries", lambda library: (made.module, made.cuda))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def simulation(simulate: Any) -> Simulation:
+    made: Simulation = simulate()
+    return made
+
+
+@pytest.fixture(scope="session")
+def var_bundle(tiny: Any) -> Path:
+    """A tiny VAR with random weights, kept beside the other tiny bundles."""
+    target: Path = tiny.folder / "bundle_var"
+    with (tiny.folder / "bundle_var.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            make_var_bundle(target)
+    return target
+
+
+def make_var_bundle(target: Path) -> None:
+    import torch
+
+    from far_export.export import export_bundle
+    from far_models.var import VAR, VARConfig
+    from far_models.vq_vae import VQVAE, VQVAEConfig
+
+    scales = (1, 2, 3, 4)
+    torch.manual_seed(0)
+    var = VAR(VARConfig(patch_nums=scales, channels=32, vocabulary=20, classes=5, width=64, depth=1, heads=1))
+    vqvae = VQVAE(VQVAEConfig(ch=32, multipliers=(1, 1), blocks=1, channels=32, vocabulary=20, patch_nums=scales))
+    paths = target.with_name("var_d1.pth"), target.with_name("vq_vae.pth")
+    for path, model in zip(paths, (var, vqvae), strict=True):
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        torch.save(model.state_dict(), path)
+    export_bundle(*paths, target, overrides={"patch_nums": list(scales)})
+
+
+SYSTEMS = ("far", "far_mask", "mar", "far_t2i", "var")
+
+
+@pytest.fixture(params=SYSTEMS)
+def system_bundle(request: pytest.FixtureRequest, tiny: Any) -> Path:
+    """The tiny bundle of each system."""
+    if request.param == "var":
+        return Path(request.getfixturevalue("var_bundle"))
+    bundles = {"far": "bundle", "far_mask": "masked_bundle", "mar": "mar_bundle", "far_t2i": "t2i_bundle"}
+    return Path(getattr(tiny, bundles[request.param]))
+
+
+@pytest.fixture
+def bundle_copy(tiny: Any, tmp_path: Path) -> Iterator[Path]:
+    yield Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
