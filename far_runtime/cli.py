@@ -15,6 +15,8 @@ from far_runtime.errors import CheckFailed, FarError
 
 BUILT_IN = {
     "bench": "far_runtime.cli_bench",
+    "build": "far_runtime.cli_build",
+    "clean": "far_runtime.cli_clean",
     "edit": "far_runtime.cli_edit",
     "generate": "far_runtime.cli_generate",
     "inspect": "far_runtime.cli_inspect",
@@ -22,6 +24,8 @@ BUILT_IN = {
 
 SUMMARIES = {
     "bench": "Compare engines: time, memory and arithmetic.",
+    "build": "Compile a bundle's stages for an engine.",
+    "clean": "Remove a bundle's compiled engines.",
     "demo": "Export, draw and verify the model of models/zoo.",
     "edit": "Draw a part of a picture anew, or what lies around it.",
     "export": "Make a bundle of ONNX stages from a checkpoint.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,35 @@ def describe(bundle: Any) -> dict[str, Any]:
         "graphs": [asdict(graph) for graph in manifest.graphs],
         "files": {name: asdict(record) for name, record in manifest.files.items()},
         "classes": list(manifest.classes),
+        "engines": engines(bundle),
     }
+
+
+def engines(bundle: Any) -> list[dict[str, Any]]:
+    """What was compiled from the bundle, newest first. misfit: why it cannot be used here, or ""."""
+    from far_runtime.engines.cache import EngineCache
+    from far_runtime.engines.fit import device_of, misfit
+    from far_runtime.engines.gpu import find_gpu
+
+    cached = EngineCache(bundle).entries()
+    gpu = find_gpu() if cached else None
+    return [
+        {
+            "name": engine.name,
+            "path": str(engine.path),
+            "library": engine.library,
+            "version": engine.facts.get("version", ""),
+            "precision": engine.facts.get("precision", ""),
+            "device": device_of(engine),
+            "flags": engine.facts.get("flags", {}),
+            "bytes": engine.size,
+            "created": engine.created,
+            "seconds": engine.seconds,
+            "notes": dict(engine.notes),
+            "misfit": misfit(engine, bundle, gpu),
+        }
+        for engine in cached
+    ]
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -86,7 +115,8 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(f"{part}: {', '.join(f'{key} {value}' for key, value in source.items())}")
     if facts["created_by"]:
         console.print(f"made by {facts['created_by']}")
-    for table in (_graph_table(facts), _schedule_table(facts), _cost_table(facts), _file_table(facts)):
+    tables = [_graph_table(facts), _schedule_table(facts), _cost_table(facts), _file_table(facts)]
+    for table in [*tables, _engine_table(facts)] if facts["engines"] else tables:
         console.print()
         console.print(table)
     console.print()
@@ -166,6 +196,29 @@ def _file_table(facts: dict[str, Any]) -> Table:
     table.caption = "all as exported" if facts["checked"] else "not compared with the files"
     table.caption_justify = "left"
     return table
+
+
+def _engine_table(facts: dict[str, Any]) -> Table:
+    table = _table("Engines", name="left", precision="left", device="left", version="left", MB="right", age="right")
+    table.add_column("here", overflow="fold")
+    for engine in facts["engines"]:
+        table.add_row(
+            engine["name"], engine["precision"], engine["device"], engine["version"], f"{engine['bytes'] / 1e6:.1f}",
+            _age(engine["created"]), engine["misfit"] or "fits",
+        )  # fmt: skip
+    table.caption = "far clean removes what fits nowhere any more"
+    table.caption_justify = "left"
+    return table
+
+
+def _age(created: float) -> str:
+    """Time since then, in its largest unit."""
+    seconds = max(time.time() - created, 0)
+    for length, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if created and seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return "now" if created else ""
 
 
 def _class_line(names: list[str]) -> str:

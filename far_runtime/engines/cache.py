@@ -158,7 +158,7 @@ class EngineCache:
             found = self.find(key)
             if found is not None:
                 return found
-            self._clear_leftovers(place)
+            self._clear_leftovers(place, key.folder)
             return self._write(key, place, write)
 
     def entries(self, check: bool = True) -> list[CachedEngine]:
@@ -209,10 +209,9 @@ class EngineCache:
         )
 
     def _write(self, key: EngineKey, place: Path, write: Callable[[Path], Mapping[str, Any] | None]) -> CachedEngine:
-        target, folder = place / key.folder, place / f".{key.folder}.part"
+        target, folder = place / key.folder, place / f".{key.folder}.{os.getpid()}.part"
         started = time.time()
         try:
-            _delete(folder)  # of a build that was killed
             folder.mkdir()
             notes = write(folder) or {}
             content = {
@@ -254,9 +253,13 @@ class EngineCache:
     def _replaced(self) -> FarError:
         return FarError(f"{self.bundle.path}: replaced while an engine was built from it; run the command again")
 
-    def _clear_leftovers(self, place: Path) -> None:
+    def _clear_leftovers(self, place: Path, ours: str = "") -> None:
+        """ours: the folder that this process holds the lock of."""
         for path in _unfinished(place):
-            with held_if_free(path.with_suffix(".lock")) as free:
+            if _of(path) == ours:
+                _delete(path)
+                continue
+            with held_if_free(place / f".{_of(path)}.lock") as free:
                 if free:
                     _delete(path)
 
@@ -328,9 +331,14 @@ def _unfinished(place: Path) -> Iterator[Path]:
             yield path
 
 
+def _of(path: Path) -> str:
+    """The engine that an unfinished folder is of: ".NAME.PROCESS.part", ".NAME.old"."""
+    return path.name.split(".")[1]
+
+
 def _is_free(path: Path) -> bool:
     try:
-        with held_if_free(path.with_suffix(".lock")) as free:
+        with held_if_free(path.with_name(f".{_of(path)}.lock")) as free:
             return free
     except OSError:  # where it cannot be written, it cannot be removed either
         return False

@@ -8,6 +8,7 @@ from typing import Any
 
 from far_runtime.bundle import Bundle
 from far_runtime.engines.cache import CachedEngine, bundle_facts
+from far_runtime.engines.gpu import Gpu
 
 DISTRIBUTIONS = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
@@ -50,9 +51,8 @@ def stale(engine: CachedEngine, bundle: Bundle) -> str:
     return ""
 
 
-def misfit(engine: CachedEngine, bundle: Bundle, gpu: Mapping[str, Any] | None) -> str:
-    """Why an engine cannot be used here; "" if it can. gpu: "device" and "compute_capability" of this machine's, or
-    None without one."""
+def misfit(engine: CachedEngine, bundle: Bundle, gpu: Gpu | None) -> str:
+    """Why an engine cannot be used here; "" if it can. gpu: this machine's, or None without one."""
     reason = stale(engine, bundle)
     if reason:
         return reason
@@ -73,24 +73,23 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(".") if part.isdigit()]
 
 
-def _device_misfit(engine: CachedEngine, gpu: Mapping[str, Any] | None) -> str:
+def _device_misfit(engine: CachedEngine, gpu: Gpu | None) -> str:
     facts = engine.facts
     if engine.library not in MODULES:
         return ""
     if gpu is None:
         return f"for {device_of(engine)}; no NVIDIA GPU here"
-    here = gpu["compute_capability"]
+    here = gpu.compute_capability
     if "targets" in facts:
-        target = "sm" + here.replace(".", "")
-        return "" if target in facts["targets"] else f"for {device_of(engine)}, here is {target}"
+        return "" if gpu.target in facts["targets"] else f"for {device_of(engine)}, here is {gpu.target}"
     portable = facts.get("flags", {}).get("hardware_compatible")
     if portable == "ampere+":
         fits = _numbers(here) >= [8, 0]
     elif portable == "same-cc":
         fits = here == facts.get("compute_capability")
     else:
-        fits = (here, gpu["device"]) == (facts.get("compute_capability"), facts.get("device"))
-    return "" if fits else f"for {device_of(engine)}, here is {gpu['device']} ({here})"
+        fits = (here, gpu.name) == (facts.get("compute_capability"), facts.get("device"))
+    return "" if fits else f"for {device_of(engine)}, here is {gpu.name} ({here})"
 
 
 def device_of(engine: CachedEngine) -> str:

@@ -19,12 +19,13 @@ import pytest
 from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_bundle, record_of, write_manifest
 from far_runtime.engines.cache import SIDECAR, CachedEngine, EngineCache, EngineKey, bundle_facts, read_engine
 from far_runtime.engines.fit import library_version, misfit, stale
+from far_runtime.engines.gpu import Gpu
 from far_runtime.errors import FarError
 
 FORK = multiprocessing.get_context("fork")
 NOBODY = 65534
 PLAN = b"plan" * 1000
-GPU = {"device": "NVIDIA RTX 4090", "compute_capability": "8.9"}
+GPU = Gpu("NVIDIA RTX 4090", "8.9")
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_a_kill_during_a_build_leaves_no_engine_and_the_next_build_clears_up(bun
     process.join()
     cache = EngineCache(bundle)
     names = {path.name for path in (bundle.path / "engines").iterdir()}
-    assert names == {f".{key_of(bundle).folder}.part", f".{key_of(bundle).folder}.lock"}
+    assert names == {f".{key_of(bundle).folder}.{process.pid}.part", f".{key_of(bundle).folder}.lock"}
     assert cache.find(key_of(bundle)) is None and cache.entries() == [] and len(cache.leftovers()) == 1
     cache.build(key_of(bundle, version="other"), write_plan)  # also a build of something else
     assert cache.leftovers() == []
@@ -373,8 +374,8 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
     monkeypatch.setattr("far_runtime.engines.fit.library_version", lambda library: "10.7.0")
     cache = EngineCache(bundle)
 
-    def reason(library: str = "tensorrt", gpu: dict[str, str] | None = GPU, **facts: Any) -> str:
-        about = {"version": "10.7.0", **GPU, "flags": {}, **facts}
+    def reason(library: str = "tensorrt", gpu: Gpu | None = GPU, **facts: Any) -> str:
+        about = {"version": "10.7.0", "device": GPU.name, "compute_capability": "8.9", "flags": {}, **facts}
         if "targets" in facts:
             del about["device"], about["compute_capability"]
         made = cache.build(EngineKey(library, {**bundle_facts(bundle), **about}), write_plan)
@@ -386,7 +387,7 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
     assert reason(version="10.3.0", flags={"version_compatible": True}) == ""
     assert reason(version="11.0.0", flags={"version_compatible": True}) != ""
     assert reason(version="9.3.0", flags={"version_compatible": True}) != ""
-    orin = {"device": "Orin", "compute_capability": "8.7"}
+    orin: dict[str, Any] = {"device": "Orin", "compute_capability": "8.7"}
     assert reason(**orin) == "for Orin (8.7), here is NVIDIA RTX 4090 (8.9)"
     assert reason(**orin, flags={"hardware_compatible": "ampere+"}) == ""
     assert reason(**orin, flags={"hardware_compatible": "same-cc"}) != ""

@@ -1,0 +1,1 @@
+"""Bundles into engines: graphs compiled ahead by TensorRT or TensorRT-RTX. Needs no torch, so that a Jetson can."""

@@ -1,0 +1,23 @@
+"""`far build` for engines that compile when they load a graph and keep what they compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from far_runtime.bundle import Bundle
+from far_runtime.engines import open_engine
+from far_runtime.engines.base import EngineOptions
+from far_runtime.errors import FarError
+
+
+def compile_ahead(bundle: Bundle, name: str, options: EngineOptions, report: Callable[[str], None]) -> None:
+    """Let an engine compile every graph of a bundle into its cache now: its method `compile(report)`, which says a line
+    per graph. FarError for an engine that keeps nothing."""
+    engine = open_engine(bundle, name, options)
+    try:
+        compile_all = getattr(engine, "compile", None)
+        if compile_all is None:
+            raise FarError(f"--engine {name}: keeps nothing that was compiled, so there is nothing to build ahead")
+        compile_all(report)
+    finally:
+        engine.close()

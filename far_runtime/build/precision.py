@@ -1,0 +1,125 @@
+"""Precisions of matrix products and convolutions: what the network asks for, and what the finished engine does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION")
+LOOKED_THROUGH = ("SHUFFLE", "CONSTANT", "IDENTITY", "SLICE")
+"""Layers that only move what a DequantizeLinear made."""
+
+NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product or convolution: the ONNX node that it came from, and the precision of its operands."""
+
+    name: str
+    precision: str
+
+
+def network_products(trt: Any, network: Any) -> list[Product]:
+    """Those of a parsed, strongly typed network, which has the graph's own types. A product of dequantised operands is
+    an int8 one."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    maker = {layer.get_output(j).name: layer for layer in layers for j in range(layer.num_outputs)}
+    products = []
+    for layer in layers:
+        if layer.type.name not in PRODUCTS:
+            continue
+        operands = [layer.get_input(j) for j in range(min(layer.num_inputs, 2)) if layer.get_input(j) is not None]
+        quantised = all(_is_dequantised(operand.name, maker) for operand in operands)
+        precision = "int8" if quantised else NAMES.get(operands[0].dtype.name, operands[0].dtype.name.lower())
+        names = _onnx_names(layer.metadata)
+        products.append(Product(names[0] if names else layer.name, precision))
+    return products
+
+
+def _is_dequantised(tensor: str, maker: Mapping[str, Any]) -> bool:
+    for _ in range(len(maker)):
+        layer = maker.get(tensor)
+        if layer is None:
+            return False
+        if layer.type.name == "DEQUANTIZE":
+            return True
+        if layer.type.name not in LOOKED_THROUGH or not layer.num_inputs or layer.get_input(0) is None:
+            return False
+        tensor = layer.get_input(0).name
+    return False
+
+
+def missing(products: Sequence[Product], precision: str) -> str:
+    """Why a network is not of the precision that the manifest says; "" if it is: of the products, one at least has to
+    be. A graph without products is of any."""
+    if not products or precision == "fp32" or any(product.precision == precision for product in products):
+        return ""
+    have = ", ".join(sorted({product.precision for product in products}))
+    return f"the manifest says {precision}, but its {len(products)} matrix products are {have}; export the bundle again"
+
+
+def engine_products(trt: Any, plan: Any) -> list[Product]:
+    """What the engine inspector tells of a finished engine's layers: every ONNX node of a layer with the layer's
+    narrowest operand."""
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    if engine is None:
+        return []
+    inspector = engine.create_engine_inspector()
+    return inspected(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def inspected(information: str) -> list[Product]:
+    """The layers in the inspector's JSON, by ONNX node."""
+    products = []
+    for layer in json.loads(information).get("Layers", ()):
+        if not isinstance(layer, dict):  # only names: the engine was built without details
+            continue
+        types = [found for side in ("Inputs", "Outputs") for tensor in layer.get(side, ()) if (found := _type(tensor))]
+        if types:
+            narrowest = min(types, key=lambda name: WIDTHS.get(name, 4))
+            products += [Product(name, narrowest) for name in _onnx_names(layer.get("Metadata", ""))]
+    return products
+
+
+WIDTHS = {"int8": 1, "fp8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
+TYPES = (("bf16", r"bf16|bfloat16"), ("fp16", r"fp16|half"), ("fp8", r"fp8"), ("int8", r"int8"),
+         ("fp32", r"fp32|float"))  # fmt: skip
+
+
+def _type(tensor: Mapping[str, Any]) -> str:
+    """Precision by the name of a tensor's format: "Row major linear FP16 format", "Half", "Float"."""
+    text = str(tensor.get("Format/Datatype", tensor.get("Datatype", ""))).lower()
+    return next((name for name, pattern in TYPES if re.search(pattern, text)), "")
+
+
+def _onnx_names(metadata: str | None) -> list[str]:
+    """Names in "[ONNX Layer: /blocks.0/MatMul]\\x1e[ONNX Layer: /blocks.0/Add]"."""
+    return re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata or "")
+
+
+def compare(wanted: Iterable[Product], got: Sequence[Product]) -> str:
+    """Which products an engine computes wider than its network asks for; "" if none.
+
+    Nodes that the inspector does not tell apart (fused, or not listed) are taken as asked for, but an engine of which
+    it tells nothing at all is refused.
+    """
+    wanted = [product for product in wanted if product.precision != "fp32"]
+    if not wanted:
+        return ""
+    narrowest: dict[str, int] = {}
+    for product in got:
+        width = WIDTHS.get(product.precision, 4)
+        narrowest[product.name] = min(width, narrowest.get(product.name, width))
+    if not any(product.name in narrowest for product in wanted):
+        return "the engine inspector tells nothing of its matrix products, so their precision is not known"
+    wide = [p for p in wanted if narrowest.get(p.name, 0) > WIDTHS.get(p.precision, 4)]
+    if not wide:
+        return ""
+    names = ", ".join(f"{product.name} ({product.precision})" for product in wide[:SHOWN])
+    more = f" and {len(wide) - SHOWN} more" if len(wide) > SHOWN else ""
+    return f"the engine fell back: {names}{more} computed wider than the graph asks for"

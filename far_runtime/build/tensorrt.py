@@ -1,0 +1,225 @@
+"""`far build` for TensorRT and TensorRT-RTX: every graph of a bundle into one folder of the engine cache."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import far_runtime
+from far_runtime.build.log import errors, memory_figures
+from far_runtime.build.options import PROFILES, BuildOptions, capability, check_options
+from far_runtime.build.profiles import Shapes, graph_profiles
+from far_runtime.bundle import Bundle, Graph
+from far_runtime.engines.cache import CachedEngine, EngineCache, EngineKey, bundle_facts, user_cache
+from far_runtime.engines.fit import MODULES, library_version
+from far_runtime.engines.gpu import Gpu, find_gpu
+from far_runtime.errors import FarError
+
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+LOG = "build.txt"
+GRAPHS_ENV = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+Report = Callable[[str], None]
+
+
+def build_engines(
+    bundle: Bundle, library: str, options: BuildOptions | None = None, report: Report = lambda line: None
+) -> CachedEngine:
+    """Compile every graph of a bundle with "tensorrt" (for the GPU here) or "tensorrt-rtx" (for options.targets, or for
+    the GPU here), or find that it was done.
+
+    report: called with a line per graph. Raises FarError for options that cannot be, a missing library, a graph that
+    is not taken, an engine that fell back to a wider precision, and a build that ran out of memory or disk.
+    """
+    options = options or BuildOptions()
+    check_options(library, options)
+    version = check_library(library)
+    gpu = find_gpu()
+    profiles = graph_profiles(bundle, options.batch, options.profiles or PROFILES[library])
+    key = engine_key(bundle, library, version, options, gpu, profiles)
+    cache = EngineCache(bundle, report)
+    found = cache.find(key)
+    if found is not None:
+        report(f"{found.path}: built already")
+        return found
+    timing = None if library == "tensorrt-rtx" else options.timing_cache or default_timing_cache(version, gpu)
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        notes = {}
+        for i, graph in enumerate(bundle.manifest.graphs, 1):
+            job = {
+                "library": library, "name": graph.name, "precision": graph.precision,
+                "onnx": str(bundle.path.resolve() / graph.file), "plan": str(folder.resolve() / f"{graph.name}.plan"),
+                "profiles": [shapes for shapes in profiles[graph.name] if shapes], "flags": options.flags(),
+                "targets": [capability(target) for target in key.facts.get("targets", ())],
+                "timing_cache": timing and str(timing),
+            }  # fmt: skip
+            notes[graph.name] = build_graph(graph, job, folder)
+            report(f"{i}/{len(bundle.manifest.graphs)} {said(graph.name, notes[graph.name])}")
+        return notes
+
+    return cache.build(key, write)
+
+
+def check_library(library: str) -> str:
+    """Version of an installed library, with Polygraphy beside it; FarError where one is missing."""
+    version = library_version(library)
+    if not version or find_spec(MODULES[library]) is None:
+        where = (
+            "for x86-64 with Linux or Windows" if library == "tensorrt-rtx" else
+            "on Jetson it comes with the system: make the virtual environment with --system-site-packages"
+        )  # fmt: skip
+        raise FarError(
+            f"{library} is not installed; install it with: pip install 'far-deploy[{EXTRAS[library]}]' ({where})"
+        )
+    if find_spec("polygraphy") is None:
+        raise FarError(f"polygraphy is not installed; install it with: pip install 'far-deploy[{EXTRAS[library]}]'")
+    return version
+
+
+def engine_key(
+    bundle: Bundle,
+    library: str,
+    version: str,
+    options: BuildOptions,
+    gpu: Gpu | None,
+    profiles: Mapping[str, Sequence[Shapes]],
+) -> EngineKey:
+    """Everything that the engines of a bundle depend on; FarError where no GPU is known to build for."""
+    facts = {**bundle_facts(bundle), "version": version, "flags": options.flags(), "shapes": shown(profiles)}
+    if library == "tensorrt":
+        if gpu is None:
+            raise FarError(
+                "no NVIDIA GPU can be used here, and TensorRT builds on the GPU that the engine is for; run far build "
+                "there, or use --engine tensorrt-rtx --target sm89, say"
+            )
+        return EngineKey(library, {**facts, "device": gpu.name, "compute_capability": gpu.compute_capability})
+    targets = options.targets or ((gpu.target,) if gpu else ())
+    if not targets:
+        raise FarError(
+            "no NVIDIA GPU here to build for: give --target with the compute capabilities of yours, as sm89 or "
+            "sm86,sm89,sm120"
+        )
+    if gpu is None and (options.refittable or options.stripped):
+        raise FarError(
+            "--refittable and --weight-stripped: TensorRT-RTX compiles such engines on a GPU only, and there is none "
+            "here; leave them out"
+        )
+    return EngineKey(library, {**facts, "targets": sorted(set(targets), key=capability)})
+
+
+def shown(profiles: Mapping[str, Sequence[Shapes]]) -> dict[str, list[dict[str, str]]]:
+    """Profiles as trtexec writes them: "1x256x16:4x256x16:64x256x16"."""
+    return {
+        graph: [
+            {name: ":".join("x".join(map(str, shape)) for shape in shapes) for name, shapes in profile.items()}
+            for profile in of_graph
+        ]
+        for graph, of_graph in profiles.items()
+    }
+
+
+def default_timing_cache(version: str, gpu: Gpu | None) -> Path:
+    """The user's file of measured kernels, one for every version and GPU."""
+    name = "".join(c if c.isalnum() else "-" for c in f"tensorrt-{version}-{gpu.name if gpu else 'none'}".lower())
+    return user_cache() / "timing" / f"{name}.cache"
+
+
+def build_graph(graph: Graph, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Build one graph in a process of its own; returns what is known of its engine.
+
+    seconds; bytes of the plan, of "activation", "weights" and "scratch" memory on the GPU as the builder says; peak
+    bytes of the process; how many matrix products compute in which precision.
+    """
+    if job["timing_cache"]:
+        Path(job["timing_cache"]).parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="far-build-") as aside:
+        result, log = Path(aside) / "result.json", Path(aside) / "log.txt"
+        code = _run({**job, "result": str(result)}, log)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        done: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}
+        if done.get("errno"):
+            raise OSError(done["errno"], done["error"])
+        if not Path(job["plan"]).exists() or "seconds" not in done:
+            raise _failure(graph, job, code, done, lines)
+        with (folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"== {graph.name}\n" + "\n".join(lines) + "\n")
+    return {
+        "seconds": round(done["seconds"], 3),
+        "plan": Path(job["plan"]).stat().st_size,
+        **memory_figures(lines),
+        "peak": done.get("peak_bytes", 0),
+        "products": done["products"],
+        "profiles": len(job["profiles"]),
+    }
+
+
+def _run(job: Mapping[str, Any], log: Path) -> int:
+    """Exit code of the builder's process."""
+    source = str(Path(far_runtime.__file__).resolve().parents[1])
+    environment = {
+        **os.environ,
+        GRAPHS_ENV: "1" if job["library"] == "tensorrt-rtx" else "0",
+        "PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "far_runtime.build.worker"],
+            stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+        assert process.stdin is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(job).encode() + b"\n")
+                process.stdin.flush()  # left open: it is closed when this process ends, however it ends
+            return process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+
+
+def _failure(
+    graph: Graph, job: Mapping[str, Any], code: int, done: Mapping[str, Any], lines: Sequence[str]
+) -> FarError:
+    """What became of a build without an engine; the whole log is kept in the user's cache folder."""
+    kept = user_cache() / "logs" / f"build-{graph.name}.txt"
+    where = ""
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        where = f" (log: {kept})"
+    if done.get("refused"):
+        return FarError(f"graph {graph.name}: {done['refused']}{where}")
+    if code < 0 and not done:
+        reason = (
+            "killed by the system, most likely for want of memory: give a smaller --batch or more swap, or build on a "
+            "machine with more memory" if code == -9 else f"crashed (signal {-code})"
+        )  # fmt: skip
+        return FarError(f"graph {graph.name}: the build with {job['library']} was {reason}{where}")
+    said = errors(lines)
+    detail = (said[-1] if said else done.get("error", f"exit code {code}")).rstrip(".")
+    return FarError(f"graph {graph.name}: {job['library']} does not build it ({detail}){where}")
+
+
+def said(name: str, notes: Mapping[str, Any]) -> str:
+    """A line for one graph: seconds, sizes and memory."""
+    parts = [f"{notes['seconds']:.1f} s", f"plan {megabytes(notes['plan'])}"]
+    parts += [f"{what} {megabytes(notes[what])}" for what in ("activation", "weights") if what in notes]
+    products = ", ".join(f"{count} {precision}" for precision, count in sorted(notes["products"].items()))
+    parts += [f"products: {products}"] if products else []
+    parts += [f"{notes['profiles']} profiles"] if notes["profiles"] > 1 else []
+    return f"{name}: {'; '.join(parts)}"
+
+
+def megabytes(size: int) -> str:
+    """Bytes as "12.3 MB"."""
+    return f"{size / 1e6:.1f} MB"

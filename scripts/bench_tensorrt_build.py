@@ -1,0 +1,97 @@
+"""What `far build --engine tensorrt-rtx` takes for models of the published sizes, without a GPU.
+
+    python scripts/bench_tensorrt_build.py [--preset far_base] [--precision fp16] [--target sm89] [--json FILE]
+
+Writes a checkpoint with random weights in the official layout, exports it, builds every stage, and prints a table in
+Markdown: seconds, size of the plan, activation and weight memory on the GPU as the builder says, and peak resident
+memory of the builder's process. With --keep, the bundle in DIR is taken if it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench_export_memory import CONTINUOUS, VAR, run_apart, write_checkpoints
+
+
+def export(folder: Path, precision: str, target: Path) -> None:
+    """Export what `write_checkpoints` wrote, as `far export` does, without its check on precisions: random weights
+    have no pictures to compare."""
+    from far_export.export import export_bundle
+
+    more: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
+    export_bundle(folder / "checkpoint-last.pth", folder / "vae.pth", target, report=click.echo, **more)
+
+
+def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] | None) -> dict[str, Any]:
+    """Build a bundle's engines anew; what the sidecar says of every stage."""
+    from far_runtime.build.options import BuildOptions
+    from far_runtime.build.tensorrt import build_engines
+    from far_runtime.bundle import open_bundle
+    from far_runtime.engines.cache import EngineCache
+
+    opened = open_bundle(bundle)
+    engine = build_engines(opened, "tensorrt-rtx", BuildOptions(targets=targets, batch=batch), click.echo)
+    result = {
+        "precision": opened.manifest.precision,
+        "version": engine.facts["version"],
+        "targets": list(targets),
+        "seconds": round(engine.seconds, 1),
+        "stages": dict(engine.notes),
+    }
+    EngineCache(opened).remove(engine)
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Rows of a Markdown table, one a stage."""
+    lines = [
+        "| model | precision | stage | build s | plan MB | activation MB | weights MB | builder's peak MB |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for result in results:
+        for stage, notes in result["stages"].items():
+            sizes = (notes.get(name) for name in ("plan", "activation", "weights", "peak"))
+            cells = " | ".join("" if size is None else f"{size / 1e6:,.1f}" for size in sizes)
+            lines.append(f"| {result['preset']} | {result['precision']} | {stage} | {notes['seconds']:.1f} | {cells} |")
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__)
+@click.option("--preset", "presets", type=click.Choice([*CONTINUOUS, *VAR]), multiple=True, default=["far_base"])
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp16", show_default=True)
+@click.option("--target", default="sm89", show_default=True, help="Compute capabilities, as sm86,sm89.")
+@click.option("--batch", type=(int, int, int), help="Smallest, usual and largest number of pictures.")
+@click.option("--json", "report", type=click.Path(path_type=Path), help="Write the figures here, too.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Write the files here and leave them.")
+def main(
+    presets: tuple[str, ...],
+    precision: str,
+    target: str,
+    batch: tuple[int, int, int] | None,
+    report: Path | None,
+    keep: Path | None,
+) -> None:
+    results = []
+    for preset in presets:
+        with tempfile.TemporaryDirectory() as aside:
+            folder = (keep or Path(aside)) / preset
+            folder.mkdir(parents=True, exist_ok=True)
+            bundle = folder / f"bundle-{precision}"
+            if not bundle.exists():
+                if not (folder / "vae.pth").exists():
+                    write_checkpoints(preset, folder)
+                run_apart(export, folder, precision, bundle)
+            results.append({"preset": preset, **measure(bundle, tuple(target.split(",")), batch)})
+    click.echo(table(results))
+    if report is not None:
+        report.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
