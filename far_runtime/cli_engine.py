@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 OPTIONS = ("threads", "cuda_graph", "weight_budget")
 """The parameters that make up EngineOptions, by its names."""
 
-NAMES = "onnxruntime (:cuda, :tensorrt) or openvino (:gpu, :npu)"
+NAMES = "onnxruntime (:cuda, :tensorrt), openvino (:gpu, :npu), tensorrt or tensorrt-rtx"
 
 
 def engine_options(default: str, several: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -1,4 +1,4 @@
-"""Engines by name: `onnxruntime`, `onnxruntime:cuda`, `onnxruntime:tensorrt`, `openvino`, `openvino:gpu:f16`."""
+"""Engines by name: `onnxruntime`, `onnxruntime:cuda`, `openvino`, `openvino:gpu:f16`, `tensorrt`, `tensorrt-rtx`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from far_runtime.bundle import Bundle
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import FarError
 
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 DEFAULT_ENGINE = "onnxruntime"
 
 
@@ -25,6 +25,11 @@ def open_engine(bundle: Bundle, name: str | None = None, options: EngineOptions 
 
         device, _, precision = device.partition(":")
         return OpenVinoEngine(bundle, device or "cpu", precision, options)
+    if library in ("tensorrt", "tensorrt-rtx") and not device:
+        from far_runtime.engines.plans import cached_plans
+        from far_runtime.engines.tensorrt import TensorRtEngine
+
+        return TensorRtEngine(bundle, library, cached_plans(bundle, library), options)
     raise FarError(
         f"engine {name!r}: unknown; known: {', '.join(ENGINES)}; with :cuda or :tensorrt after "
         "onnxruntime, with :gpu or :npu after openvino"

@@ -202,15 +202,6 @@ def key_of(engine: Any) -> Any:
     return EngineKey(engine.library, engine.facts)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["masked_bundle", "mar_bundle", "t2i_bundle"])
-def test_tensorrt_rtx_builds_the_stages_of_the_other_systems(cached: Any, name: str) -> None:
-    rtx()
-    bundle = open_bundle(cached(name))
-    engine = build_engines(bundle, "tensorrt-rtx", BuildOptions(targets=("sm89",), batch=(1, 1, 2)))
-    assert set(engine.notes) == {graph.name for graph in bundle.manifest.graphs}
-
-
 def first(bundle: Any, name: str = "place") -> Any:
     """The bundle with a graph that is built before the others."""
     graphs = tuple(sorted(bundle.manifest.graphs, key=lambda graph: graph.name != name))

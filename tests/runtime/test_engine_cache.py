@@ -20,6 +20,7 @@ from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_
 from far_runtime.engines.cache import SIDECAR, CachedEngine, EngineCache, EngineKey, bundle_facts, read_engine
 from far_runtime.engines.fit import library_version, misfit, stale
 from far_runtime.engines.gpu import Gpu
+from far_runtime.engines.plans import cached_plans
 from far_runtime.errors import FarError
 
 FORK = multiprocessing.get_context("fork")
@@ -395,3 +396,32 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
     assert reason("tensorrt-rtx", targets=["sm86"]) == "for sm86, here is sm89"
     monkeypatch.setattr("far_runtime.engines.fit.library_version", lambda library: "")
     assert reason() == "tensorrt is not installed here"
+
+
+def test_an_engine_that_runs_takes_the_newest_plan_that_fits_and_else_says_why_none_does(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("far_runtime.engines.fit.library_version", lambda library: "1.7")
+    monkeypatch.setattr("far_runtime.engines.plans.find_gpu", lambda: GPU)
+    command = f"far build {bundle.path} --engine tensorrt-rtx"
+    with pytest.raises(FarError, match=r"none was built.*" + command):
+        cached_plans(bundle, "tensorrt-rtx")("decode")
+    cache = EngineCache(bundle)
+    cache.build(key_of(bundle, version="1.7", targets=["sm86"]), write_plan)
+    cache.build(key_of(bundle, version="1.6"), write_plan)
+    with pytest.raises(FarError) as caught:
+        cached_plans(bundle, "tensorrt-rtx")("decode")
+    for part in ("for sm86, here is sm89", "built by tensorrt-rtx 1.6, here is 1.7", command):
+        assert part in str(caught.value)
+    cache.build(key_of(bundle, version="1.7"), write_plan)
+    newest = cache.build(
+        key_of(bundle, version="1.7", flags={"workspace": 9}),
+        lambda folder: (folder / "decode.plan").write_bytes(b"newest") and None,
+    )
+    plans = cached_plans(bundle, "tensorrt-rtx")
+    assert plans("decode") == b"newest"
+    damage_plan(newest.path, b"tsewen")
+    with pytest.raises(FarError, match="changed since it was built"):
+        plans("decode")
+    with pytest.raises(FarError, match="no tensorrt engine fits here"):
+        cached_plans(bundle, "tensorrt")("decode")
