@@ -106,7 +106,8 @@ def bench(**options: Any) -> None:
         raise CheckFailed("; ".join(figures.failures))
     if plot_file is not None:
         try:
-            save_plot(figures, f"{facts['bundle']['name']} on {facts['machine']['processor']}", plot_file)
+            machine = f"{facts['machine']['processor']}, {facts['machine']['usable_processors']} processors"
+            save_plot(figures, f"{facts['bundle']['name']} on {machine}", plot_file)
         except ValueError as error:
             raise FarError(f"--plot: {error}, so there is nothing to draw; ask for a smaller --batch") from error
     if written and not options["quiet"]:

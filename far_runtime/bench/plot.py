@@ -13,7 +13,7 @@ from far_runtime.errors import FarError
 from far_runtime.files import whole_file
 
 SUFFIXES = (".png", ".svg")
-ENGINE_COLOURS = ("#3b4a5e", "#2463c9", "#0f9aa0", "#c2570c", "#7a3fb8", "#b3261e", "#5b8c2a", "#8a8f98")
+ENGINE_COLOURS = ("#2f3e52", "#5f86b3", "#0f9aa0", "#7fb069", "#d9a441", "#b5546e", "#8a8f98", "#6b4e9b")
 STAGE_COLOURS = {
     "transformer": "#2463c9",
     "denoise": "#e08a3c",
@@ -57,14 +57,14 @@ def _rates(axes: Any, figures: Figures) -> None:
         batches = [(sizes.index(batch.batch), batch) for batch in engine.batches if batch.pictures_per_s]
         x = [group + (i - (len(figures.engines) - 1) / 2) * width for group, _ in batches]
         y = [batch.pictures_per_s or 0.0 for _, batch in batches]
-        slow = [rate - batch.batch / (batch.p95_s or 1) for rate, (_, batch) in zip(y, batches, strict=True)]
+        slowest = [rate - batch.batch / (batch.p95_s or 1) for rate, (_, batch) in zip(y, batches, strict=True)]
         bars = axes.bar(x, y, width * 0.94, color=ENGINE_COLOURS[i % len(ENGINE_COLOURS)], label=engine.engine)
-        axes.errorbar(x, y, [slow, [0.0] * len(y)], fmt="none", ecolor="#1b2430", elinewidth=1, capsize=2)
+        axes.errorbar(x, y, [slowest, [0.0] * len(y)], fmt="none", ecolor="#1b2430", elinewidth=1, capsize=2)
         axes.bar_label(bars, [f"{rate:.3g}" for rate in y], fontsize=7.5, padding=2)
     axes.set_xticks(range(len(sizes)), [f"batch {size}" for size in sizes])
-    axes.set_title("pictures a second (whisker: slowest 5 %)", fontsize=10, loc="left")
+    axes.set_title("pictures a second (whisker: at the 95th percentile of time)", fontsize=10, loc="left")
     axes.margins(y=0.12)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=2)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=3)
     _plain(axes, "y")
 
 
