@@ -87,13 +87,15 @@ def device_of(engine: str) -> str:
 def computed_in(engine: str, precision: str, plugin: bool = False) -> tuple[str, str]:
     """The precision of the matrix products of an engine over a bundle of `precision`, and what is to be said of it.
 
-    Processors have no FP16 arithmetic of their own that the engines would use: FP16 graphs are computed in FP32. BF16
-    is computed in on a processor where OpenVINO is told to; INT8 by all.
+    The CPU engines have no FP16 arithmetic: FP16 graphs are computed in FP32. BF16 they compute in where OpenVINO is
+    told to, INT8 where the graph says so.
     """
+    hints = {"bf16": "bf16"} if device_of(engine) == CPU else {"bf16": "bf16", "f16": "fp16"}
+    hint = next((hints[part] for part in engine.split(":")[1:] if part in hints), None)
     if plugin:
         return "fp32", "" if precision == "fp32" else "runs the checkpoint in fp32"
-    if device_of(engine) != CPU or precision == "int8":
-        return precision, ""
-    if engine.endswith(":bf16"):
-        return "bf16", ""
+    if precision == "int8":
+        return "int8", ""
+    if hint is not None or device_of(engine) != CPU:
+        return hint or precision, ""
     return "fp32", "" if precision == "fp32" else f"{precision} graphs are computed in fp32 on the CPU"

@@ -138,6 +138,8 @@ def test_precisions_are_those_computed_in() -> None:
     assert computed_in("openvino:cpu:bf16", "fp32") == ("bf16", "")
     assert computed_in("openvino:cpu:bf16", "int8") == ("int8", "")
     assert computed_in("tensorrt", "fp16") == ("fp16", "")
+    assert computed_in("openvino:gpu:f16", "fp32") == ("fp16", "")
+    assert computed_in("openvino:cpu:f16", "fp32") == ("fp32", "")
     assert computed_in("torch", "int8", plugin=True) == ("fp32", "runs the checkpoint in fp32")
     assert [device_of(name) for name in ("onnxruntime:cuda", "openvino:gpu:f16", "openvino", "tensorrt-rtx")] == [
         "gpu", "gpu", "cpu", "gpu"
@@ -280,6 +282,20 @@ def test_two_engines_are_compared(far: Any, tiny: Tiny, tmp_path: Path) -> None:
             assert calls["decode"] == 1 and len(batch["seconds"]) == 2
             assert batch["gflop"] == pytest.approx(batch["batch"] * sum(cost.values()) / 1e9)
             assert sum(stage["time_share"] for stage in batch["stages"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["masked", "mar", "t2i"])
+def test_every_system_is_measured_by_its_stages(far: Any, tiny: Tiny, name: str) -> None:
+    bundle = getattr(tiny, f"{name}_bundle")
+    made = far(
+        "bench", bundle, "--batch", 2, "--repeat", 1, "--threads", 1, "--engine", "onnxruntime", "--json", "-", "-q"
+    )
+    assert (made.code, made.err) == (0, "")
+    found = bench_json(made.out)
+    assert found["subjects"] and list(found["gflop"])[-1] == "decode"
+    (batch,) = found["engines"][0]["batches"]
+    assert {stage["stage"] for stage in batch["stages"]} >= {*found["gflop"], COPIES, "host"}  # and place
+    assert all(stage["gflop_per_s"] for stage in batch["stages"] if found["gflop"].get(stage["stage"]))
 
 
 def check_schema(found: dict[str, Any]) -> None:
