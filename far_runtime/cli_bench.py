@@ -118,6 +118,7 @@ def bench(**options: Any) -> None:
 
 def run(choices: Any, engine_settings: Any, options: dict[str, Any], on_progress: OnProgress | None) -> tuple[Any, Any]:
     """The figures, and what they are of: bundle, settings and machine."""
+    from dataclasses import asdict
     from functools import partial
 
     from far_runtime import __version__
@@ -163,7 +164,7 @@ def run(choices: Any, engine_settings: Any, options: dict[str, Any], on_progress
         "settings": settings,
         "subjects": [subject.caption for subject in subjects],
         "seed": options["seed"],
-        "threads": engine_settings.threads,
+        "options": asdict(engine_settings),
         "batches": list(options["batches"]),
         "machine": machine,
     }
