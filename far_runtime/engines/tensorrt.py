@@ -96,6 +96,10 @@ class TensorRtEngine:
         made = self._captures.draw(self, key, make) if self._options.cuda_graph else None
         return self._memory.read(dict(make(self))) if made is None else made
 
+    def synchronize(self) -> None:
+        """Wait until all that was put on the stream is done, as far bench does after every stage."""
+        self._cuda.synchronize()
+
     def execute(
         self,
         stage: str,
