@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.bench.figures import HOST, Figures
-from far_runtime.bench.table import largest
+from far_runtime.bench.table import at_one_batch
 from far_runtime.bench.timing import COPIES
 from far_runtime.errors import FarError
 from far_runtime.files import whole_file
@@ -37,7 +37,7 @@ def check_plot(path: Path) -> None:
 def save_plot(figures: Figures, title: str, path: Path) -> None:
     """Draw and write, whole or not at all; ValueError where nothing was measured."""
     matplotlib: Any = importlib.import_module("matplotlib.figure")
-    measured = [engine for engine in figures.engines if largest(engine) is not None]
+    measured = at_one_batch(figures)
     if not measured:
         raise ValueError("no engine was measured")
     figure = matplotlib.Figure(figsize=(11, 1.4 + max(3.2, 0.62 * len(measured) + 1.4)), dpi=130, layout="constrained")
@@ -51,17 +51,19 @@ def save_plot(figures: Figures, title: str, path: Path) -> None:
 
 def _rates(axes: Any, figures: Figures) -> None:
     """Bars: pictures a second, a group for each batch size."""
-    sizes = list(dict.fromkeys(batch.batch for engine in figures.engines for batch in engine.batches))
-    width = 0.84 / len(figures.engines)
-    for i, engine in enumerate(figures.engines):
+    engines = [engine for engine in figures.engines if any(batch.pictures_per_s for batch in engine.batches)]
+    sizes = list(dict.fromkeys(batch.batch for engine in engines for batch in engine.batches))
+    width = 0.84 / len(engines)
+    for i, engine in enumerate(engines):
         batches = [(sizes.index(batch.batch), batch) for batch in engine.batches if batch.pictures_per_s]
-        x = [group + (i - (len(figures.engines) - 1) / 2) * width for group, _ in batches]
+        x = [group + (i - (len(engines) - 1) / 2) * width for group, _ in batches]
         y = [batch.pictures_per_s or 0.0 for _, batch in batches]
         slowest = [rate - batch.batch / (batch.p95_s or 1) for rate, (_, batch) in zip(y, batches, strict=True)]
         bars = axes.bar(x, y, width * 0.94, color=ENGINE_COLOURS[i % len(ENGINE_COLOURS)], label=engine.engine)
         axes.errorbar(x, y, [slowest, [0.0] * len(y)], fmt="none", ecolor="#1b2430", elinewidth=1, capsize=2)
         axes.bar_label(bars, [f"{rate:.3g}" for rate in y], fontsize=7.5, padding=2)
     axes.set_xticks(range(len(sizes)), [f"batch {size}" for size in sizes])
+    axes.set_xlim(-0.5, len(sizes) - 0.5)
     axes.set_title("pictures a second (whisker: at the 95th percentile of time)", fontsize=10, loc="left")
     axes.margins(y=0.12)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=3)
@@ -70,7 +72,7 @@ def _rates(axes: Any, figures: Figures) -> None:
 
 def _stages(axes: Any, figures: Figures) -> None:
     """Stacked bars: milliseconds a picture by stage, an engine in each row."""
-    shown = [(engine, batch) for engine in figures.engines if (batch := largest(engine)) is not None]
+    shown = at_one_batch(figures)
     names = list(dict.fromkeys(stage.stage for _, batch in shown for stage in batch.stages))
     others = iter(OTHER_COLOURS * len(names))
     colours = {name: STAGE_COLOURS.get(name) or next(others) for name in names}
@@ -86,10 +88,9 @@ def _stages(axes: Any, figures: Figures) -> None:
     for row, offset in zip(rows, offsets, strict=True):
         axes.text(offset, row, f" {offset:,.0f} ms" if offset >= 10 else f" {offset:.2g} ms", va="center", fontsize=8)
     axes.set_yticks(rows, [engine.engine for engine, _ in shown])
-    sizes = sorted({batch.batch for _, batch in shown})
-    axes.set_title(f"milliseconds a picture, batch {' or '.join(map(str, sizes))}", fontsize=10, loc="left")
+    axes.set_title(f"milliseconds a picture, batch {shown[0][1].batch}", fontsize=10, loc="left")
     axes.margins(x=0.16)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=len(names))
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=4)
     _plain(axes, "x")
 
 

@@ -16,7 +16,7 @@ UNKNOWN = "-"
 
 
 def print_figures(figures: Figures, machine: dict[str, Any], console: Console) -> None:
-    """What it was measured on, then engines, pictures by batch size, and stages at the largest batch size."""
+    """What it was measured on, then engines, pictures by batch size, and stages at one batch size."""
     for line in headings(figures, machine):
         console.print(line, markup=False, soft_wrap=True)
     for table in (engine_table(figures), picture_table(figures), stage_table(figures)):
@@ -88,12 +88,11 @@ def _picture(batch: BatchFigures) -> list[str | Text]:
 
 
 def stage_table(figures: Figures) -> Table | None:
-    """Stages: a row for each engine, at the largest batch size that it was measured at."""
-    shown = [(engine, batch) for engine in figures.engines if (batch := largest(engine)) is not None]
+    """Stages: a row for each engine, at one batch size."""
+    shown = at_one_batch(figures)
     if not shown:
         return None
-    sizes = sorted({batch.batch for _, batch in shown})
-    table = _table(f"Stages, batch {' or '.join(map(str, sizes))}", "stage", "engine")
+    table = _table(f"Stages, batch {shown[0][1].batch}", "stage", "engine")
     for heading in ("calls", "p50 ms", "p95 ms", "s a batch", "share", "GFLOP/s", "of machine"):
         table.add_column(heading, justify="right", no_wrap=True)
     names = list(dict.fromkeys(stage.stage for _, batch in shown for stage in batch.stages))
@@ -108,10 +107,15 @@ def stage_table(figures: Figures) -> Table | None:
     return table
 
 
-def largest(engine: EngineFigures) -> BatchFigures | None:
-    """The figures of the largest batch size that an engine was measured at by stages."""
-    measured = [batch for batch in engine.batches if batch.stages]
-    return max(measured, key=lambda batch: batch.batch, default=None)
+def at_one_batch(figures: Figures) -> list[tuple[EngineFigures, BatchFigures]]:
+    """Engines at the largest of the batch sizes that most of them were measured at by stages."""
+    found: dict[int, list[tuple[EngineFigures, BatchFigures]]] = {}
+    for engine in figures.engines:
+        for batch in engine.batches:
+            if batch.stages:
+                found.setdefault(batch.batch, []).append((engine, batch))
+    best = max(found, key=lambda size: (len(found[size]), size), default=0)
+    return found.get(best, [])
 
 
 def remarks(figures: Figures) -> list[str]:

@@ -26,6 +26,7 @@ from far_runtime.bench.process import Failed
 from far_runtime.bench.products import Products
 from far_runtime.bench.rounds import BatchRuns, EngineRuns, Length, Runs, measure
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
+from far_runtime.bench.table import at_one_batch
 from far_runtime.bench.timing import COPIES, TimedEngine
 from far_runtime.bundle import open_bundle
 from far_runtime.cost import picture_cost
@@ -130,6 +131,13 @@ def test_ratios_refer_to_the_first_engine_that_ran() -> None:
     )
     assert found.first == "b" and found.failures == ["engine a: batch 1: gone"]
     assert found.engines[2].batches[0].ratio is not None and found.engines[2].batches[0].ratio.median == 2.0
+
+
+def test_stages_are_shown_at_a_batch_size_that_most_engines_have() -> None:
+    a, b, c = ({1: [1.0], 2: [1.0]}, {1: [1.0], 2: [1.0], 4: [1.0]}, {1: [1.0], 2: [1.0]})
+    found = figures(engine_runs("a", a), engine_runs("b", b), engine_runs("c", c))
+    assert [(engine.engine, batch.batch) for engine, batch in at_one_batch(found)] == [("a", 2), ("b", 2), ("c", 2)]
+    assert at_one_batch(figures(engine_runs("a", {}))) == []
 
 
 def test_precisions_are_those_computed_in() -> None:
