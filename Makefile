@@ -13,6 +13,8 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2
 
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+# Types of TensorRT for mypy. They require TensorRT itself, which is on NVIDIA's own index alone: hence --no-deps.
+TENSORRT_STUBS := tensorrt-stubs==10.13.0.35.1
 INPUTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -32,6 +34,7 @@ $(VENV)/.demo: $(VENV)/.python $(INPUTS)
 
 $(VENV)/.dev: $(VENV)/.python $(INPUTS)
 	$(INSTALL) -e '.[cpu,openvino,rtx,export,train,evaluate,dev]'
+	$(INSTALL) --no-deps $(TENSORRT_STUBS)
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
@@ -40,6 +43,7 @@ demo: $(VENV)/.demo
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/mend_tensorrt_stubs.py .stubs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -51,4 +55,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .stubs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -123,8 +123,10 @@ class Staging:
         self._current, self._position, self._waiting = -1, 0, 0
         self._device: Buffer | None = None
 
-    def put(self, array: NDArray[Any]) -> tuple[DeviceArray, NDArray[Any]]:
+    def put(self, array: NDArray[Any], pool: Pool | None = None) -> tuple[DeviceArray, NDArray[Any]]:
         """The array on the device, and its place in pinned memory, of the same dtype and shape.
+
+        pool: where it is to lie, if not in the staging's own.
 
         While a graph is captured, what is copied is the whole block at once: the graph reads it when it is launched,
         and by then all of its arrays are there.
@@ -135,7 +137,7 @@ class Staging:
         place = block.view[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
         place[...] = array
         if self._reuse:
-            device = self._pool.array(array.dtype, array.shape)
+            device = (pool or self._pool).array(array.dtype, array.shape)
         else:
             if opened or self._device is None:
                 self._device = None  # back to the pool first

@@ -67,7 +67,7 @@ class Executor:
         self._check_tensors()
         # [profile][input][lowest, usual, highest]
         self._profiles = [
-            [[tuple(shape) for shape in engine.get_tensor_profile_shape(spec.name, i)] for spec in graph.inputs]
+            [[sizes_of(shape) for shape in engine.get_tensor_profile_shape(spec.name, i)] for spec in graph.inputs]
             for i in range(engine.num_optimization_profiles)
         ]
 
@@ -113,7 +113,7 @@ class Executor:
                 raise FarError(
                     f"graph {self.graph.name}: TensorRT does not take the shape {list(shape)} of {spec.name}"
                 )
-        outputs = tuple(tuple(context.get_tensor_shape(spec.name)) for spec in self.graph.outputs)
+        outputs = tuple(sizes_of(context.get_tensor_shape(spec.name)) for spec in self.graph.outputs)
         for spec, shape in zip(self.graph.outputs, outputs, strict=True):
             if any(size < 0 for size in shape):
                 raise FarError(f"graph {self.graph.name}: the shape of {spec.name} depends on data; {self.hint}")
@@ -192,6 +192,11 @@ def create_context(library: Any, engine: trt.ICudaEngine) -> trt.IExecutionConte
     config.set_execution_context_allocation_strategy(strategy)
     config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
     return engine.create_execution_context(config)
+
+
+def sizes_of(dims: trt.Dims) -> tuple[int, ...]:
+    """A shape as TensorRT gives it; -1 where it is not known."""
+    return tuple(int(dims[i]) for i in range(len(dims)))
 
 
 def _within(shape: Sequence[int], low: Sequence[int], high: Sequence[int]) -> bool:

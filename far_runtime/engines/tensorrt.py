@@ -16,7 +16,7 @@ from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, Make, scalar
 from far_runtime.engines.capture import Captures, Contexts, Direct, Session
 from far_runtime.engines.cuda import Cuda, Deviation, load_cuda
-from far_runtime.engines.device_memory import DeviceArray, Memory
+from far_runtime.engines.device_memory import DeviceArray, Memory, Pool
 from far_runtime.engines.executor import Executor
 from far_runtime.errors import FarError
 
@@ -67,7 +67,9 @@ class TensorRtEngine:
         for executor in self._executors.values():
             executor.lend(self._scratch, scratch)
         self._memory = Memory(self._cuda, reuse=True)
+        # In a pool of their own: they stay, and would take buffers from it that the next picture will look for.
         self._scalars: dict[int, DeviceArray] = {}
+        self._scalar_pool = Pool(self._cuda)
         self._captures = Captures(self, self._cuda)
         self._cuda.relief = lambda: self._captures.give_up_one() or self._memory.pool.trim()
         self.session: Session = Direct(self, self._memory)
@@ -141,6 +143,7 @@ class TensorRtEngine:
         for executor in self._executors.values():
             executor.close()
         self._memory.close()
+        self._scalar_pool.close()
         if self._scratch:
             self._cuda.free(self._scratch)
             self._cuda.close()
@@ -151,7 +154,7 @@ class TensorRtEngine:
         if value not in self._scalars:
             if self._cuda.capturing:
                 raise Deviation(f"the constant {value} is new")
-            self._scalars[value] = self._memory.staging.put(scalar(value, np.int64))[0]
+            self._scalars[value] = self._memory.staging.put(scalar(value, np.int64), self._scalar_pool)[0]
         return self._scalars[value]
 
     def _load(self, graph: Graph, plan: bytes) -> Executor:

@@ -113,3 +113,22 @@ def system_bundle(request: pytest.FixtureRequest, tiny: Any) -> Path:
 @pytest.fixture
 def bundle_copy(tiny: Any, tmp_path: Path) -> Iterator[Path]:
     yield Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def pipelines(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Makes pipelines over a bundle, ONNX Runtime's and the simulated one; closes them, and then nothing is left."""
+    made: list[tuple[Simulation, Pipeline]] = []
+
+    def open_both(
+        path: Path, options: EngineOptions | None = None, simulation: Simulation | None = None, **plan: Any
+    ) -> tuple[Pipeline, Pipeline]:
+        simulated = simulation or request.getfixturevalue("simulation")
+        pipeline = simulated.pipeline(path, options, **plan)
+        made.append((simulated, pipeline))
+        return Pipeline.from_bundle(path, threads=1, check=False), pipeline
+
+    yield open_both
+    for simulated, pipeline in made:
+        pipeline.close()
+        assert simulated.cuda.live == {"device": 0, "pinned": 0}
