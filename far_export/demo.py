@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from far_runtime.bundle import Bundle
+from far_runtime.cli_engine import BEST, best_unless
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
 
@@ -31,9 +32,9 @@ PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", type=PATH, default=Path("demo"), show_default=True, help="Folder of everything made.")
 @click.option("--model", default="far-emoji", show_default=True, help="Name of a folder in the zoo.")
 @click.option("--zoo", type=PATH, help="Folder of trained models. Default: models/zoo of the checkout.")
-@click.option("--engine", default="onnxruntime", show_default=True, help="Engine that draws.")
+@click.option("--engine", help=f"Engine that draws. Default: {BEST}.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def demo(output: Path, model: str, zoo: Path | None, engine: str, seed: int) -> None:
+def demo(output: Path, model: str, zoo: Path | None, engine: str | None, seed: int) -> None:
     """Make a bundle of a small trained model, draw a picture of every class, show how pictures grow from low to high
     frequency, and verify the bundle against its checkpoint."""
     from far_export.export import export_bundle
@@ -55,6 +56,9 @@ def demo(output: Path, model: str, zoo: Path | None, engine: str, seed: int) -> 
 
     with part("export", output / "bundle"):
         bundle = export_bundle(folder / MODEL, folder / VAE, output / "bundle", report=detail)
+    engine, why = best_unless(engine, bundle)
+    for line in why:
+        detail(line)
     with Pipeline.from_bundle(output / "bundle", engine, check=False) as pipeline:
         with part("draw one picture of every class", output / "samples.png"):
             detail(draw_samples(pipeline, output / "samples.png", seed))

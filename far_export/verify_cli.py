@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import engine_options, take_engine
+from far_runtime.cli_engine import BEST, best_unless, engine_options, take_engine
 from far_runtime.cli_sampling import sampling_options, subject_options, take_sampling
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ DEFAULT_SUBJECTS = 2
     metavar="NAME=VALUE|FILE",
     help="Settings that the weights do not show. Those of the export are remembered.",
 )
-@engine_options("onnxruntime on the CPU")
+@engine_options(BEST)
 @subject_options("the first two classes")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each subject.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Each subject's pictures have SEED, SEED+1, ...")
@@ -82,9 +82,11 @@ def verify(**options: Any) -> None:
         [(option, path) for option, path in outputs if path is not None],
         {option: path for option, path in inputs.items() if path is not None},
     )
-    report = _run(options)
+    report, why = _run(options)
     console = Console(stderr=to_stdout, highlight=False)
     print_report(report, console)
+    for line in why:
+        console.print(line, markup=False, soft_wrap=True)
     if to_stdout:
         click.echo(json_text(report), nl=False)
     elif json_file is not None:
@@ -99,7 +101,8 @@ def verify(**options: Any) -> None:
         raise CheckFailed(report.failures[0] + (f" (and {others} more)" if others else ""))
 
 
-def _run(options: dict[str, Any]) -> Report:
+def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
+    """The report, and a line on the engine if none was named."""
     from far_export.export import check_weights, load_pair
     from far_export.parity import verify_bundle
     from far_models.checkpoint import parse_overrides
@@ -112,6 +115,7 @@ def _run(options: dict[str, Any]) -> Report:
     manifest = bundle.manifest
     settings = settings_of(manifest, take_sampling(options))
     engine, engine_settings = take_engine(options)
+    engine, why = best_unless(engine, bundle)
     chosen = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     chosen = chosen or default_subjects(manifest, DEFAULT_SUBJECTS)
     subjects = [subject for subject in chosen for _ in range(options["count"])]
@@ -124,10 +128,11 @@ def _run(options: dict[str, Any]) -> Report:
     check_weights(model, options["weights"])  # what the bundle recorded is no demand: a single set will do
     text = reference_text(manifest, model, options["text_encoder"])
     with _threads(engine_settings.threads), progress_bar(sys.stderr.isatty()) as on_progress:
-        return verify_bundle(
+        report = verify_bundle(
             bundle, model.model, decoder.model, engine, subjects, seeds, settings, text=text,
             tolerance_scale=options["tolerance_scale"], options=engine_settings, on_progress=on_progress,
         )  # fmt: skip
+    return report, why
 
 
 def reference_text(manifest: Manifest, model: Checkpoint, folder: Path | None) -> Stage | None:

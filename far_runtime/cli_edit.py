@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import engine_options, take_engine
+from far_runtime.cli_engine import BEST, best_unless, engine_options, take_engine
 from far_runtime.cli_generate import PATH, progress_bar
 from far_runtime.cli_sampling import sampling_options, subject_options, take_sampling
 from far_runtime.settings import MAX_BATCH
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     help="Contact sheet, a row per subject; a single picture is written as it is.",
 )
 @click.option("--each", type=PATH, metavar="DIR", help="Also write one PNG a picture, with its settings in it.")
-@engine_options("onnxruntime on the CPU")
+@engine_options(BEST)
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no report.")
 def edit(
@@ -101,6 +101,7 @@ def edit(
     if (mask is None) == (outpaint is None):
         beside = "both are given" if mask is not None else "neither is given"
         raise click.UsageError(f"--mask says what to draw anew, --outpaint what to add: use one; {beside}")
+    from far_runtime.bundle import open_bundle
     from far_runtime.edit import compose
     from far_runtime.files import check_distinct
     from far_runtime.outputs import Outputs, check_sheet, write
@@ -113,7 +114,9 @@ def edit(
     check_distinct([("-o", output)], inputs)
     sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
     plan = _read(image, mask, outpaint)
-    with Pipeline.from_bundle(bundle, engine, check=not no_check, options=engine_settings) as pipeline:
+    opened = open_bundle(bundle, check=not no_check)
+    name, why = best_unless(engine, opened)
+    with Pipeline.over(opened, name, engine_settings) as pipeline:
         manifest = pipeline.bundle.manifest
         size = manifest.model["image_size"]
         subjects = subjects_of(manifest, labels, prompts, negative)
@@ -146,7 +149,7 @@ def edit(
         return
     share, seconds = fitted.change.mean(), time.perf_counter() - started
     lines = [*fitted.notes, *lines, f"{share:.0%} of the picture drawn anew, in {seconds:.2f} s, on {on_engine}"]
-    click.echo("\n".join(lines))
+    click.echo("\n".join([*lines, *why]))
 
 
 def _read(image: Path, mask: Path | None, outpaint: str | None) -> Any:

@@ -10,12 +10,15 @@ import click
 from far_runtime.settings import MAX_THREADS
 
 if TYPE_CHECKING:
+    from far_runtime.bundle import Bundle
     from far_runtime.engines.base import EngineOptions
 
-OPTIONS = ("threads", "cuda_graph", "weight_budget")
+MODES = ("latency", "throughput")
+OPTIONS = ("threads", "mode", "pinning", "arena", "cuda_graph", "weight_budget")
 """The parameters that make up EngineOptions, by its names."""
 
-NAMES = "onnxruntime (:cuda, :tensorrt), openvino (:gpu, :npu), tensorrt or tensorrt-rtx"
+NAMES = "onnxruntime (:cuda, :tensorrt, :tensorrt-rtx, :openvino), openvino (:gpu, :npu; :cpu:bf16), tensorrt or tensorrt-rtx"
+BEST = "the best that is installed"
 
 
 def engine_options(default: str, several: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -35,6 +38,25 @@ def engine_options(default: str, several: bool = False) -> Callable[[Callable[..
             help="Whether TensorRT captures whole generations. Default: it does.",
         )(command)
         command = click.option(
+            "--mode",
+            type=click.Choice(MODES),
+            default=MODES[0],
+            show_default=True,
+            help="OpenVINO plans for one picture after another, or for many processes or threads that draw at once.",
+        )(command)
+        command = click.option(
+            "--pin/--no-pin",
+            "pinning",
+            default=None,
+            help="OpenVINO keeps every thread on a core, which is bad on a busy machine. Default: its choice.",
+        )(command)
+        command = click.option(
+            "--arena/--no-arena",
+            default=True,
+            show_default=True,
+            help="ONNX Runtime keeps the CPU's memory for the next call; without, it gives it back: slower, smaller.",
+        )(command)
+        command = click.option(
             "--threads",
             type=click.IntRange(1, MAX_THREADS),
             help="Threads of the engine. Default: the engine's choice.",
@@ -51,6 +73,16 @@ def take_engine(options: dict[str, Any]) -> tuple[str | None, EngineOptions]:
 
     name: str | None = options.pop("engine")
     return name, EngineOptions(**{option: options.pop(option) for option in OPTIONS})
+
+
+def best_unless(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
+    """The engine's name and nothing; or, without a name, the best engine's and a line that says why it is."""
+    if name is not None:
+        return name, []
+    from far_runtime.engines.choice import choose
+
+    choice = choose(bundle)
+    return choice.name, [choice.line]
 
 
 def take_engines(options: dict[str, Any]) -> tuple[tuple[str, ...], EngineOptions]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import engine_options, take_engine
+from far_runtime.cli_engine import BEST, best_unless, engine_options, take_engine
 from far_runtime.cli_sampling import SAMPLING, sampling_options, subject_options, take_sampling
 from far_runtime.settings import MAX_BATCH
 
@@ -67,7 +67,7 @@ OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size"
     "the bare option would be taken for it.",
 )
 @click.option("--like", type=PATH, metavar="PNG", help="Repeat a picture bit for bit, with the settings in its file.")
-@engine_options("onnxruntime on the CPU; with --like, the picture's")
+@engine_options(f"{BEST}; with --like, the picture's")
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no report.")
 @click.pass_context
@@ -92,6 +92,7 @@ def generate(
     """Draw pictures of the given labels or prompts from BUNDLE, a folder made by far export. Sampling settings that
     are not given are the bundle's."""
     started = time.perf_counter()
+    from far_runtime.bundle import open_bundle
     from far_runtime.outputs import Outputs, check_sheet, level_files, write
     from far_runtime.pictures import name_of, read_settings
     from far_runtime.pipeline import Pipeline
@@ -107,7 +108,9 @@ def generate(
         engine_settings = replace(engine_settings, threads=engine_settings.threads or original.threads)
     outputs.check_distinct((), like)
     engine = engine or _engine_of(original)
-    with Pipeline.from_bundle(bundle, engine, check=not no_check, options=engine_settings) as pipeline:
+    opened = open_bundle(bundle, check=not no_check)
+    name, why = best_unless(engine, opened)
+    with Pipeline.over(opened, name, engine_settings) as pipeline:
         manifest = pipeline.bundle.manifest
         if original is not None and like is not None:
             _warn_of_differences(like, original.differences(pipeline.surroundings()))
@@ -136,7 +139,7 @@ def generate(
     pictures, seconds = rows * columns, time.perf_counter() - started
     of_each = f"{pictures} pictures in {seconds:.2f} s, {seconds / pictures:.2f} s each"
     lines.append(f"{f'one picture in {seconds:.2f} s' if pictures == 1 else of_each}, on {on_engine}")
-    click.echo("\n".join(lines))
+    click.echo("\n".join([*lines, *why]))
 
 
 def _refuse_beside_like(ctx: click.Context) -> None:

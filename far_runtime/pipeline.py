@@ -53,7 +53,7 @@ class Pipeline:
         check: bool = True,
         options: EngineOptions | None = None,
     ) -> Pipeline:
-        """Open a bundle (comparing its checksums unless check=False) on the named engine.
+        """Open a bundle (comparing its checksums unless check=False) on the named engine, or the best one here.
 
         threads: short for options=EngineOptions(threads=...).
 
@@ -62,7 +62,12 @@ class Pipeline:
         if threads is not None and threads < 1:
             raise FarError(f"{threads} threads: expected 1 or more; use --threads 2, say")
         options = replace(options or EngineOptions(), threads=threads or (options.threads if options else None))
-        bundle = open_bundle(path, check)
+        return cls.over(open_bundle(path, check), engine, options)
+
+    @classmethod
+    def over(cls, bundle: Bundle, engine: str | None = None, options: EngineOptions | None = None) -> Pipeline:
+        """A pipeline over a bundle that is open, on the named engine; FarError for an engine that cannot be had."""
+        options = options or EngineOptions()
         return cls(bundle, open_engine(bundle, engine, options), options.threads)
 
     def __enter__(self) -> Pipeline:

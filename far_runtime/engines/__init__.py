@@ -7,14 +7,16 @@ from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import FarError
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-DEFAULT_ENGINE = "onnxruntime"
 
 
 def open_engine(bundle: Bundle, name: str | None = None, options: EngineOptions | None = None) -> Engine:
     """The engine `name` (library, library:device, or openvino:device:precision) over a bundle; FarError for an unknown
-    name or a library that is missing."""
+    name or a library that is missing. None: the one of `choice.choose`."""
     options = options or EngineOptions()
-    name = name or DEFAULT_ENGINE
+    if name is None:
+        from far_runtime.engines.choice import choose
+
+        name = choose(bundle).name
     library, _, device = name.partition(":")
     if library == "onnxruntime":
         from far_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -31,6 +33,6 @@ def open_engine(bundle: Bundle, name: str | None = None, options: EngineOptions 
 
         return TensorRtEngine(bundle, library, cached_plans(bundle, library), options)
     raise FarError(
-        f"engine {name!r}: unknown; known: {', '.join(ENGINES)}; with :cuda or :tensorrt after "
-        "onnxruntime, with :gpu or :npu after openvino"
+        f"engine {name!r}: unknown; known: {', '.join(ENGINES)}; with :cuda, :tensorrt, :tensorrt-rtx or :openvino "
+        "after onnxruntime, with :gpu or :npu after openvino"
     )

@@ -17,11 +17,16 @@ Array = Any
 class EngineOptions:
     """How an engine runs, whichever it is; an engine passes over what does not concern it.
 
-    threads: of the CPU; None is the engine's own choice. cuda_graph: whether TensorRT captures whole generations.
-    weight_budget: MiB of the weights of each TensorRT engine with weight streaming that stay on the GPU; None: all.
+    threads: of the CPU; None is the engine's own choice. mode: what OpenVINO plans for, "latency" or "throughput".
+    pinning: OpenVINO keeps each thread on a core; None is its own choice. arena: ONNX Runtime keeps memory of the CPU
+    for the next call. cuda_graph: whether TensorRT captures whole generations. weight_budget: MiB of the weights of
+    each TensorRT engine with weight streaming that stay on the GPU; None: all.
     """
 
     threads: int | None = None
+    mode: str = "latency"
+    pinning: bool | None = None
+    arena: bool = True
     cuda_graph: bool = True
     weight_budget: int | None = None
 

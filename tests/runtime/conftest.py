@@ -17,21 +17,21 @@ from far_runtime.pipeline import Pipeline
 @pytest.fixture(scope="session")
 def pipeline(tiny: Any) -> Iterator[Pipeline]:
     """Unmasked variant on ONNX Runtime, one thread."""
-    with Pipeline.from_bundle(tiny.bundle, threads=1) as opened:
+    with Pipeline.from_bundle(tiny.bundle, "onnxruntime", threads=1) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def masked_pipeline(tiny: Any) -> Iterator[Pipeline]:
     """Masked variant with a graph per level."""
-    with Pipeline.from_bundle(tiny.masked_bundle, threads=1) as opened:
+    with Pipeline.from_bundle(tiny.masked_bundle, "onnxruntime", threads=1) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def mar_pipeline(tiny: Any) -> Iterator[Pipeline]:
     """MAR, several tokens at each of its iterations."""
-    with Pipeline.from_bundle(tiny.mar_bundle, threads=1) as opened:
+    with Pipeline.from_bundle(tiny.mar_bundle, "onnxruntime", threads=1) as opened:
         yield opened
 
 

@@ -35,7 +35,7 @@ def refused(result: Any, reason: str, code: int = 2) -> None:
 
 def test_sheet_and_single_pictures(far: Any, tiny: Any, tmp_path: Path) -> None:
     result = far("generate", tiny.bundle, "--label", 7, "--label", "fox terrier", "--count", 3, "--seed", 4,
-                 "-o", "new/sheet.png", "--each", "each", "--threads", 1)  # fmt: skip
+                 "-o", "new/sheet.png", "--each", "each", "--threads", 1, "--engine", "onnxruntime")  # fmt: skip
     assert result.code == 0, result.err
     assert result.err == ""
     names = sorted(path.name for path in (tmp_path / "each").iterdir())
@@ -55,7 +55,7 @@ def test_sheet_and_single_pictures(far: Any, tiny: Any, tmp_path: Path) -> None:
 
 def test_pictures_are_those_of_the_pipeline(far: Any, tiny: Any, pipeline: Pipeline, tmp_path: Path) -> None:
     far("generate", tiny.bundle, "--label", 3, "--count", 2, "--guidance", 2, "--temperature", 0.9, "--steps", "2:4",
-        "--levels", "0,1,3", "--each", "each", "--threads", 1)  # fmt: skip
+        "--levels", "0,1,3", "--each", "each", "--threads", 1, "--engine", "onnxruntime")  # fmt: skip
     made = pipeline.generate([3, 3], [0, 1], guidance=2, temperature=0.9, steps="2:4", levels=[0, 1, 3])
     for seed in (0, 1):
         path = tmp_path / "each" / f"3-crane-seed-{seed}.png"
@@ -127,7 +127,7 @@ def test_like_repeats_pictures_of_every_batch_position(far: Any, tiny: Any, tmp_
 
 
 def test_like_warns_when_the_surroundings_differ(far: Any, tiny: Any, tmp_path: Path) -> None:
-    far("generate", tiny.bundle, "--label", 1, "-o", "one.png", "--threads", 1)
+    far("generate", tiny.bundle, "--label", 1, "-o", "one.png", "--threads", 1, "--engine", "onnxruntime")
     with Image.open(tmp_path / "one.png") as image:
         record, kept = json.loads(image.info[KEY]), image.copy()
     from PIL.PngImagePlugin import PngInfo
@@ -136,7 +136,7 @@ def test_like_warns_when_the_surroundings_differ(far: Any, tiny: Any, tmp_path: 
     text.add_text(KEY, json.dumps({**record, "bundle": "feed", "engine": "torch:cpu", "engine_version": "2.13.0"}))
     kept.putpixel((0, 0), (1, 2, 3))
     kept.save(tmp_path / "other.png", pnginfo=text)
-    result = far("generate", tiny.bundle, "--like", "other.png", "-o", "again.png")
+    result = far("generate", tiny.bundle, "--like", "other.png", "-o", "again.png", "--engine", "onnxruntime")
     assert result.code == 0
     assert result.err.count("\n") == 1
     assert result.err.startswith("warning: other.png: its bits may not come back: bundle feed then, ")
@@ -208,8 +208,11 @@ def test_a_provider_that_this_onnxruntime_lacks(far: Any, tiny: Any, monkeypatch
 
 def test_an_engine_library_that_is_missing(far: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = far("generate", tiny.bundle, "--engine", "onnxruntime")
+    refused(result, "onnxruntime is not installed; install it with: pip install 'far-deploy[cpu]'")
+    monkeypatch.setitem(sys.modules, "openvino", None)
     refused(
-        far("generate", tiny.bundle), "onnxruntime is not installed; install it with: pip install 'far-deploy[cpu]'"
+        far("generate", tiny.bundle), "no engine is installed; install one with: pip install 'far-deploy[openvino]'"
     )
 
 

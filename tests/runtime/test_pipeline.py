@@ -199,7 +199,7 @@ def test_an_unknown_system_is_refused(pipeline: Pipeline) -> None:
 
 
 def test_close_gives_the_sessions_back(tiny: Any) -> None:
-    with Pipeline.from_bundle(tiny.bundle, threads=1) as opened:
+    with Pipeline.from_bundle(tiny.bundle, "onnxruntime", threads=1) as opened:
         opened.generate([1], [0], steps=1)
         assert opened.engine._sessions  # type: ignore[attr-defined]
     assert not opened.engine._sessions  # type: ignore[attr-defined]
