@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,15 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
+from far_runtime.engines.providers import PROVIDERS, check_session, parse_providers, provider_options
 from far_runtime.errors import FarError
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 class OnnxRuntimeEngine:
-    """Runs a bundle's graphs on ONNX Runtime's CPU, CUDA or TensorRT provider.
+    """Runs a bundle's graphs on one of ONNX Runtime's providers (`PROVIDERS`), or on several: "tensorrt,cuda".
 
-    The CUDA and TensorRT providers have not been run on a GPU by us. Raises FarError where onnxruntime is not
-    installed or lacks the provider.
+    What the named providers cannot compute is an error, never left to the CPU in silence. All providers but the CPU's
+    have not been run by us. Raises FarError where onnxruntime is not installed or lacks the provider.
     """
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", options: EngineOptions | None = None) -> None:
@@ -31,19 +31,18 @@ class OnnxRuntimeEngine:
                 "onnxruntime is not installed; install it with: pip install 'far-deploy[cpu]' (or [gpu] for CUDA "
                 "and TensorRT)"
             ) from None
-        if provider not in PROVIDERS:
-            raise FarError(f"engine onnxruntime:{provider}: unknown provider; known: {', '.join(PROVIDERS)}")
-        if PROVIDERS[provider] not in self._ort.get_available_providers():
-            raise FarError(
-                f"engine onnxruntime:{provider}: this onnxruntime has no {PROVIDERS[provider]}; "
-                "install it with: pip uninstall onnxruntime && pip install 'far-deploy[gpu]'"
-            )
+        self._names = parse_providers(provider)
+        for name in self._names:
+            if PROVIDERS[name].name not in self._ort.get_available_providers():
+                raise FarError(
+                    f"engine onnxruntime:{provider}: this onnxruntime has no {PROVIDERS[name].name}; "
+                    f"install it with: {PROVIDERS[name].package}"
+                )
         self.name = f"onnxruntime:{provider}"
         self.version: str = self._ort.__version__
         self._bundle = bundle
-        self._device = "cpu" if provider == "cpu" else "cuda"
-        self._providers = [PROVIDERS[name] for name in _fallbacks(provider)]
-        self._threads = (options or EngineOptions()).threads
+        self._device = PROVIDERS[self._names[0]].device
+        self._options = options or EngineOptions()
         self._sessions: dict[str, Any] = {}
 
     def put(self, array: NDArray[Any]) -> Array:
@@ -73,26 +72,39 @@ class OnnxRuntimeEngine:
 
     def _session(self, graph: Graph) -> Any:
         if graph.name not in self._sessions:
-            options = self._ort.SessionOptions()
-            options.log_severity_level = 3
-            if self._threads:
-                options.intra_op_num_threads = self._threads
-            if graph.constants:
-                # One of several graphs over the same weights: a packed copy in each would multiply the memory, unpacked
-                # they all read the one mapped file.
-                options.add_session_config_entry("session.disable_prepacking", "1")
-            path = self._bundle.path / graph.file
-            try:
-                self._sessions[graph.name] = self._ort.InferenceSession(str(path), options, providers=self._providers)
-            except Exception as error:  # onnxruntime raises many types; all mean that it does not take this file
-                detail = str(error).splitlines()[0]
-                raise FarError(
-                    f"{path}: onnxruntime {self.version} does not load it ({detail}); export the bundle again"
-                ) from error
+            self._sessions[graph.name] = self._open(graph)
         return self._sessions[graph.name]
 
+    def _open(self, graph: Graph) -> Any:
+        path: Path = self._bundle.path / graph.file
+        providers = [(PROVIDERS[name].name, provider_options(name, graph)) for name in self._names]
+        try:
+            # With its "fallback", a provider that does not start would be replaced by another one.
+            session = self._ort.InferenceSession(
+                str(path), self._session_options(graph), providers=providers, enable_fallback=0
+            )
+        except Exception as error:  # onnxruntime raises many types; all mean that it does not take this file
+            detail = str(error).splitlines()[0]
+            raise FarError(
+                f"{path}: onnxruntime {self.version} does not load it on {self.name} ({detail}); use another --engine, "
+                "or export the bundle again"
+            ) from error
+        check_session(session, self._names, self.name, path)
+        return session
 
-def _fallbacks(provider: str) -> list[str]:
-    """The provider and those behind it, best first: what one cannot run, the next does."""
-    order = ["tensorrt", "cuda", "cpu"]
-    return order[order.index(provider) :]
+    def _session_options(self, graph: Graph) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = self._options.arena
+        if self._options.threads:
+            options.intra_op_num_threads = self._options.threads
+        if graph.constants:
+            # One of several graphs over the same weights: a packed copy in each would multiply the memory, unpacked
+            # they all read the one mapped file.
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if "cpu" not in self._names:
+            if hasattr(self._ort.InferenceSession, "get_provider_graph_assignment_info"):
+                options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            else:
+                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return options

@@ -1,0 +1,124 @@
+"""ONNX Runtime's providers: names, where their arrays live, options, and which nodes they left to others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from far_runtime.bundle import Graph
+from far_runtime.errors import FarError
+
+SHAPE_ARITHMETIC = frozenset(
+    (
+        "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Max",
+        "Min", "Mul", "Range", "Reshape", "Shape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
+    )
+)  # fmt: skip
+"""Operators that compute sizes from sizes: a GPU's provider leaves them to the CPU on purpose."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One of ONNX Runtime's execution providers.
+
+    name: ONNX Runtime's. device: where its arrays live. package: what brings it. options: of every graph. profile:
+    prefix of the three options that take smallest, usual and largest shapes; empty if it has none. cache: the options
+    by which it keeps what it compiled, the folder in place of None.
+    """
+
+    name: str
+    device: str
+    package: str
+    options: Mapping[str, str]
+    profile: str = ""
+    cache: Mapping[str, str | None] | None = None
+
+
+PROVIDERS = {
+    "cpu": Provider("CPUExecutionProvider", "cpu", "pip install 'far-deploy[cpu]'", {}),
+    "cuda": Provider(
+        "CUDAExecutionProvider",
+        "cuda",
+        "pip uninstall onnxruntime && pip install 'far-deploy[gpu]'",
+        # FP32 is computed in FP32, not TF32; convolutions are not searched anew for every batch size; memory grows by
+        # what is asked for, not to the next power of two.
+        {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+    ),
+    "tensorrt": Provider(
+        "TensorrtExecutionProvider",
+        "cuda",
+        "pip uninstall onnxruntime && pip install 'far-deploy[gpu]', and TensorRT",
+        {},  # of the precisions only those that are in the graph
+        "trt_profile",
+        {"trt_engine_cache_enable": "1", "trt_engine_cache_path": None},
+    ),
+    "tensorrt-rtx": Provider(
+        "NvTensorRTRTXExecutionProvider",
+        "cuda",
+        "an onnxruntime that was built with TensorRT-RTX (onnxruntime-trt-rtx or your own)",
+        {},
+        "nv_profile",
+        {"nv_runtime_cache_path": None},
+    ),
+    "openvino": Provider(
+        "OpenVINOExecutionProvider",
+        "cpu",
+        "pip uninstall onnxruntime && pip install onnxruntime-openvino (or use --engine openvino)",
+        {"device_type": "CPU", "precision": "FP32"},
+    ),
+}
+
+
+def parse_providers(text: str) -> list[str]:
+    """The providers of an engine's name, best first: "cuda", or "tensorrt,cuda" where the second may compute what the
+    first cannot. FarError for an unknown one or one that is there twice."""
+    names = text.split(",")
+    for name in names:
+        if name not in PROVIDERS:
+            raise FarError(f"engine onnxruntime:{text}: unknown provider; known: {', '.join(PROVIDERS)}")
+    if len(set(names)) < len(names):
+        raise FarError(f"engine onnxruntime:{text}: a provider is named twice; name each once")
+    return names
+
+
+def provider_options(provider: str, graph: Graph, cache: Path | None = None) -> dict[str, str]:
+    """Options of a provider for one graph; `cache` is the folder of what it compiles."""
+    of = PROVIDERS[provider]
+    options = dict(of.options)
+    if of.profile and graph.profile:
+        for i, kind in enumerate(("min", "opt", "max")):
+            options[f"{of.profile}_{kind}_shapes"] = ",".join(
+                f"{spec.name}:{'x'.join(str(graph.profile[d][i] if isinstance(d, str) else d) for d in spec.shape)}"
+                for spec in graph.inputs
+            )
+    if cache is not None:
+        options |= {name: str(cache) if value is None else value for name, value in (of.cache or {}).items()}
+    return options
+
+
+def check_session(session: Any, names: Sequence[str], engine: str, path: Path) -> None:
+    """FarError unless the first provider asked for is there and those asked for compute the whole graph.
+
+    Where "cpu" is not among the names, it may only have the arithmetic of shapes.
+    """
+    wanted = [PROVIDERS[name].name for name in names]
+    if session.get_providers()[:1] != wanted[:1]:
+        raise FarError(
+            f"{engine}: {wanted[0]} did not start for {path} (its libraries, or the device, cannot be used); see the "
+            "messages of onnxruntime above, or use --engine onnxruntime"
+        )
+    if "cpu" in names or not hasattr(session, "get_provider_graph_assignment_info"):
+        return  # without that method, an earlier onnxruntime, which was told to refuse a graph that needs the CPU
+    left: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        if part.ep_name not in wanted:
+            left.update(node.op_type for node in part.get_nodes() if node.op_type not in SHAPE_ARITHMETIC)
+    if left:
+        raise FarError(
+            f"{engine}: {wanted[0]} leaves {sum(left.values())} nodes of {path} to another provider "
+            f"({', '.join(f'{count} {kind}' for kind, count in left.most_common(4))}); allow it with --engine "
+            f"{engine},cpu, or use another engine"
+        )
