@@ -15,8 +15,11 @@ from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
 from far_runtime.errors import FarError
 
-PRECISIONS = {"f32": "f32", "bf16": "bf16", "f16": "f16"}
-DEFAULT_PRECISION = "f32"
+HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+"""Precisions to compute in, and what a device that can calls them."""
+
+NATIVE = {"bf16": "bf16", "fp16": "f16"}
+"""The hint of bundles of such a precision, where the device has it; f32 otherwise."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class _Loaded:
 class OpenVinoEngine:
     """Runs a bundle's graphs on an OpenVINO device: CPU, or an Intel GPU or NPU (not run on those by us).
 
-    precision: what the device may compute in where the graph says float32: "f32" (the default here, so that pictures do
-    not depend on the processor), "bf16" or "f16". Raises FarError where openvino is not installed or lacks the device.
+    precision: what the device computes in, "f32", "bf16" or "f16". Default: that of a BF16 or FP16 bundle if the device
+    has it, else f32, so that pictures of an FP32 bundle do not depend on the processor. Raises FarError where openvino
+    is not installed or lacks the device, or the device the precision.
     """
 
     def __init__(
@@ -42,9 +46,8 @@ class OpenVinoEngine:
         except ImportError:
             raise FarError("openvino is not installed; install it with: pip install 'far-deploy[openvino]'") from None
         options = options or EngineOptions()
-        precision = precision or DEFAULT_PRECISION
-        if precision not in PRECISIONS:
-            raise FarError(f"engine openvino:{device}:{precision}: unknown precision; known: {', '.join(PRECISIONS)}")
+        if precision and precision not in HINTS:
+            raise FarError(f"engine openvino:{device}:{precision}: unknown precision; known: {', '.join(HINTS)}")
         self._core = self._ov.Core()
         self._device = device.upper()
         available = self._core.available_devices
@@ -53,12 +56,20 @@ class OpenVinoEngine:
                 f"engine openvino:{device}: this machine has no such device; it has "
                 f"{', '.join(name.lower() for name in available)}: use openvino:{available[0].lower()}, say"
             )
-        self.name = f"openvino:{device}" + ("" if precision == DEFAULT_PRECISION else f":{precision}")
+        can = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        usual = NATIVE.get(bundle.manifest.precision, "f32")
+        hint = precision or (usual if HINTS[usual] in can else "f32")
+        if hint != "f32" and HINTS[hint] not in can:  # it would compute in f32 and not say so
+            raise FarError(
+                f"engine openvino:{device}:{precision}: this device does not compute in {hint}; use "
+                f"{' or '.join(f'openvino:{device}:{name}' for name, known in HINTS.items() if known in can)}"
+            )
+        self.name = f"openvino:{device}" + ("" if hint == usual == "f32" else f":{hint}")
         self.version: str = self._ov.__version__.partition("-")[0]
         self._bundle = bundle
         self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": options.mode.upper(),
         }
         if self._device == "CPU":
             # Without its cache of kernels: attention over a length that changes from call to call (VAR's keys so far)
@@ -66,11 +77,13 @@ class OpenVinoEngine:
             self._settings["CPU_RUNTIME_CACHE_CAPACITY"] = "0"
             if options.threads:
                 self._settings["INFERENCE_NUM_THREADS"] = options.threads
+            if options.pinning is not None:
+                self._settings["ENABLE_CPU_PINNING"] = options.pinning
         self._loaded: dict[str, _Loaded] = {}
 
     def put(self, array: NDArray[Any]) -> Array:
         # A tensor of its own: the caller may change or drop its array.
-        return self._ov.Tensor(np.array(array, order="C", copy=True))
+        return self._ov.Tensor(np.ascontiguousarray(array))
 
     def get(self, array: Array) -> NDArray[Any]:
         host: NDArray[Any] = array.data
@@ -88,17 +101,13 @@ class OpenVinoEngine:
             loaded.request.set_tensor(spec.name, tensor)
         outputs = {}
         for spec in loaded.graph.outputs:
-            if all(axis in sizes for axis in spec.shape if isinstance(axis, str)):
-                # A new tensor each time: the one of the last call is still in use as another stage's input.
-                shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
-                outputs[spec.name] = self._ov.Tensor(self._ov.Type(np.dtype(spec.dtype)), self._ov.Shape(shape))
-                loaded.request.set_tensor(spec.name, outputs[spec.name])
+            # A new tensor each time: the one of the last call is still in use as another stage's input. An axis that no
+            # input has (keys so far and new ones) starts with size 0, and the request makes it what it is.
+            shape = [sizes.get(axis, 0) if isinstance(axis, str) else axis for axis in spec.shape]
+            outputs[spec.name] = self._ov.Tensor(self._ov.Type(np.dtype(spec.dtype)), self._ov.Shape(shape))
+            loaded.request.set_tensor(spec.name, outputs[spec.name])
         loaded.request.infer()
-        # An axis that no input has (keys so far and new ones) is known only now: such an output is copied.
-        return {
-            spec.name: outputs.get(spec.name) or self.put(loaded.request.get_tensor(spec.name).data)
-            for spec in loaded.graph.outputs
-        }
+        return outputs
 
     def close(self) -> None:
         self._loaded.clear()
