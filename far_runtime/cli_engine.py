@@ -17,7 +17,10 @@ MODES = ("latency", "throughput")
 OPTIONS = ("threads", "mode", "pinning", "arena", "cuda_graph", "weight_budget")
 """The parameters that make up EngineOptions, by its names."""
 
-NAMES = "onnxruntime (:cuda, :tensorrt, :tensorrt-rtx, :openvino), openvino (:gpu, :npu; :cpu:bf16), tensorrt or tensorrt-rtx"
+NAMES = (
+    "onnxruntime (:cuda, :tensorrt, :tensorrt-rtx, :openvino), openvino (:gpu, :npu, :cpu:bf16), tensorrt or "
+    "tensorrt-rtx"
+)
 BEST = "the best that is installed"
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from far_runtime.bundle import Bundle
+from far_runtime.engines.fit import MODULES
 from far_runtime.errors import FarError
 
 X86 = ("x86_64", "amd64")
@@ -33,10 +34,11 @@ class Choice:
 
 
 def choose(bundle: Bundle) -> Choice:
-    """The engine for a bundle on this machine. No library is imported to find out.
+    """The engine for a bundle on this machine. No library is imported to find out, but where there is a GPU.
 
-    First a GPU's engines, then OpenVINO on x86-64 processors, where it takes about 0.6 of ONNX Runtime's time
-    (docs/engines.md), then ONNX Runtime. Raises FarError where nothing that can compute the bundle is installed.
+    First a GPU's: what was built for it (far build), then ONNX Runtime with CUDA. Then OpenVINO on x86-64 processors,
+    where it takes about 0.6 of ONNX Runtime's time (docs/engines.md), then ONNX Runtime. Raises FarError where nothing
+    that can compute the bundle is installed.
     """
     for choice in candidates(bundle):
         return choice
@@ -55,6 +57,10 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
     """The engines that could run a bundle here, best first."""
     precision = bundle.manifest.precision
     runtime = folder_of("onnxruntime")
+    if has_gpu():
+        for library, module in MODULES.items():
+            if folder_of(module) is not None and is_built(bundle, library):
+                yield Choice(library, "built for this GPU")
     if runtime is not None and has_gpu() and any((runtime / "capi" / name).is_file() for name in CUDA_LIBRARIES):
         yield Choice("onnxruntime:cuda", "there is an NVIDIA GPU, and this onnxruntime has CUDA")
     openvino = folder_of("openvino") is not None
@@ -66,6 +72,17 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
         yield Choice("onnxruntime:cpu", f"installed{missing}")
     if openvino and not x86:
         yield Choice("openvino:cpu", "installed" if runtime is None else "it computes BF16, onnxruntime does not")
+
+
+def is_built(bundle: Bundle, library: str) -> bool:
+    """Whether the cache holds an engine that fits this bundle and this machine."""
+    from far_runtime.engines.plans import fitting
+
+    try:
+        fitting(bundle, library)
+    except FarError:
+        return False
+    return True
 
 
 def folder_of(module: str) -> Path | None:

@@ -28,7 +28,10 @@ def bundle(tiny: Any) -> Bundle:
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """Says what is installed and what the machine is."""
 
-    def set_up(*installed: str, cpu: str = "x86_64", gpu: bool = False, cuda: bool = False) -> None:
+    def set_up(
+        *installed: str, cpu: str = "x86_64", gpu: bool = False, cuda: bool = False, built: tuple[str, ...] = ()
+    ) -> None:
+        monkeypatch.setattr(choice, "is_built", lambda bundle, library: library in built)
         folder = tmp_path / "onnxruntime"
         (folder / "capi").mkdir(parents=True, exist_ok=True)
         if cuda:
@@ -50,6 +53,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         (("openvino",), {"cpu": "aarch64"}, "openvino:cpu"),
         (("openvino", "onnxruntime"), {"gpu": True, "cuda": True}, "onnxruntime:cuda"),
         (("openvino", "onnxruntime"), {"gpu": True}, "openvino:cpu"),
+        (("tensorrt_rtx", "onnxruntime"), {"gpu": True, "cuda": True, "built": ("tensorrt-rtx",)}, "tensorrt-rtx"),
+        (("tensorrt_rtx", "onnxruntime"), {"gpu": True, "cuda": True, "built": ("tensorrt",)}, "onnxruntime:cuda"),
+        (("tensorrt_rtx", "onnxruntime"), {"built": ("tensorrt-rtx",)}, "onnxruntime:cpu"),
         (("openvino", "onnxruntime"), {"cuda": True}, "openvino:cpu"),
     ],
 )
@@ -67,6 +73,10 @@ def test_bf16_graphs_go_to_an_engine_that_computes_them(bundle: Bundle, machine:
     machine("onnxruntime")
     with pytest.raises(FarError, match=r"BF16.*onnxruntime cannot.*pip install 'far-deploy\[openvino\]'"):
         choose(bf16)
+
+
+def test_only_an_engine_that_fits_is_built(bundle: Bundle) -> None:
+    assert not choice.is_built(bundle, "tensorrt-rtx")
 
 
 def test_nothing_installed_is_said_with_the_commands(bundle: Bundle, machine: Machine) -> None:
