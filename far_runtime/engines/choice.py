@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -65,11 +66,14 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
         yield Choice("onnxruntime:cuda", "there is an NVIDIA GPU, and this onnxruntime has CUDA")
     openvino = folder_of("openvino") is not None
     x86 = platform.machine().lower() in X86
-    if openvino and x86:
+    copies = 4 * sum(graph.parameters for graph in bundle.manifest.graphs)  # openvino has the weights once a graph
+    crowded = runtime is not None and precision != "bf16" and copies > total_memory() / 2
+    if openvino and x86 and not crowded:
         yield Choice("openvino:cpu", "installed, and the fastest on x86-64 processors")
     if runtime is not None and precision != "bf16":
         missing = "" if openvino or not x86 else " (openvino, which is faster, is not)"
-        yield Choice("onnxruntime:cpu", f"installed{missing}")
+        large = f"openvino would hold {copies / 1e9:.1f} GB of weights, a copy a graph"
+        yield Choice("onnxruntime:cpu", large if openvino and crowded else f"installed{missing}")
     if openvino and not x86:
         yield Choice("openvino:cpu", "installed" if runtime is None else "it computes BF16, onnxruntime does not")
 
@@ -94,6 +98,14 @@ def folder_of(module: str) -> Path | None:
     except (ImportError, ValueError):
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def total_memory() -> float:
+    """Bytes of this machine's memory; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def has_gpu() -> bool:

@@ -25,8 +25,7 @@ class Provider:
     """One of ONNX Runtime's execution providers.
 
     name: ONNX Runtime's. device: where its arrays live. package: what brings it. options: of every graph. profile:
-    prefix of the three options that take smallest, usual and largest shapes; empty if it has none. cache: the options
-    by which it keeps what it compiled, the folder in place of None.
+    prefix of the three options that take smallest, usual and largest shapes; empty if it has none.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Provider:
     package: str
     options: Mapping[str, str]
     profile: str = ""
-    cache: Mapping[str, str | None] | None = None
 
 
 PROVIDERS = {
@@ -53,7 +51,6 @@ PROVIDERS = {
         "pip uninstall onnxruntime && pip install 'far-deploy[gpu]', and TensorRT",
         {},  # of the precisions only those that are in the graph
         "trt_profile",
-        {"trt_engine_cache_enable": "1", "trt_engine_cache_path": None},
     ),
     "tensorrt-rtx": Provider(
         "NvTensorRTRTXExecutionProvider",
@@ -61,7 +58,6 @@ PROVIDERS = {
         "an onnxruntime that was built with TensorRT-RTX (onnxruntime-trt-rtx or your own)",
         {},
         "nv_profile",
-        {"nv_runtime_cache_path": None},
     ),
     "openvino": Provider(
         "OpenVINOExecutionProvider",
@@ -84,8 +80,8 @@ def parse_providers(text: str) -> list[str]:
     return names
 
 
-def provider_options(provider: str, graph: Graph, cache: Path | None = None) -> dict[str, str]:
-    """Options of a provider for one graph; `cache` is the folder of what it compiles."""
+def provider_options(provider: str, graph: Graph) -> dict[str, str]:
+    """Options of a provider for one graph."""
     of = PROVIDERS[provider]
     options = dict(of.options)
     if of.profile and graph.profile:
@@ -94,8 +90,6 @@ def provider_options(provider: str, graph: Graph, cache: Path | None = None) -> 
                 f"{spec.name}:{'x'.join(str(graph.profile[d][i] if isinstance(d, str) else d) for d in spec.shape)}"
                 for spec in graph.inputs
             )
-    if cache is not None:
-        options |= {name: str(cache) if value is None else value for name, value in (of.cache or {}).items()}
     return options
 
 

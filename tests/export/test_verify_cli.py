@@ -47,7 +47,9 @@ def test_an_honest_bundle_passes_and_is_reported(
     case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, figures = tmp_path / "verify.html", tmp_path / "verify.json"
-    code, out, err = verify(capsys, *case, "--label", 3, "--label", 9, "--html", page, "--json", figures)
+    code, out, err = verify(
+        capsys, *case, "--label", 3, "--label", 9, "--engine", "onnxruntime", "--html", page, "--json", figures
+    )
     assert (code, err) == (0, "")
     assert out.splitlines()[-2].startswith("passed: worst stage error ")
     assert out.splitlines()[-1] == f"written: {figures}, {page}"
@@ -114,7 +116,9 @@ def test_nan_in_one_graph_is_named(tiny: Tiny, tmp_path: Path, capsys: pytest.Ca
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny.masked_bundle, bundle)
     put_nan(bundle, "transformer", level=2)
-    code, _, err = verify(capsys, bundle, tiny.masked, "--vae", tiny.vae, "--json", tmp_path / "found.json")
+    code, _, err = verify(
+        capsys, bundle, tiny.masked, "--vae", tiny.vae, "--engine", "onnxruntime", "--json", tmp_path / "found.json"
+    )
     assert code == 1
     assert err.startswith("error: transformer at level 2 (step 2 of 2): NaN or Inf: 1 values of onnxruntime:cpu (and ")
     found = json.loads((tmp_path / "found.json").read_text())

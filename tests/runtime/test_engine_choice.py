@@ -75,6 +75,19 @@ def test_bf16_graphs_go_to_an_engine_that_computes_them(bundle: Bundle, machine:
         choose(bf16)
 
 
+def test_a_graph_per_level_does_not_fill_the_memory(
+    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO holds the weights once a graph, ONNX Runtime maps one file."""
+    graphs = tuple(replace(graph, parameters=10**9) for graph in bundle.manifest.graphs)
+    large = replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
+    machine("openvino", "onnxruntime")
+    monkeypatch.setattr(choice, "total_memory", lambda: 16e9)
+    assert choose(large).name == "onnxruntime:cpu" and "GB of weights, a copy a graph" in choose(large).reason
+    monkeypatch.setattr(choice, "total_memory", lambda: 1e12)
+    assert choose(large).name == "openvino:cpu"
+
+
 def test_only_an_engine_that_fits_is_built(bundle: Bundle) -> None:
     assert not choice.is_built(bundle, "tensorrt-rtx")
 
