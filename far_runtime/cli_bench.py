@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import engine_options, take_engines
+from far_runtime.cli_engine import BEST, best_unless, engine_options, take_engines
 from far_runtime.cli_sampling import sampling_options, subject_options, take_sampling
 from far_runtime.settings import MAX_BATCH
 
@@ -46,7 +46,7 @@ class BatchSizes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 @click.command(short_help="Compare engines: time, memory and arithmetic.")
 @click.argument("bundle", type=FILE)
-@engine_options("the one that far generate takes", several=True)
+@engine_options(BEST, several=True)
 @click.option("--batch", "batches", type=BatchSizes(), default="1,4", show_default=True, help="Batch sizes.")
 @click.option("--repeat", type=click.IntRange(min=1), help=f"Rounds. Default: {DEFAULT_ROUNDS}.")
 @click.option(
@@ -123,7 +123,7 @@ def run(choices: Any, engine_settings: Any, options: dict[str, Any], on_progress
 
     from far_runtime import __version__
     from far_runtime.bench import products
-    from far_runtime.bench.engines import GPU, Sources, plugins
+    from far_runtime.bench.engines import GPU, Sources, choose, plugins
     from far_runtime.bench.figures import figures_of
     from far_runtime.bench.machine import gpu_facts, machine_facts
     from far_runtime.bench.rounds import Length, measure
@@ -139,6 +139,11 @@ def run(choices: Any, engine_settings: Any, options: dict[str, Any], on_progress
     settings = settings_of(manifest, take_sampling(options))
     subjects = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     subjects = subjects or default_subjects(manifest, LABELS)
+    if not choices:
+        name, lines = best_unless(None, bundle)
+        choices = choose([name])
+        if not options["quiet"]:
+            click.echo("\n".join(lines), err=True)
     sources = Sources(
         *(path and path.resolve() for path in (options[n] for n in ("checkpoint", "vae", "text_encoder")))
     )

@@ -38,14 +38,14 @@ class Plugin(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine that was asked for. name: as it was given (None: the best one). plugin: the module that adds it."""
+    """An engine that was asked for. name: as it was given. plugin: the module that adds it."""
 
-    name: str | None
+    name: str
     plugin: str | None = None
 
     def open(self, bundle: Bundle, options: EngineOptions, sources: Sources) -> Engine:
         """The engine over a bundle; FarError for an unknown name and for a library or a file that is missing."""
-        if self.plugin is None or self.name is None:
+        if self.plugin is None:
             return open_engine(bundle, self.name, options)
         library, _, variant = self.name.partition(":")
         try:
@@ -67,7 +67,7 @@ def plugins() -> dict[str, str]:
 
 
 def choose(names: Sequence[str]) -> list[Choice]:
-    """The engines asked for, or the best one; FarError, before anything is opened, for unknown and repeated names."""
+    """The engines asked for; FarError, before anything is opened, for unknown and repeated names."""
     added = plugins()
     for i, name in enumerate(names):
         library = name.partition(":")[0]
@@ -75,7 +75,7 @@ def choose(names: Sequence[str]) -> list[Choice]:
             raise FarError(f"engine {name!r}: unknown; known: {', '.join([*ENGINES, *added])}")
         if name in names[:i]:
             raise FarError(f"--engine {name}: given twice; name each engine once")
-    return [Choice(name, added.get(name.partition(":")[0])) for name in names] or [Choice(None)]
+    return [Choice(name, added.get(name.partition(":")[0])) for name in names]
 
 
 def device_of(engine: str) -> str:

@@ -104,7 +104,7 @@ def measure(
         report = on_progress or (lambda done, total, what: None)
         engines = []
         for one in turns:
-            report(0, None, f"open {one.session.choice.name or 'engine'}")
+            report(0, None, f"open {one.session.choice.name}")
             engines.append(one.open(precision, batches))
         rates = _Rates(engines, products, stack, start)
         for batch in sorted(batches):
@@ -148,11 +148,10 @@ class _Turns:
         try:
             opened: Opened = self._worker.call("open")
         except Failed as failure:
-            raise FarError(f"engine {choice.name or ''}: does not open: {failure}") from failure
+            raise FarError(f"engine {choice.name}: does not open: {failure}") from failure
         plugin = choice.plugin is not None
         computes, note = computed_in(opened.name, precision, plugin)
-        given = choice.name or opened.name
-        self.runs = EngineRuns(given, opened, computes, note, plugin, {batch: BatchRuns() for batch in batches})
+        self.runs = EngineRuns(choice.name, opened, computes, note, plugin, {batch: BatchRuns() for batch in batches})
         return self.runs
 
     def going(self) -> list[int]:

@@ -64,7 +64,7 @@ class EngineSession:
         """Open the engine; FarError where that cannot be."""
         before = peak_memory()
         bundle = open_bundle(self.bundle, check=False)  # checked by the process that asks
-        if device_of(self.choice.name or "") == GPU:
+        if device_of(self.choice.name) == GPU:
             self._device_before = (gpu_facts() or {}).get("used_bytes", 0)
         started = time.perf_counter()
         engine = self.choice.open(bundle, self.options, self.sources)
