@@ -20,7 +20,7 @@ from far_runtime.defaults import plan_of, settings_of
 from far_runtime.engines.base import Array, scalar
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
-from far_runtime.subjects import Subject, default_subjects, resolve_subjects, takes_text
+from far_runtime.subjects import spread_subjects
 
 BINS = 2048
 STEPS = 255 // 2
@@ -182,7 +182,7 @@ def calibrate(
     engine = CalibrationEngine(bundle, watched, every)
     pipeline = Pipeline(bundle, engine)
     try:
-        pipeline.generate(calibration_subjects(bundle, count), range(SEED, SEED + count), batch_size=BATCH)
+        pipeline.generate(spread_subjects(manifest, count), range(SEED, SEED + count), batch_size=BATCH)
     finally:
         pipeline.close()
     looked = ", ".join(f"{seen} calls of {stage}" for stage, seen in engine.observed.items())
@@ -191,13 +191,3 @@ def calibrate(
         graph: {name: histogram.range() for name, histogram in own.items() if histogram.counts.any()}
         for graph, own in engine.histograms.items()
     }
-
-
-def calibration_subjects(bundle: Bundle, count: int) -> list[Subject]:
-    """Classes evenly spread over all there are, or the example prompts in turn."""
-    manifest = bundle.manifest
-    if takes_text(manifest):
-        prompts = default_subjects(manifest, count)
-        return [prompts[i % len(prompts)] for i in range(count)]
-    classes = manifest.model["classes"]
-    return resolve_subjects(manifest, [i * classes // count if count < classes else i % classes for i in range(count)])

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.samplers.base import Step
 from far_runtime.subjects import Subject
+
+if TYPE_CHECKING:
+    from far_export.distribution import DistributionResult
 
 FORMAT = 2
 LOOP_FACTOR = 10.0
@@ -143,6 +146,7 @@ class Report:
     stages: tuple[StageResult, ...]
     loop: tuple[LoopResult, ...]
     pictures: tuple[PictureResult, ...]
+    distribution: DistributionResult | None = None
 
     @property
     def passed(self) -> bool:
@@ -161,6 +165,8 @@ class Report:
             for i, picture in enumerate(self.pictures, start=1)
             if not picture.passed
         ]
+        if self.distribution is not None and not self.distribution.passed:
+            sentences.append(self.distribution.sentence)
         return tuple(sentences)
 
     @property
@@ -211,6 +217,7 @@ class Report:
             "pictures": [_figures(picture) for picture in self.pictures],
             "latents_error": self.latents_error,
             "worst_psnr": self.worst_psnr,
+            "distribution": None if self.distribution is None else self.distribution.to_dict(),
         }
         finite: dict[str, Any] = _without_infinities(form)
         return finite

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,15 @@ DEFAULT_SUBJECTS = 2
     help="Multiplies the tolerances (the manifest's, or the exporter's where smaller).",
 )
 @click.option(
+    "--distribution",
+    type=click.IntRange(min=1),
+    is_flag=False,
+    flag_value=256,
+    metavar="[N]",
+    help="Also compare the distributions of N pictures (256) of BUNDLE and of the checkpoint; exit with 1 where their "
+    "distance is above 1.5 times that of two sets of the checkpoint's.",
+)
+@click.option(
     "--json", "json_file", type=FILE, metavar="FILE|-", help="Write all figures as JSON; - is standard output."
 )
 @click.option("--html", "html_file", type=FILE, metavar="FILE", help="Write a page with the pictures side by side.")
@@ -103,8 +113,9 @@ def verify(**options: Any) -> None:
 
 def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     """The report, and a line on the engine if none was named."""
+    from far_export.distribution import check_distribution, check_possible
     from far_export.export import check_weights, load_pair
-    from far_export.parity import verify_bundle
+    from far_export.parity import reference_stages, verify_bundle
     from far_models.checkpoint import parse_overrides
     from far_runtime.bundle import open_bundle
     from far_runtime.defaults import check_system, settings_of
@@ -127,11 +138,22 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     model, decoder = load_pair(checkpoint, vae, weights, overrides, manifest.system)
     check_weights(model, options["weights"])  # what the bundle recorded is no demand: a single set will do
     text = reference_text(manifest, model, options["text_encoder"])
+    many: int | None = options["distribution"]
+    if many is not None:
+        check_possible(many)
     with _threads(engine_settings.threads), progress_bar(sys.stderr.isatty()) as on_progress:
         report = verify_bundle(
             bundle, model.model, decoder.model, engine, subjects, seeds, settings, text=text,
             tolerance_scale=options["tolerance_scale"], options=engine_settings, on_progress=on_progress,
         )  # fmt: skip
+    if many is not None:
+        stages = [*reference_stages(manifest, model.model, decoder.model), *([] if text is None else [text])]
+        with _threads(engine_settings.threads):
+            found = check_distribution(
+                bundle, stages, engine, settings, many, options=engine_settings, seed=options["seed"],
+                report=lambda line: click.echo(line, err=True),
+            )  # fmt: skip
+        report = replace(report, distribution=found)
     return report, why
 
 
@@ -206,6 +228,9 @@ def print_report(report: Report, console: Console) -> None:
             style="" if picture.passed else "red",
             markup=False,
         )
+    if report.distribution is not None:
+        style = "" if report.distribution.passed else "red"
+        console.print(report.distribution.sentence, style=style, markup=False, soft_wrap=True)
     worst = max(report.stages, key=lambda result: result.share)
     count = len(report.pictures)
     console.print(

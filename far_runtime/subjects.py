@@ -83,6 +83,15 @@ def default_subjects(manifest: Manifest, count: int) -> list[Subject]:
     return resolve_subjects(manifest, range(min(count, manifest.model["classes"])))
 
 
+def spread_subjects(manifest: Manifest, count: int) -> list[Subject]:
+    """Subjects of `count` pictures: classes evenly spread over all there are, or the example prompts in turn."""
+    if takes_text(manifest):
+        prompts = default_subjects(manifest, count)
+        return [prompts[i % len(prompts)] for i in range(count)]
+    classes = manifest.model["classes"]
+    return resolve_subjects(manifest, [i * classes // count if count < classes else i % classes for i in range(count)])
+
+
 def condition_of(engine: Engine, bundle: Bundle, subjects: Sequence[Subject]) -> tuple[Condition, tuple[str, ...]]:
     """What the loop draws these subjects under, and warnings (a prompt that was cut)."""
     manifest = bundle.manifest

