@@ -217,8 +217,9 @@ class Report:
             "pictures": [_figures(picture) for picture in self.pictures],
             "latents_error": self.latents_error,
             "worst_psnr": self.worst_psnr,
-            "distribution": None if self.distribution is None else self.distribution.to_dict(),
         }
+        if self.distribution is not None:
+            form["distribution"] = self.distribution.to_dict()
         finite: dict[str, Any] = _without_infinities(form)
         return finite
 
