@@ -126,6 +126,7 @@ def measure(
                             time.sleep(REST)
                             one.run(done, batch, what)
             done += 1
+        rates.measure()
         for one in turns:
             one.close()
         return Runs(engines, rates.measured, rates.size, done, clock() - started, order)
