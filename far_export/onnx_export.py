@@ -14,7 +14,10 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from far_export.precision import check_islands
+from far_export.precision_check import check_graph_precision, module_path
 from far_export.stages import Stage
+from far_models.islands import passed_islands
 from far_runtime.bundle import WEIGHTS, Graph
 
 OPSET = 20
@@ -76,6 +79,7 @@ def _export(stage: Stage, folder: Path, weights: WeightFile) -> Graph:
     sizes = {axis: _traced_size(axis, usual) for axis, (_, usual, _) in stage.profile.items()}
     program = _trace(stage, stage.example(sizes))
     model = program.model
+    check_graph_precision(model, stage)
     parameters = 0
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
@@ -96,6 +100,7 @@ def _export(stage: Stage, folder: Path, weights: WeightFile) -> Graph:
         flops=dict(stage.flops),
         parameters=parameters,
         profile={axis: (low, usual, high) for axis, (low, usual, high) in stage.profile.items()},
+        precision=stage.precision,
     )
 
 
@@ -110,9 +115,9 @@ def _trace(stage: Stage, example: Mapping[str, torch.Tensor]) -> Any:
         for spec in stage.inputs
     }
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), passed_islands() as passed:
         warnings.simplefilter("ignore")
-        return torch.onnx.export(
+        program = torch.onnx.export(
             stage.module,
             args=(),
             kwargs=dict(example),
@@ -124,6 +129,8 @@ def _trace(stage: Stage, example: Mapping[str, torch.Tensor]) -> Any:
             optimize=True,
             verbose=False,
         )
+    check_islands(stage, passed)
+    return program
 
 
 def _strip(model: ir.Model) -> None:
@@ -133,7 +140,9 @@ def _strip(model: ir.Model) -> None:
     for graph in graphs:
         graph.metadata_props.clear()
         graph.doc_string = None
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for i, node in enumerate(ir.traversal.RecursiveGraphIterator(graph)):
+            # Engines and their profilers show these names: say which part of the network a node belongs to.
+            node.name = "/".join(part for part in (module_path(node), f"{node.op_type}_{i}") if part)
             node.metadata_props.clear()
             node.doc_string = None
             for value in node.outputs:

@@ -34,9 +34,10 @@ class Stage:
     """One graph to be exported: `module` called with the inputs by name.
 
     stage: the name by which the loop runs it; name: the graph's own (they differ where a stage has a graph per
-    level). profile: smallest, usual and largest size of every dynamic axis. tolerance: relative error to the torch
-    module that is accepted in FP32. fp32_islands: submodules that stay FP32 at lower precisions. constants: what is
-    folded in. flops: arithmetic of one row, as the manifest records it.
+    level). profile: smallest, usual and largest size of every dynamic axis. tolerance: relative error to the float32
+    torch module that is accepted. fp32_islands: what stays FP32 at lower precisions, by name (far_export/precision.py
+    says how). precision: of its matrix products. constants: what is folded in. flops: arithmetic of one row, as the
+    manifest records it.
     """
 
     stage: str
@@ -49,6 +50,7 @@ class Stage:
     constants: Mapping[str, int] = field(default_factory=dict)
     flops: Mapping[str, float] = field(default_factory=dict)
     suffix: str = ""
+    precision: str = "fp32"
 
     @property
     def name(self) -> str:

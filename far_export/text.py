@@ -13,6 +13,7 @@ from far_export.flops import count_flops
 from far_export.stages import Input, Stage
 from far_models.far_t2i import FART2IConfig
 from far_models.text.encoder import TextEncoder, load_text_encoder
+from far_models.text.qwen2 import Qwen2
 from far_runtime.bundle import TensorSpec
 from far_runtime.errors import FarError
 from far_runtime.text import TOKENIZER
@@ -53,6 +54,7 @@ def text_stage(encoder: TextEncoder) -> Stage:
     tokens = encoder.settings["tokens"]
     length = len(encoder.settings["prefix"]) + tokens
     module = encoder.features
+    rotary = isinstance(encoder.network, Qwen2)
     row = torch.empty(1, length, dtype=torch.int64, device="meta")
     return Stage(
         stage="text",
@@ -63,6 +65,6 @@ def text_stage(encoder: TextEncoder) -> Stage:
         ),
         outputs=(TensorSpec("features", "float32", ("batch", tokens, encoder.width)),),
         profile={"batch": (1, 4, 64)},
-        fp32_islands=("norm", "LayerNorm", "softmax", "rotation"),
+        fp32_islands=("norm", "softmax", "rotation") if rotary else ("LayerNorm", "softmax"),
         flops={"": count_flops(module, (row, row))},
     )

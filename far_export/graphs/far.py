@@ -12,6 +12,7 @@ from far_export.flops import count_flops
 from far_export.stages import Input, Stage
 from far_models.far import FAR, FARConfig
 from far_models.far_t2i import FART2IConfig
+from far_models.islands import island
 from far_runtime.bundle import TensorSpec
 from far_runtime.diffusion import COEFFICIENTS
 from far_runtime.frequency import lowpass_matrices
@@ -70,7 +71,7 @@ class TransformerGraph(nn.Module):
         x = None
         if latents is not None:
             matrix = self.lowpass if lowpass is None else pick(self.lowpass, lowpass).squeeze(0)
-            x = spread(lowpassed(latents, matrix), rows)
+            x = spread(lowpassed(latents, matrix), rows).to(self.class_table.dtype)
         elif not self.far.config.masked:
             x = self.class_table.new_zeros((1, self.far.config.tokens, self.far.config.channels)).expand(rows, -1, -1)
         if visible is not None and restore is not None:
@@ -95,7 +96,9 @@ class DenoiseGraph(nn.Module):
         self, state: Tensor, condition: Tensor, timestep: Tensor, coefficients: Tensor, guidance: Tensor, noise: Tensor
     ) -> Tensor:
         batch, rows = state.shape[0], condition.shape[0]
-        out = self.net(spread(state, rows), timestep, condition)
+        dtype = self.net.input_proj.weight.dtype
+        out = self.net(spread(state, rows).to(dtype), timestep, condition.to(dtype)).float()
+        island("update")
         prediction, variance = pick(out, torch.arange(batch, device=state.device)).chunk(2, dim=-1)
         last = pick(out, torch.arange(rows - batch, rows, device=state.device))  # without guidance: the same rows
         unconditional = last.chunk(2, dim=-1)[0]
@@ -194,6 +197,7 @@ def place_stage(config: FARConfig | FART2IConfig) -> Stage:
         outputs=(TensorSpec("latents_out", "float32", shape),),
         profile={"batch": (1, 4, 64), "tokens": (1, config.tokens // 2, config.tokens)},
         tolerance=1e-6,  # a copy
+        fp32_islands=("place",),
     )
 
 

@@ -26,7 +26,7 @@ class ContextGraph(nn.Module):
         self.model = model
 
     def forward(self, features: Tensor, index: Tensor, null: Tensor) -> Tensor:
-        return self.model.context(pick(features, index), null)
+        return self.model.context(pick(features, index).to(self.model.fake_latent.dtype), null)
 
 
 class TransformerGraph(nn.Module):
@@ -55,12 +55,12 @@ class TransformerGraph(nn.Module):
         visible: Tensor | None = None,
         restore: Tensor | None = None,
     ) -> Tensor:
-        rows, x = context.shape[0], None
+        rows, x, dtype = context.shape[0], None, self.model.mask_token.dtype
         if latents is not None and visible is not None and restore is not None:
             matrix = self.lowpass if lowpass is None else pick(self.lowpass, lowpass).squeeze(0)
-            x = spread(lowpassed(latents, matrix), rows)
+            x = spread(lowpassed(latents, matrix), rows).to(dtype)
             visible, restore = spread(visible, rows), spread(restore, rows)
-        z = self.model.features(x, context, visible, restore)
+        z = self.model.features(x, context.to(dtype), visible, restore)
         number = level if self.step is None else context.new_full((1,), self.step.constants["level"])
         return self.model.diffloss.net.condition(z, number)
 

@@ -26,7 +26,7 @@ class TransformerGraph(nn.Module):
     def forward(self, latents: Tensor, labels: Tensor, visible: Tensor, restore: Tensor, predicted: Tensor) -> Tensor:
         rows = labels.shape[0]
         x, visible, restore, predicted = (spread(tensor, rows) for tensor in (latents, visible, restore, predicted))
-        z = self.mar.features(x, pick(self.class_table, labels), visible, restore)
+        z = self.mar.features(x.to(self.class_table.dtype), pick(self.class_table, labels), visible, restore)
         z = z.gather(1, predicted.unsqueeze(-1).expand(-1, -1, z.shape[-1]))
         return self.mar.diffloss.net.condition(z)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from far_export.flops import count_flops
 from far_export.stages import Input, Stage
+from far_models.islands import island
 from far_models.kl_vae import AutoencoderKL
 from far_runtime.bundle import TensorSpec
 
@@ -28,10 +29,12 @@ class DecodeGraph(nn.Module):
         self.pixels = pixels
 
     def forward(self, latents: Tensor) -> Tensor:
+        dtype = self.post_quant_conv.weight.dtype
         x = latents.reshape(-1, self.grid, self.grid, self.channels).permute(0, 3, 1, 2)
-        image: Tensor = self.decoder(self.post_quant_conv(x / self.latent_scale))
+        image: Tensor = self.decoder(self.post_quant_conv((x / self.latent_scale).to(dtype))).float()
         if not self.pixels:
             return image
+        island("pixels")
         return ((image + 1) / 2 * 255).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
 
@@ -43,7 +46,7 @@ class MomentsGraph(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vae.encode(images)
+        return self.vae.encode(images.to(self.vae.encoder.conv_in.weight.dtype))
 
 
 def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: bool = True) -> Stage:
@@ -60,7 +63,7 @@ def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: boo
         outputs=(TensorSpec("pixels" if pixels else "image", "uint8" if pixels else "float32", shape),),
         profile={"batch": (1, 4, 64)},
         tolerance=2e-3 if pixels else 1e-4,
-        fp32_islands=("norm", "softmax"),
+        fp32_islands=("norm", "softmax", *(("pixels",) if pixels else ())),
         flops={"": count_flops(module, (torch.empty(1, grid * grid, config.channels, device="meta"),))},
     )
 
@@ -75,7 +78,8 @@ class EncodeTokensGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1
-        return self.vae.encode(images)[0].flatten(2).transpose(1, 2) * self.latent_scale
+        mean = self.vae.encode(images.to(self.vae.encoder.conv_in.weight.dtype))[0].float()
+        return mean.flatten(2).transpose(1, 2) * self.latent_scale
 
 
 def encode_stage(vae: AutoencoderKL, grid: int, latent_scale: float) -> Stage:

@@ -15,6 +15,7 @@ from far_export.graphs.far import PlaceGraph, pick
 from far_export.graphs.vae import decode_stage
 from far_export.graphs.var_choice import choose_stage, smooth_stage
 from far_export.stages import Input, Stage
+from far_models.islands import island
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE
 from far_runtime.bundle import TensorSpec
@@ -59,6 +60,8 @@ class TransformerGraph(nn.Module):
 
     def compute(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The outputs in the order in which the stage names them."""
+        dtype = self.blocks[0].attn.proj.weight.dtype
+        inputs = {name: tensor.to(dtype) for name, tensor in inputs.items()}
         x, modulation = inputs["x"], inputs["modulation"]
         grown: list[Tensor] = []
         for i, (block, (key, value)) in enumerate(zip(self.blocks, self.caches, strict=True)):
@@ -82,7 +85,10 @@ class LogitsGraph(nn.Module):
     def forward(
         self, hidden: Tensor, head_modulation: Tensor, picked: Tensor, pictures: Tensor, guidance: Tensor
     ) -> Tensor:
-        logits = self.head(self.head_nm(pick(hidden, picked), pick(head_modulation, picked)))
+        dtype = self.head.weight.dtype
+        hidden, head_modulation = pick(hidden, picked).to(dtype), pick(head_modulation, picked).to(dtype)
+        logits = self.head(self.head_nm(hidden, head_modulation)).float()
+        island("guidance")
         conditional = pick(logits, pictures)
         unconditional = pick(logits, pictures + (picked.shape[0] - pictures.shape[0]))
         out: Tensor = unconditional + guidance * (conditional - unconditional)
@@ -110,7 +116,8 @@ class QuantizeGraph(nn.Module):
         cells = pick(self.quantize.up, here).transpose(0, 1) @ embeddings
         refined = [self.quantize.refined(cells, one) for one in self.quantize.quant_resi.qresi_ls]
         latents = latents + pick(torch.stack(refined), phi).squeeze(0)
-        x = self.word_embed(pick(self.quantize.down, after) @ latents) + pick(self.positions, after)
+        following = (pick(self.quantize.down, after) @ latents).to(self.positions.dtype)
+        x = self.word_embed(following) + pick(self.positions, after)
         return latents, pick(x, pictures)
 
 
@@ -123,7 +130,7 @@ class EncodeGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = pixels.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1
-        return self.vqvae.encode(images).flatten(2).transpose(1, 2)
+        return self.vqvae.encode(images.to(self.vqvae.quant_conv.weight.dtype)).flatten(2).transpose(1, 2)
 
 
 class TokenizeGraph(nn.Module):
@@ -231,7 +238,7 @@ def transformer_stage(var: VAR) -> Stage:
             *(TensorSpec(f"next_{name}", "float32", ("rows", config.heads, "all", head)) for name in names),
         ),
         profile={"rows": ROWS, "tokens": sizes, "past": (0, usual, past)},
-        fp32_islands=("layer_norm", "softmax", "normalize"),
+        fp32_islands=("layer_norm", "softmax", *(("normalize", "scale_mul_1H11") if config.attn_l2_norm else ())),
         flops=transformer_flops(config),
     )
 
@@ -289,7 +296,7 @@ def quantize_stage(var: VAR, vqvae: VQVAE) -> Stage:
             TensorSpec("x", "float32", ("rows", "after", width)),
         ),
         profile={"batch": BATCH, "rows": ROWS, "tokens": (1, before[-1], sizes[2]), "after": (0, sizes[1], sizes[2])},
-        fp32_islands=("latents",),
+        fp32_islands=("quantize",),
         flops={
             "": 18.0 * vqvae.config.phis * cells * channels**2,
             "tokens": 2.0 * cells * channels,
@@ -330,7 +337,7 @@ def tokenize_stage(vqvae: VQVAE) -> Stage:
         outputs=(TensorSpec("embeddings", "float32", ("batch", tokens, config.channels)),),
         profile={"batch": BATCH},
         tolerance=0.3,
-        fp32_islands=("quantize",),
+        fp32_islands=("tokenize",),
         flops={"": count_flops(module, (torch.empty(1, cells, config.channels, device="meta"),))},
     )
 
@@ -348,4 +355,5 @@ def place_stage(config: VARConfig) -> Stage:
         outputs=(TensorSpec("latents_out", "float32", ("batch", "tokens", config.channels)),),
         profile={"batch": BATCH, "tokens": _tokens(config)},
         tolerance=1e-6,  # a copy
+        fp32_islands=("place",),
     )

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from far_models.islands import softmax
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention of [B, heads, L, d] tensors.
@@ -15,7 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """
     if q.is_cuda and not torch.compiler.is_exporting():
         return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1)
+    weights = softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1))
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
     return weights @ v

@@ -8,11 +8,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from far_models.islands import island
+
 SINUSOIDS = 256
 
 
 def timestep_sinusoids(t: Tensor) -> Tensor:
     """Sinusoidal embedding [..., 256] of timesteps t [...] (0 to 999), in float32 whatever the network's precision."""
+    island("timestep_sinusoids")
     half = SINUSOIDS // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float().unsqueeze(-1) * frequencies

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from far_models.islands import softmax
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -78,7 +80,7 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         parts = self.qkv(h).chunk(3, dim=1) if hasattr(self, "qkv") else (self.q(h), self.k(h), self.v(h))
         q, k, v = (part.flatten(2) for part in parts)
-        weights = torch.softmax(q.transpose(1, 2) @ k * q.shape[1] ** -0.5, dim=-1)
+        weights = softmax(q.transpose(1, 2) @ k * q.shape[1] ** -0.5)
         h = (v @ weights.transpose(1, 2)).reshape(x.shape)
         return x + self.proj_out(h)
 

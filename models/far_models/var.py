@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from far_models.islands import island, softmax
 from far_runtime.scales import SCALES_256, SCALES_512, token_ranges
 
 MAX_SCALE = math.log(100)
@@ -77,8 +78,10 @@ class Attention(nn.Module):
         qkv = functional.linear(x, self.mat_qkv.weight, bias_qkv)
         q, k, v = qkv.reshape(-1, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if hasattr(self, "scale_mul_1H11"):
-            q = functional.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=MAX_SCALE).exp()
-            k = functional.normalize(k, dim=-1)
+            island("normalize")
+            gain = self.scale_mul_1H11.float().clamp(max=MAX_SCALE).exp()
+            q = (functional.normalize(q.float(), dim=-1) * gain).to(x.dtype)
+            k = functional.normalize(k.float(), dim=-1).to(x.dtype)
         else:
             q = q * (0.25 * q.shape[-1] ** -0.5)
         if past is not None:
@@ -92,7 +95,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     if q.is_cuda and not torch.compiler.is_exporting():
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
     logits = q @ k.transpose(-2, -1)
-    return torch.softmax(logits if bias is None else logits + bias, dim=-1) @ v
+    return softmax(logits if bias is None else logits + bias) @ v
 
 
 class FeedForward(nn.Module):
@@ -110,7 +113,9 @@ class FeedForward(nn.Module):
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm without weights of x [B, T, width], then scale and shift [B, 1, width]."""
-    return functional.layer_norm(x, x.shape[-1:], eps=EPS) * (scale + 1) + shift
+    island("layer_norm")
+    normed = functional.layer_norm(x.float(), x.shape[-1:], eps=EPS).to(x.dtype)
+    return normed * (scale + 1) + shift
 
 
 class Block(nn.Module):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from far_models.islands import island
 from far_models.text.masking import attend_allowed
 
 
@@ -120,6 +121,7 @@ class Qwen2(nn.Module):
 
 def rotation(places: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines [n, head_dim] of the rotary positions `places` [n], computed in float32."""
+    island("rotation")
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=places.device) / head_dim
     angles = places.float()[:, None] * theta**-exponents
     angles = torch.cat([angles, angles], dim=-1)
