@@ -76,6 +76,12 @@ FILE = click.Path(path_type=Path)
     metavar="N",
     help=f"Pictures that int8 is calibrated on. Default: {CALIBRATION_PICTURES}.",
 )
+@click.option(
+    "--verify-steps",
+    metavar="N|A:B|N,N,...",
+    help="Diffusion steps of the picture that a bundle below fp32 is verified with at the end. Default: the bundle's "
+    "own; fewer take less time with a large model.",
+)
 def export(
     checkpoint: Path,
     vae: Path,
@@ -92,6 +98,7 @@ def export(
     text_encoder: Path | None,
     precision: str,
     calibrate: int | None,
+    verify_steps: str | None,
 ) -> None:
     """Export CHECKPOINT (official checkpoint-last.pth, or .safetensors) with its VAE as a bundle that runs without
     torch."""
@@ -118,6 +125,7 @@ def export(
         text_encoder=text_encoder,
         precision=precision,
         calibrate=calibrate,
+        verify_steps=verify_steps,
         report=click.echo,
     )
     size = sum(record.bytes for record in bundle.manifest.files.values())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from far_export.acceptance import check_pictures, verifying_engine
 from far_export.graphs import SYSTEMS
 from far_export.onnx_check import check_graphs, reference_outputs
 from far_export.place import check_target, folder_put_in_place
@@ -48,6 +49,7 @@ def export_bundle(
     text_encoder: str | Path | None = None,
     precision: str = "fp32",
     calibrate: int | None = None,
+    verify_steps: str | None = None,
     report: Report = lambda line: None,
 ) -> Bundle:
     """Export a checkpoint and its VAE as a bundle of ONNX stages in the folder `output`.
@@ -57,13 +59,15 @@ def export_bundle(
     FAR, per-level for the masked one). defaults: sampling settings of the bundle, in place of the checkpoint's own and
     the official ones. editing: with the stages that far edit needs. text_encoder: Hugging Face folder of the text
     encoder, for a text-to-image model. precision: of the matrix products and convolutions, one of PRECISIONS.
-    calibrate: pictures that int8 is calibrated on (CALIBRATION_PICTURES unless given). The folder appears whole or not
-    at all; an older bundle in its place stays until the new one is complete. Raises FarError for bad input and
-    CheckFailed where an exported graph does not compute what the torch module computes.
+    calibrate: pictures that int8 is calibrated on (CALIBRATION_PICTURES unless given). A bundle below FP32 is verified
+    at the end: a picture drawn by it and by the float32 torch modules; verify_steps: diffusion steps of that, in place
+    of the bundle's own. The folder appears whole or not at all; an older bundle in its place stays until the new one is
+    complete. Raises FarError for bad input and CheckFailed where an exported graph does not compute what the torch
+    module computes.
     """
     target = Path(output)
     check_target(target)
-    check_precision(precision, calibrate)
+    check_precision(precision, calibrate, verify_steps)
     model, decoder = load_pair(checkpoint, vae, weights, overrides)
     check_weights(model, weights)
     names = tuple(classes) or model.classes
@@ -71,6 +75,8 @@ def export_bundle(
     info = system.info(model.model, decoder.model)
     given = {**model.sampling, **(defaults or {})}
     settings = settled(system.name, info, given)
+    if verify_steps is not None:
+        settled(system.name, info, {**given, "steps": verify_steps})
     if names and len(names) != info.get("classes", 0):
         raise FarError(
             f"{len(names)} class names for a model with {info.get('classes', 0)} classes; use --classes with one name "
@@ -91,11 +97,14 @@ def export_bundle(
     copies = {} if part is None else part.files
     with folder_put_in_place(target) as folder:
         from far_export.onnx_export import export_stages
+        from far_export.precision import CASTS, cast_stages
 
+        cases = reference_outputs(stages)
+        stages = cast_stages(stages, precision) if precision in CASTS else stages
         graphs = export_stages(stages, folder, report)
         for name, path in copies.items():
             shutil.copyfile(path, folder / name)
-        cases = reference_outputs(stages)
+        cast = stages if precision == "fp16" else []
         del stages, model, decoder, part  # the check loads the weights a second time: let the first copy go
         files = {path.name: record_of(path) for path in sorted(folder.iterdir())}
         manifest = Manifest(
@@ -114,17 +123,25 @@ def export_bundle(
         if precision == "int8":
             manifest = quantized(folder, manifest, calibrate or CALIBRATION_PICTURES, report)
             write_manifest(folder, manifest)
+        if precision != "fp32":
+            pair = load_pair(checkpoint, vae, weights, overrides)
+            text = text_part(pair[0], info, text_encoder)
+            stage = None if text is None else text.stage
+            check_pictures(open_bundle(folder, check=False), *pair, stage, cast, verify_steps, report)
     return open_bundle(target, check=False)
 
 
-def check_precision(precision: str, calibrate: int | None) -> None:
-    """FarError for an unknown precision, and for calibration pictures where nothing is calibrated."""
+def check_precision(precision: str, calibrate: int | None, verify_steps: str | None = None) -> None:
+    """FarError for an unknown precision, for options of others, and where nothing is installed that can verify it."""
     if precision not in PRECISIONS:
         raise FarError(f"precision {precision!r}: unknown; known: {', '.join(PRECISIONS)}")
-    if precision in ("fp16", "bf16"):
-        raise FarError(f"--precision {precision}: is not there yet; use fp32")
     if calibrate is not None and precision != "int8":
         raise FarError(f"--calibrate {calibrate}: only int8 is calibrated; leave it out, or add --precision int8")
+    if precision == "fp32":
+        if verify_steps is not None:
+            raise FarError(f"--verify-steps {verify_steps}: an fp32 export draws no picture to verify; leave it out")
+        return
+    verifying_engine(precision)
 
 
 def quantized(folder: Path, manifest: Manifest, count: int, report: Report) -> Manifest:

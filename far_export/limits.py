@@ -1,33 +1,54 @@
-"""What may differ from the float32 torch modules at every precision."""
+"""What may differ from the float32 torch modules, at every precision.
+
+FP32 is judged by the stages' own tolerances, from which the limits of the free run follow (`far_export.verdict`). At a
+lower precision the stages keep the limit of that precision, in lockstep. The free run is judged where it can be:
+
+- FAR, FAR-T2I and MAR draw from the same noise on both sides, so pictures stay close: LIMITS has what they need;
+- VAR draws tokens. One that falls the other way, where two were nearly as good, changes all that follows: a picture as
+  good, but another. In lockstep every scale is judged on the reference's own tokens; the free run is only shown;
+- INT8 is judged by the distribution of its pictures (`far_export.distribution`): the free run is only shown.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from far_export.stages import Stage
+from far_export.verdict import LOOP_FACTOR, required_psnr
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits at one precision. stage: relative error of a call of a stage in lockstep. cosine: 1 - cosine of a call.
-    loop: relative error of the free run's latents after any step. psnr: of every picture, in dB. tokens: share of a
-    scale's tokens that have to be those of the reference, where a system draws tokens."""
+    """stage: relative error of any call of a stage in lockstep. loop: relative error of the free run's latents after
+    any step. psnr: of every picture, in dB."""
 
     stage: float
-    cosine: float
     loop: float
     psnr: float
-    tokens: float
 
 
 LIMITS = {
-    "fp32": Limits(stage=1e-4, cosine=1e-6, loop=1e-3, psnr=40.0, tokens=1.0),
-    "fp16": Limits(stage=1e-2, cosine=1e-4, loop=5e-2, psnr=35.0, tokens=0.95),
-    "bf16": Limits(stage=5e-2, cosine=2e-3, loop=0.3, psnr=28.0, tokens=0.8),
-    "int8": Limits(stage=0.3, cosine=5e-2, loop=1.0, psnr=10.0, tokens=0.5),
+    "fp16": Limits(stage=1e-2, loop=0.1, psnr=35.0),
+    "bf16": Limits(stage=5e-2, loop=0.3, psnr=28.0),
+    "int8": Limits(stage=0.3, loop=math.inf, psnr=-math.inf),
 }
 
 
 def stage_tolerance(stage: Stage, precision: str) -> float:
-    """Relative error that a stage may have at `precision`; its own where that is larger."""
-    return max(stage.tolerance, LIMITS[precision].stage)
+    """Relative error that a stage may have where its matrix products have that precision; its own where that is
+    larger."""
+    return stage.tolerance if precision == "fp32" else max(stage.tolerance, LIMITS[precision].stage)
+
+
+def free_run_limits(precision: str, draws_tokens: bool, tolerance: float, scale: float) -> tuple[float, float]:
+    """Relative error of the latents, and PSNR in dB, that a free run needs; infinite where it is not judged.
+
+    tolerance: the largest of the loop's stages; scale: what it has been multiplied by.
+    """
+    if precision == "fp32":
+        return LOOP_FACTOR * tolerance, required_psnr(LOOP_FACTOR * tolerance)
+    if draws_tokens:
+        return math.inf, -math.inf
+    limits = LIMITS[precision]
+    return limits.loop * scale, limits.psnr - 20 * math.log10(scale)

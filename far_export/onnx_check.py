@@ -1,17 +1,22 @@
-"""Exported graphs are run once on ONNX Runtime and compared with the torch modules that they came from."""
+"""Exported graphs are run once, on ONNX Runtime (BF16 ones on OpenVINO), and compared with the torch modules that they
+came from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from far_export.compare import compare
+from far_export.overflow import look
 from far_export.stages import Stage
-from far_runtime.bundle import Bundle
+from far_runtime.bundle import Bundle, Graph
+from far_runtime.engines import open_engine
 from far_runtime.errors import CheckFailed
 
 SIZES = {"batch": 2, "rows": 4}
@@ -42,32 +47,54 @@ def reference_outputs(stages: Sequence[Stage]) -> dict[str, Case]:
 
 
 def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
-    """Run every graph on ONNX Runtime's CPU provider; returns a line that says how close they are.
+    """Run every graph on ONNX Runtime's CPU provider, or on OpenVINO those in BF16, for which that has no kernels;
+    returns a line that says how close they are.
 
-    Raises CheckFailed, naming graph and output, beyond the stage's tolerance. Without onnxruntime nothing is run, and
+    Raises CheckFailed, naming graph and output, beyond the stage's tolerance. Without the library nothing is run, and
     the line says so.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        return "graphs passed the ONNX checker; not run: onnxruntime is missing (pip install 'far-deploy[cpu]')"
+    name, extra = ("openvino", "openvino") if bundle.manifest.precision == "bf16" else ("onnxruntime", "cpu")
+    if importlib.util.find_spec(name) is None:
+        return f"graphs passed the ONNX checker; not run: {name} is missing (pip install 'far-deploy[{extra}]')"
+    run = _on_openvino if name == "openvino" else _on_onnxruntime
+    worst = 0.0
+    for graph, outputs in run(bundle, cases):
+        for spec, output in zip(graph.outputs, outputs, strict=True):
+            error = compare(output, cases[graph.name].outputs[spec.name]).error
+            if graph.precision != "fp32" and not np.isfinite(output).all():
+                overflow = look(bundle.path / graph.file, [cases[graph.name].inputs]).overflow
+                raise CheckFailed(
+                    f"graph {graph.name}: {spec.name} holds NaN or Inf at {graph.precision}: {overflow or 'unknown where'}"
+                    "; export it with a precision of a larger range, bf16 or fp32"
+                )
+            if not error <= graph.tolerance:
+                raise CheckFailed(
+                    f"graph {graph.name}: {spec.name} differs from the torch module by {error:.2e} relative, "
+                    f"{graph.tolerance:.0e} is allowed at {graph.precision}; this is a fault of the export: please "
+                    "report it with the versions of torch and onnxscript"
+                )
+            worst = max(worst, error)
+    library = "OpenVINO" if name == "openvino" else "ONNX Runtime"
+    return f"graphs passed the ONNX checker; {library} agrees with torch within {worst:.1e} relative"
+
+
+def _on_openvino(bundle: Bundle, cases: dict[str, Case]) -> Iterator[tuple[Graph, list[NDArray[Any]]]]:
+    engine = open_engine(bundle, "openvino")
+    for graph in bundle.manifest.graphs:
+        inputs = {name: engine.put(array) for name, array in cases[graph.name].inputs.items()}
+        outputs = engine.run(graph.stage, inputs, graph.constants)
+        yield graph, [engine.get(outputs[spec.name]) for spec in graph.outputs]
+    engine.close()
+
+
+def _on_onnxruntime(bundle: Bundle, cases: dict[str, Case]) -> Iterator[tuple[Graph, list[NDArray[Any]]]]:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # A packed copy of the weights does not pay for one run.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    worst = 0.0
     for graph in bundle.manifest.graphs:
-        case = cases[graph.name]
         path = str(bundle.path / graph.file)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        outputs = session.run([spec.name for spec in graph.outputs], case.inputs)
-        for spec, output in zip(graph.outputs, outputs, strict=True):
-            error = compare(output, case.outputs[spec.name]).error
-            if not error <= graph.tolerance:
-                raise CheckFailed(
-                    f"graph {graph.name}: {spec.name} differs from the torch module by {error:.2e} relative, "
-                    f"{graph.tolerance:.0e} is allowed; this is a fault of the export: please report it with the "
-                    "versions of torch and onnxscript"
-                )
-            worst = max(worst, error)
-    return f"graphs passed the ONNX checker; ONNX Runtime agrees with torch within {worst:.1e} relative"
+        yield graph, session.run([spec.name for spec in graph.outputs], cases[graph.name].inputs)

@@ -21,9 +21,11 @@ from torch import nn
 
 from far_export.compare import Tally, compare, psnr
 from far_export.graphs import SYSTEMS
+from far_export.limits import free_run_limits, stage_tolerance
+from far_export.overflow import Range, look
 from far_export.stages import Stage
 from far_export.torch_engine import TorchEngine
-from far_export.verdict import LOOP_FACTOR, EngineInfo, LoopResult, PictureResult, Report, StageResult, required_psnr
+from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report, StageResult
 from far_runtime.bundle import Bundle, Graph, Manifest
 from far_runtime.defaults import plan_of, sampler_of
 from far_runtime.diffusion import COEFFICIENTS
@@ -62,7 +64,7 @@ def verify_bundle(
     candidate = open_engine(bundle, engine_name, options)
     stages = reference_stages(bundle.manifest, model, vae)
     stages += [] if text is None else [text]
-    reference, own = TorchEngine(stages), own_tolerances(stages)
+    reference, own = TorchEngine(stages), own_tolerances(stages, bundle.manifest)
     try:
         return compare_engines(
             bundle, reference, candidate, subjects, seeds, settings, tolerance_scale, on_progress, own
@@ -77,9 +79,15 @@ def reference_stages(manifest: Manifest, model: nn.Module, vae: nn.Module) -> li
     return system.stages(model, vae, manifest.model, None)
 
 
-def own_tolerances(stages: Sequence[Stage]) -> dict[str, float]:
-    """The tolerance of every stage as it is declared; the smallest where several graphs make up a stage."""
-    return {stage.stage: min(one.tolerance for one in stages if one.stage == stage.stage) for stage in stages}
+def own_tolerances(stages: Sequence[Stage], manifest: Manifest) -> dict[str, float]:
+    """The tolerance of every stage as the exporter has it for the precision of the bundle's graphs; the smallest where
+    several make up a stage."""
+    precisions = {graph.stage: graph.precision for graph in manifest.graphs}
+    found: dict[str, float] = {}
+    for stage in stages:
+        tolerance = stage_tolerance(stage, precisions.get(stage.stage, "fp32"))
+        found[stage.stage] = min(tolerance, found.get(stage.stage, math.inf))
+    return found
 
 
 def check_sizes(manifest: Manifest, model: nn.Module, vae: nn.Module) -> None:
@@ -147,8 +155,11 @@ def compare_engines(
     lockstep.enter(None)
     wanted = lockstep.get(lockstep.run("decode", {"latents": latents})["pixels"])
     stages = lockstep.results(plan, tolerance_scale)
+    ranges = lockstep.ranges(bundle)
 
-    limit = LOOP_FACTOR * max(result.tolerance for result in stages if result.step is not None)
+    worst = max(result.tolerance for result in stages if result.step is not None)
+    draws_tokens = SYSTEMS[manifest.system].draws_tokens
+    limit, quality = free_run_limits(manifest.precision, draws_tokens, worst, tolerance_scale)
     first_nonfinite: dict[int, int] = {}
     loop: list[LoopResult] = []
 
@@ -173,6 +184,7 @@ def compare_engines(
         bundle=bundle.path.resolve().name,
         bundle_id=manifest.id,
         system=manifest.system,
+        precision=manifest.precision,
         created_by=manifest.created_by,
         reference=engine_info(reference),
         candidate=engine_info(candidate),
@@ -180,9 +192,10 @@ def compare_engines(
         plan=plan,
         tolerance_scale=tolerance_scale,
         stages=stages,
+        ranges=ranges,
         loop=tuple(loop),
         pictures=tuple(
-            picture_result(subject, int(seed), got, ours, required_psnr(limit))
+            picture_result(subject, int(seed), got, ours, quality)
             for subject, seed, got, ours in zip(subjects, seeds, pixels, wanted, strict=True)
         ),
     )
@@ -225,6 +238,7 @@ class Lockstep:
         self._reference, self._candidate = reference, candidate
         self._step: int | None = None
         self._tallies: dict[tuple[int | None, str, str], tuple[Graph, Tally]] = {}
+        self._looked_at: dict[str, dict[tuple[int | None, bool], dict[str, NDArray[Any]]]] = {}
 
     def put(self, array: NDArray[Any]) -> Array:
         return Pair(self._reference.put(array), self._candidate.put(array))
@@ -242,7 +256,9 @@ class Lockstep:
         for name, array in ours.items():
             expected, got = self._reference.get(array), self._candidate.get(theirs[name])
             _, tally = self._tallies.setdefault((self._step, stage, name), (graph, Tally()))
-            tally.add(compare(got, expected, self._floor(stage, inputs)))
+            found = compare(got, expected, self._floor(stage, inputs))
+            tally.add(found)
+            self._keep(graph, inputs, constants or {}, bool(found.nonfinite))
             outputs[name] = Pair(array, self._candidate.put(expected.astype(got.dtype)))
         return outputs
 
@@ -277,6 +293,27 @@ class Lockstep:
             )
             for (step, stage, output), (graph, tally) in self._tallies.items()
         )
+
+    def ranges(self, bundle: Bundle) -> dict[str, Range]:
+        """What the tensors of every graph came to in the calls that were kept, by the graph's name."""
+        files = {graph.name: bundle.path / graph.file for graph in self._manifest.graphs}
+        return {name: look(files[name], list(calls.values())) for name, calls in self._looked_at.items()}
+
+    def _keep(self, graph: Graph, inputs: Mapping[str, Array], constants: Mapping[str, int], nonfinite: bool) -> None:
+        """Keep the inputs of an FP16 graph's first call at every step, and of any graph's first that was not finite."""
+        kept = self._looked_at.get(graph.name, {})
+        if (graph.precision == "fp16" or nonfinite) and (self._step, nonfinite) not in kept:
+            self._looked_at.setdefault(graph.name, {})[self._step, nonfinite] = self._on_host(graph, inputs, constants)
+
+    def _on_host(
+        self, graph: Graph, inputs: Mapping[str, Array], constants: Mapping[str, int]
+    ) -> dict[str, NDArray[Any]]:
+        return {
+            spec.name: self.get(inputs[spec.name]).copy()
+            if spec.name in inputs
+            else np.array([constants[spec.name]], np.int64)
+            for spec in graph.inputs
+        }
 
     def _floor(self, stage: str, inputs: Mapping[str, Array]) -> float:
         """The norm of the largest term that a stage adds up, where it adds terms that cancel.

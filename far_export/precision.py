@@ -25,7 +25,6 @@ from far_export.stages import DTYPES, Stage
 from far_runtime.errors import CheckFailed
 
 CASTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-FP16_MAX = 65504.0
 
 
 def cast_stages(stages: Sequence[Stage], precision: str) -> list[Stage]:

@@ -15,9 +15,9 @@ from far_runtime.errors import CheckFailed
 PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"))
 WIDE = frozenset(
     (
-        "Softmax", "LogSoftmax", "LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization",
-        "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "LpNormalization", "CumSum", "Exp",
-        "Log", "Sin", "Cos", "Sqrt", "Reciprocal", "Pow", "Round",
+        "Softmax", "LogSoftmax", "LayerNormalization", "GroupNormalization", "InstanceNormalization",
+        "RMSNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp",
+        "LpNormalization", "CumSum", "Exp", "Log", "Sin", "Cos", "Sqrt", "Reciprocal", "Pow", "Round",
     )
 )  # fmt: skip
 """Operators that lose too much in 16 bits, or leave FP16's range."""

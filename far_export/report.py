@@ -18,7 +18,7 @@ from PIL import Image
 
 from far_export.report_plot import error_plot
 from far_export.report_style import STYLE
-from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report, StageResult
+from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report, StageResult, limit_text
 from far_runtime.files import whole_file
 
 SMALL = 160
@@ -123,10 +123,15 @@ def _tiles(report: Report) -> str:
         (
             "Worst latents",
             number(latents.error),
-            f"after {latents.at}\nlimit {latents.limit:.0e}",
+            f"after {latents.at}\nlimit {limit_text(latents.limit, '.0e')}",
             latents.passed,
         ),
-        ("Worst picture", psnr_text(picture.psnr), f"PSNR\nlimit {picture.limit:.0f} dB", picture.passed),
+        (
+            "Worst picture",
+            psnr_text(picture.psnr),
+            f"PSNR\nlimit {limit_text(picture.limit, '.0f')} dB",
+            picture.passed,
+        ),
         (
             "Largest pixel difference",
             str(most),
@@ -216,7 +221,14 @@ def _stage_row(result: StageResult) -> str:
 
 
 def _loop_row(result: LoopResult) -> str:
-    figures = ["", "", f"{result.limit:.0e}", number(result.error), number(1 - result.cosine), number(result.max_abs)]
+    figures = [
+        "",
+        "",
+        limit_text(result.limit, ".0e"),
+        number(result.error),
+        number(1 - result.cosine),
+        number(result.max_abs),
+    ]
     return _row(
         [result.at, "latents, drawn freely"],
         [*figures, result.nonfinite + result.nonfinite_reference],
@@ -265,6 +277,7 @@ def _explanation() -> str:
         "first update can be the small difference of two large terms. Pixels are judged against a mid-grey picture "
         "where the picture is darker.</p>"
         "<p>The latents are those of the engine running alone, compared with the reference's after each step: here "
-        "errors add up as they do in use. Their limit is ten times the largest tolerance of the loop's stages, and the "
-        "PSNR that pictures need follows from it.</p>"
+        "errors add up as they do in use. In FP32 their limit is ten times the largest tolerance of the loop's stages, "
+        "and the PSNR that pictures need follows from it; lower precisions have limits of their own, or none where "
+        "tokens are drawn or the distribution of the pictures decides.</p>"
     )

@@ -68,9 +68,10 @@ class Axes:
 
 def axes_of(lines: Sequence[Series]) -> Axes:
     """Whole decades that hold all errors above 0 and all limits, and one more where there are NaN and Inf."""
-    values = [value for line in lines for value in (*line.values, line.limit) if value is not None]
+    errors = [value for line in lines for value in line.values if value is not None]
+    values = errors + [line.limit for line in lines]
     powers = [math.log10(max(value, SMALLEST)) for value in values if 0 < value < math.inf]
-    return Axes(len(lines[0].values), math.floor(min(powers)), math.floor(max(powers)) + 1, int(math.inf in values))
+    return Axes(len(lines[0].values), math.floor(min(powers)), math.floor(max(powers)) + 1, int(math.inf in errors))
 
 
 def error_plot(report: Report) -> str:
@@ -114,7 +115,8 @@ def _limits(axes: Axes, lines: Sequence[Series]) -> list[str]:
     """One dashed line for every distinct limit; stages that share one share its line."""
     sharers: dict[float, list[Series]] = {}
     for line in lines:
-        sharers.setdefault(line.limit, []).append(line)
+        if math.isfinite(line.limit):  # else it is not judged
+            sharers.setdefault(line.limit, []).append(line)
     parts = []
     for limit, of in sharers.items():
         y = axes.y(limit)

@@ -2,9 +2,10 @@
 
 A call's error is ||a - b|| / ||b|| (`far_export.parity` names two exceptions), and every call of a stage has to keep
 the tolerance that the bundle's manifest gives its graph or the exporter gives the stage, whichever is smaller, times
-`tolerance_scale`. The latents after each step of the
-free run may be off by LOOP_FACTOR times the largest tolerance of the loop's stages (1e-3 in FP32), and every picture
-needs the PSNR that `required_psnr` gives for that (40 dB in FP32). NaN and infinity are never accepted, on either side.
+`tolerance_scale`. In FP32 the latents after each step
+of the free run may be off by LOOP_FACTOR times the largest tolerance of the loop's stages (1e-3), and every picture
+needs the PSNR that `required_psnr` gives for that (40 dB); `far_export.limits` has those of lower precisions, where a
+free run may be shown and not judged (an infinite limit). NaN and infinity are never accepted, on either side.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from far_export.overflow import FP16_MAX, Range
 from far_runtime.samplers.base import Step
 from far_runtime.subjects import Subject
 
 if TYPE_CHECKING:
     from far_export.distribution import DistributionResult
 
-FORMAT = 2
+FORMAT = 3
 LOOP_FACTOR = 10.0
 
 
@@ -101,7 +103,7 @@ class LoopResult:
     @property
     def passed(self) -> bool:
         """Whether the latents kept the limit, with finite numbers on both sides."""
-        return self.error <= self.limit
+        return math.isfinite(self.error) and self.error <= self.limit
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,13 @@ class PictureResult:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that verify found. `stages` is in the order of execution, `loop` has one entry a step."""
+    """Everything that verify found. `stages` is in the order of execution, `loop` has one entry a step; `ranges` has
+    what was looked at inside of graphs, by their names."""
 
     bundle: str
     bundle_id: str
     system: str
+    precision: str
     created_by: str
     reference: EngineInfo
     candidate: EngineInfo
@@ -144,6 +148,7 @@ class Report:
     plan: tuple[Step, ...]
     tolerance_scale: float
     stages: tuple[StageResult, ...]
+    ranges: dict[str, Range]
     loop: tuple[LoopResult, ...]
     pictures: tuple[PictureResult, ...]
     distribution: DistributionResult | None = None
@@ -158,6 +163,12 @@ class Report:
         """A sentence for everything that broke its limit: stages first, in the order of execution, then the loop, then
         the pictures."""
         sentences = [self._stage_failure(result) for result in self.stages if not result.passed]
+        told = {result.graph for result in self.stages if result.nonfinite}
+        sentences += [
+            f"graph {name}: leaves the range of its numbers{self._origin(name)}"
+            for name, found in self.ranges.items()
+            if found.overflow and name not in told
+        ]
         sentences += [self._loop_failure(result) for result in self.loop if not result.passed]
         sentences += [
             f"picture {i} ({picture.caption}, seed {picture.seed}): PSNR {picture.psnr:.1f} dB, "
@@ -198,6 +209,7 @@ class Report:
                 "name": self.bundle,
                 "id": self.bundle_id,
                 "system": self.system,
+                "precision": self.precision,
                 "created_by": self.created_by,
             },
             "reference": asdict(self.reference),
@@ -213,6 +225,7 @@ class Report:
                 "psnr": self.pictures[0].limit,
             },
             "stages": [_figures(result) for result in self.stages],
+            "ranges": {name: asdict(found) for name, found in self.ranges.items()},
             "loop": [_figures(result) for result in self.loop],
             "pictures": [_figures(picture) for picture in self.pictures],
             "latents_error": self.latents_error,
@@ -222,6 +235,11 @@ class Report:
             form["distribution"] = self.distribution.to_dict()
         finite: dict[str, Any] = _without_infinities(form)
         return finite
+
+    def _origin(self, graph: str) -> str:
+        """Where in a graph it became infinite, where that is known."""
+        found = self.ranges.get(graph)
+        return f": {found.overflow}" if found is not None and found.overflow else ""
 
     def _stage_failure(self, result: StageResult) -> str:
         where = result.stage if result.step is None else f"{result.stage} at {self.place(result.step)}"
@@ -234,7 +252,7 @@ class Report:
             if first is not None
         ]
         if sides:
-            return f"{where}: NaN or Inf: {'; '.join(sides)}"
+            return f"{where}: NaN or Inf: {'; '.join(sides)}" + self._origin(result.graph)
         worst = _call(result, result.worst_call)
         return f"{where}: relative error {result.error:.2e}{worst}, tolerance {result.tolerance:.0e}"
 
@@ -248,6 +266,35 @@ class Report:
         if result.nonfinite_reference:
             return f"{where}: NaN or Inf of {self.reference.name}"
         return f"{where}: relative error {result.error:.2e}, limit {result.limit:.0e}"
+
+
+def summary(report: Report) -> list[str]:
+    """A line for every stage with its worst figures, and one for the free run."""
+    lines = []
+    for stage in dict.fromkeys(result.stage for result in report.stages):
+        of_stage = [result for result in report.stages if result.stage == stage]
+        worst = max(of_stage, key=lambda result: result.share)
+        calls = sum(result.calls for result in of_stage)
+        lines.append(
+            f"  {stage:<12} relative error {worst.error:.1e} (limit {worst.tolerance:.0e}), "
+            f"1 - cosine {1 - min(result.cosine for result in of_stage):.1e}, {calls} calls"
+        )
+    looked = [(found.largest, found.tensor) for found in report.ranges.values() if found.calls]
+    if looked:
+        largest, tensor = max(looked)
+        lines.append(f"  largest FP16 number {largest:.3g} (of {FP16_MAX:.0f}), in {tensor}")
+    picture = "equal" if math.isinf(report.worst_psnr) else f"{report.worst_psnr:.1f} dB"
+    limits = limit_text(report.latents_limit, ".0e"), limit_text(report.pictures[0].limit, ".0f")
+    lines.append(
+        f"  {'drawn freely':<12} latents {report.latents_error:.1e} (limit {limits[0]}), "
+        f"picture {picture} (limit {limits[1]}{' dB' * (limits[1] != 'none')})"
+    )
+    return lines
+
+
+def limit_text(limit: float, form: str) -> str:
+    """A limit in that format, or "none" where the free run is not judged."""
+    return format(limit, form) if math.isfinite(limit) else "none"
 
 
 def _call(result: StageResult, call: int, which: str = "") -> str:

@@ -218,6 +218,7 @@ def progress_bar(show: bool) -> Iterator[OnProgress | None]:
 def print_report(report: Report, console: Console) -> None:
     """The table, what failed, and a line that sums it up."""
     from far_export.report import engine_text, number, psnr_text
+    from far_export.verdict import limit_text
 
     console.print(f"{engine_text(report.candidate)} against {engine_text(report.reference)}", markup=False)
     console.print(table(report))
@@ -235,9 +236,10 @@ def print_report(report: Report, console: Console) -> None:
     count = len(report.pictures)
     console.print(
         f"{'passed' if report.passed else 'FAILED'}: worst stage error {number(worst.error)} ({worst.stage}, limit "
-        f"{worst.tolerance:.0e}), final latents {number(report.latents_error)} (limit {report.latents_limit:.0e}), "
+        f"{worst.tolerance:.0e}), final latents {number(report.latents_error)} "
+        f"(limit {limit_text(report.latents_limit, '.0e')}), "
         f"{count} picture{'s' if count != 1 else ''}, worst PSNR {psnr_text(report.worst_psnr)} "
-        f"(limit {report.pictures[0].limit:.0f} dB)",
+        f"(limit {limit_text(report.pictures[0].limit, '.0f')} dB)",
         style="bold green" if report.passed else "bold red",
         markup=False,
         soft_wrap=True,
@@ -251,6 +253,7 @@ def table(report: Report) -> Table:
     from rich.text import Text
 
     from far_export.report import number
+    from far_export.verdict import limit_text
 
     def verdict(passed: bool) -> Text:
         return Text("ok", "green") if passed else Text("FAIL", "bold red")
@@ -271,7 +274,7 @@ def table(report: Report) -> Table:
         if step is not None:
             loop = report.loop[step]
             rows.add_row(
-                "", "latents", "", number(loop.error), f"{loop.limit:.0e}", number(1 - loop.cosine),
+                "", "latents", "", number(loop.error), limit_text(loop.limit, ".0e"), number(1 - loop.cosine),
                 number(loop.max_abs), str(loop.nonfinite + loop.nonfinite_reference), verdict(loop.passed),
                 end_section=step == len(report.loop) - 1,
             )  # fmt: skip

@@ -259,9 +259,9 @@ WHOLE: dict[str, Any] = {
 def check_schema(found: dict[str, Any]) -> None:
     """The figures that scripts may rely on, with their types, and nothing else."""
     check_types(found, WHOLE)
-    assert found["format"] == 2
+    assert found["format"] == 3
     assert found["passed"] is (found["failures"] == [])
-    check_types(found["bundle"], dict.fromkeys(("name", "id", "system", "created_by"), str))
+    check_types(found["bundle"], dict.fromkeys(("name", "id", "system", "precision", "created_by"), str))
     for side in ("reference", "candidate"):
         check_types(found[side], {"name": str, "version": str})
         assert found[side]["version"]

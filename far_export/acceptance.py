@@ -1,0 +1,74 @@
+"""The end of an export below FP32: a picture drawn with the new bundle and with the checkpoint, and a refusal where
+they differ by more than the precision may cost."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+
+from far_export.half import HalfEngine
+from far_export.parity import compare_engines, own_tolerances, reference_stages
+from far_export.stages import Stage
+from far_export.torch_engine import TorchEngine
+from far_export.verdict import summary
+from far_models.checkpoint import Checkpoint
+from far_runtime.bundle import Bundle
+from far_runtime.defaults import settings_of
+from far_runtime.engines import open_engine
+from far_runtime.engines.base import Engine
+from far_runtime.errors import CheckFailed, FarError
+from far_runtime.subjects import default_subjects
+
+OTHERS = {"fp16": "bf16, whose range is larger, or fp32", "bf16": "fp16, which is finer, or fp32", "int8": "fp16"}
+
+
+def verifying_engine(precision: str) -> str:
+    """The engine that verifies an export of this precision on the CPU; FarError where it is not installed."""
+    if precision == "bf16":  # ONNX Runtime has no kernels for it on the CPU
+        wanted, engine, extra = ("openvino",), "openvino:cpu:bf16", "openvino"
+    else:
+        wanted, engine, extra = ("onnxruntime",), "onnxruntime", "cpu"
+    if all(importlib.util.find_spec(name) is None for name in wanted):
+        raise FarError(
+            f"--precision {precision}: the export ends with drawing a picture on {wanted[0]}, which is not installed; "
+            f"install it with: pip install 'far-deploy[{extra}]'"
+        )
+    return engine
+
+
+def check_pictures(
+    bundle: Bundle,
+    model: Checkpoint,
+    decoder: Checkpoint,
+    text: Stage | None,
+    cast: Sequence[Stage],
+    steps: str | None,
+    report: Callable[[str], None],
+) -> None:
+    """Draw a picture with the bundle and with the float32 torch modules; CheckFailed where they differ by more than the
+    bundle's precision may cost.
+
+    cast: the stages as they were exported. In FP16 a second picture is drawn with their modules, since an engine on the
+    CPU computes FP16 graphs in float32.
+    """
+    manifest = bundle.manifest
+    settings = settings_of(manifest, {"steps": steps})
+    subjects = default_subjects(manifest, 1)
+    reference = [*reference_stages(manifest, model.model, decoder.model), *([] if text is None else [text])]
+    engines: list[Engine] = [open_engine(bundle, verifying_engine(manifest.precision))]
+    if manifest.precision == "fp16":
+        engines.append(HalfEngine(cast))
+    for engine in engines:
+        report(f"verifying: a picture on {engine.name} and in torch")
+        own = own_tolerances(reference, manifest)
+        found = compare_engines(bundle, TorchEngine(reference), engine, subjects, [0], settings, tolerances=own)
+        engine.close()
+        for line in summary(found):
+            report(line)
+        if not found.passed:
+            others = len(found.failures) - 1
+            raise CheckFailed(
+                f"the {manifest.precision} bundle is refused, on {engine.name}: {found.failures[0]}"
+                + (f" (and {others} more)" * bool(others))
+                + f"; use --precision {OTHERS[manifest.precision]}"
+            )

@@ -1,0 +1,96 @@
+"""Whether numbers leave their range inside of a graph: every tensor that it computes, looked at on ONNX Runtime.
+
+ONNX Runtime's CPU provider computes FP16 graphs in float32: what would be infinite on a GPU goes on as a number there.
+As an output of the graph, though, a tensor is of the graph's own type, and infinite where FP16 ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+FP16_MAX = 65504.0
+AT_A_TIME = 128
+"""Tensors that are looked at in one run, so that a large graph's do not all lie in memory."""
+
+SEEN = {ir.DataType.FLOAT: "FP32", ir.DataType.FLOAT16: "FP16"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a graph's tensors came to over some calls.
+
+    largest: the largest number in any FP16 tensor, and its name in `tensor`. overflow: the first tensor, in the graph's
+    order, that held NaN or Inf, in words; "" where there was none. calls: how many were looked at (0: it could not be
+    done here).
+    """
+
+    largest: float = 0.0
+    tensor: str = ""
+    overflow: str = ""
+    calls: int = 0
+
+
+def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
+    """The range of everything that the graph in `path` computes for the inputs of some calls.
+
+    Without onnxruntime, or with operators that it has no kernel for (BF16), nothing is looked at.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return Range()
+    model = ir.load(path)
+    watched = [
+        (node, value)
+        for node in model.graph
+        for value in node.outputs
+        if value.name and value.dtype in SEEN and node.op_type != "Constant"
+    ]
+    own = list(model.graph.outputs)
+    aside = path.with_name(f".{path.stem}.watched.onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # As the graph says: what the optimiser fuses has no tensors between.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    largest, tensor = 0.0, ""
+    try:
+        for start in range(0, len(watched), AT_A_TIME):
+            part = watched[start : start + AT_A_TIME]
+            model.graph.outputs[:] = own + [value for _, value in part if value not in own]
+            ir.save(model, aside)
+            session = onnxruntime.InferenceSession(str(aside), options, providers=["CPUExecutionProvider"])
+            names = [str(value.name) for _, value in part]
+            for inputs in calls:
+                computed = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+                for node, value in part:
+                    array = computed[str(value.name)]
+                    if not np.isfinite(array).all():
+                        return Range(largest, tensor, _sentence(node, value, array, computed), len(calls))
+                    if value.dtype == ir.DataType.FLOAT16 and array.size:
+                        most = float(np.abs(array).max())
+                        largest, tensor = max((largest, tensor), (most, str(node.name)))
+    except Exception:  # onnxruntime raises many types; this is a help beside the comparison itself
+        return Range()
+    finally:
+        aside.unlink(missing_ok=True)
+    return Range(largest, tensor, "", len(calls))
+
+
+def _sentence(node: ir.Node, value: ir.Value, array: NDArray[Any], computed: Mapping[str, NDArray[Any]]) -> str:
+    bad = int(array.size - np.isfinite(array).sum())
+    inputs = [computed[str(one.name)] for one in node.inputs if one is not None and one.name in computed]
+    before = max((float(np.abs(part.astype(np.float64)).max(initial=0.0)) for part in inputs), default=0.0)
+    kind = SEEN[value.dtype] if value.dtype is not None else ""
+    return (
+        f"the first is tensor {value.name} ({kind}) of node {node.name} ({node.op_type}): {bad} of {array.size} values"
+        + (f", from values up to {before:.3g}" if 0 < before < np.inf else "")
+        + (f"; FP16 ends at {FP16_MAX:.0f}" if value.dtype == ir.DataType.FLOAT16 else "")
+    )
