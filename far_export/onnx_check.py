@@ -64,8 +64,8 @@ def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
             if graph.precision != "fp32" and not np.isfinite(output).all():
                 overflow = look(bundle.path / graph.file, [cases[graph.name].inputs]).overflow
                 raise CheckFailed(
-                    f"graph {graph.name}: {spec.name} holds NaN or Inf at {graph.precision}: {overflow or 'unknown where'}"
-                    "; export it with a precision of a larger range, bf16 or fp32"
+                    f"graph {graph.name}: {spec.name} holds NaN or Inf at {graph.precision}: "
+                    f"{overflow or 'unknown where'}; export it with a precision of a larger range, bf16 or fp32"
                 )
             if not error <= graph.tolerance:
                 raise CheckFailed(

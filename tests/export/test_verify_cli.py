@@ -33,7 +33,8 @@ def far(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def verify(capsys: pytest.CaptureFixture[str], bundle: Path, checkpoint: Path, *more: object) -> tuple[int, str, str]:
-    return far(capsys, "verify", bundle, "--checkpoint", checkpoint, "--threads", 1, *more)
+    given = ("--checkpoint", checkpoint, "--engine", "onnxruntime", "--threads", 1)
+    return far(capsys, "verify", bundle, *given, *more)
 
 
 @pytest.fixture(params=["unmasked", "masked", "mar"])
@@ -120,7 +121,10 @@ def test_nan_in_one_graph_is_named(tiny: Tiny, tmp_path: Path, capsys: pytest.Ca
         capsys, bundle, tiny.masked, "--vae", tiny.vae, "--engine", "onnxruntime", "--json", tmp_path / "found.json"
     )
     assert code == 1
-    assert err.startswith("error: transformer at level 2 (step 2 of 2): NaN or Inf: 1 values of onnxruntime:cpu (and ")
+    assert err.startswith(
+        "error: transformer at level 2 (step 2 of 2): NaN or Inf: 1 values of onnxruntime:cpu: the first "
+    )
+    assert "is tensor condition (FP32) of node" in err
     found = json.loads((tmp_path / "found.json").read_text())
     check_schema(found)
     bad = [r for r in found["stages"] if not r["passed"]]
@@ -251,7 +255,7 @@ PICTURE: dict[str, Any] = {
 }  # fmt: skip
 WHOLE: dict[str, Any] = {
     "format": int, "passed": bool, "failures": list, "bundle": dict, "reference": dict, "candidate": dict,
-    "settings": dict, "plan": list, "limits": dict, "stages": list, "loop": list, "pictures": list,
+    "settings": dict, "plan": list, "limits": dict, "stages": list, "loop": list, "pictures": list, "ranges": dict,
     "latents_error": OPTIONAL, "worst_psnr": OPTIONAL,
 }  # fmt: skip
 
