@@ -1,0 +1,175 @@
+"""Every precision against FP32 on a trained model: export, verify by stage and picture, and compare distributions.
+
+    python scripts/check_precision.py -o runs/precision --json runs/precision/table.json
+
+Prints one table; exits with 1 where a precision breaks one of its limits. What is finished stays in the output folder
+and is not done again, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from far_runtime.bundle import PRECISIONS, Bundle
+from far_runtime.errors import CheckFailed, FarError
+
+ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo" / "far-emoji"
+FILE = click.Path(path_type=Path)
+ENGINES = {"fp32": "openvino", "fp16": "onnxruntime", "bf16": "openvino:cpu:bf16", "int8": "openvino"}
+"""What runs each precision on a CPU. ONNX Runtime computes FP16 in FP32 behind casts, and rounds what is stored."""
+
+COLUMNS = (
+    "precision", "engine", "MB", "stage", "error", "limit", "1-cos", "PSNR", "worst", "distance", "FP32", "ratio",
+    "same seeds", "",
+)  # fmt: skip
+
+
+@click.command()
+@click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundles and of what was found.")
+@click.option("--checkpoint", type=FILE, default=ZOO / "far.safetensors", show_default="the zoo's")
+@click.option("--vae", type=FILE, default=ZOO / "vae.safetensors", show_default="the zoo's")
+@click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Default: all.")
+@click.option(
+    "--engine", help="One engine for all. Default: " + ", ".join(f"{p} {e}" for p, e in ENGINES.items()) + "."
+)
+@click.option("--count", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures of a distribution.")
+@click.option("--pictures", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures compared singly.")
+@click.option("--calibrate", type=click.IntRange(min=1), help="Pictures that int8 is calibrated on.")
+@click.option("--json", "json_file", type=FILE, help="Write the table there too.")
+def main(
+    output: Path,
+    checkpoint: Path,
+    vae: Path,
+    precisions: tuple[str, ...],
+    engine: str | None,
+    count: int,
+    pictures: int,
+    calibrate: int | None,
+    json_file: Path | None,
+) -> None:
+    """Measure what every precision costs on a trained model, and exit with 1 beyond the limits."""
+    from far_runtime.files import check_folder, whole_file
+
+    try:
+        check_folder(output)
+        rows = [
+            measured(output, checkpoint, vae, precision, engine or ENGINES[precision], count, pictures, calibrate)
+            for precision in precisions or PRECISIONS
+        ]
+    except (FarError, CheckFailed) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, FarError) else 1)
+    click.echo(table(rows))
+    if json_file is not None:
+        with whole_file(json_file) as aside:
+            aside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        for failure in row["failures"]:
+            click.echo(f"{row['precision']}: {failure}", err=True)
+    if any(row["failures"] for row in rows):
+        sys.exit(1)
+
+
+def measured(
+    output: Path, checkpoint: Path, vae: Path, precision: str, engine: str, count: int, pictures: int,
+    calibrate: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """A row of the table: what was found before for the same bundle, or what is found now."""
+    from far_export.distribution import check_distribution
+    from far_export.export import load_pair
+    from far_export.parity import reference_stages, verify_bundle
+    from far_runtime.defaults import settings_of
+    from far_runtime.files import whole_file
+    from far_runtime.subjects import spread_subjects
+
+    bundle = exported(output / precision, checkpoint, vae, precision, calibrate)
+    file = output / f"{precision}-{engine.replace(':', '-')}.json"
+    key = {"bundle": bundle.manifest.id, "engine": engine, "count": count, "pictures": pictures}
+    if (found := read(file)) is not None and found["key"] == key:
+        return found
+    model, decoder = (loaded.model for loaded in load_pair(checkpoint, vae))
+    settings = settings_of(bundle.manifest)
+    subjects = spread_subjects(bundle.manifest, pictures)
+    click.echo(f"{precision}: {pictures} pictures on {engine} against torch", err=True)
+    report = verify_bundle(bundle, model, decoder, engine, subjects, list(range(pictures)), settings)
+    stages = reference_stages(bundle.manifest, model, decoder)
+    distances = check_distribution(
+        bundle, stages, engine, settings, count, report=lambda line: click.echo(f"{precision}: {line}", err=True)
+    )
+    by_stage = {}
+    for result in report.stages:
+        worst = by_stage.setdefault(result.stage, {"error": 0.0, "one_minus_cosine": 0.0, "limit": result.tolerance})
+        worst["error"] = max(worst["error"], result.error)
+        worst["one_minus_cosine"] = max(worst["one_minus_cosine"], 1 - result.cosine)
+    qualities = [min(picture.psnr, 99.0) for picture in report.pictures]  # equal pictures have none
+    row = {
+        "key": key,
+        "precision": precision,
+        "engine": f"{report.candidate.name} {report.candidate.version}",
+        "megabytes": sum(record.bytes for record in bundle.manifest.files.values()) / 1e6,
+        "stages": by_stage,
+        "psnr_mean": sum(qualities) / len(qualities),
+        "psnr_worst": min(qualities),
+        "distribution": distances.to_dict(),
+        "failures": [*report.failures, *([] if distances.passed else [distances.sentence])],
+    }
+    with whole_file(file) as aside:
+        aside.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    return row
+
+
+def exported(folder: Path, checkpoint: Path, vae: Path, precision: str, calibrate: int | None) -> Bundle:
+    """The bundle in `folder`, made where it is not there or no whole one."""
+    from far_export.export import export_bundle
+    from far_runtime.bundle import open_bundle
+
+    try:
+        return open_bundle(folder)
+    except FarError:
+        click.echo(f"{precision}: export", err=True)
+        given = {"calibrate": calibrate} if precision == "int8" else {}
+        return export_bundle(
+            checkpoint, vae, folder, precision=precision, report=lambda line: click.echo(f"  {line}", err=True), **given
+        )
+
+
+def read(file: Path) -> dict[str, Any] | None:
+    """A row that was written before; None where there is none, or no whole one."""
+    try:
+        row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return row if "key" in row else None
+    except (OSError, ValueError):
+        return None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line for every stage of the loop and precision, as Markdown."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
+    for row in rows:
+        for i, (stage, worst) in enumerate(row["stages"].items()):
+            lines.append("| " + " | ".join(cells(row, stage, worst, first=i == 0)) + " |")
+    return "\n".join(lines)
+
+
+def cells(row: Mapping[str, Any], stage: str, worst: Mapping[str, float], first: bool) -> list[str]:
+    """One line of the table; what is said of the whole precision stands in its first."""
+    own = [stage, f"{worst['error']:.1e}", f"{worst['limit']:.0e}", f"{worst['one_minus_cosine']:.1e}"]
+    if not first:
+        return ["", "", "", *own, *[""] * 7]
+    distance = row["distribution"]
+    return [
+        row["precision"], row["engine"], f"{row['megabytes']:.1f}", *own,
+        f"{row['psnr_mean']:.1f}", f"{row['psnr_worst']:.1f}", f"{distance['bundle']:.2f}",
+        f"{distance['reference']:.2f}", f"{distance['ratio']:.3f}", f"{distance['paired']:.2f}",
+        "FAIL" if row["failures"] else "ok",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
