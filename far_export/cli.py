@@ -28,11 +28,11 @@ FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--levels",
-    type=click.Choice(["auto", "shared", "per-level"]),
-    default="auto",
+    type=click.Choice(["shared", "per-level"]),
+    default="shared",
     show_default=True,
-    help="One transformer graph that takes the level, or one per level with its constants folded in; "
-    "auto: shared, but per-level for the masked variant.",
+    help="One transformer graph that takes the level, or one per level with its constants folded in, which takes more "
+    "memory on a CPU.",
 )
 @click.option(
     "--config",

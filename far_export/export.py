@@ -30,7 +30,7 @@ from far_runtime.errors import FarError
 if TYPE_CHECKING:
     from far_export.text import TextPart
 
-LEVELS = ("auto", "shared", "per-level")
+LEVELS = ("shared", "per-level")
 
 Report = Callable[[str], None]
 
@@ -42,7 +42,7 @@ def export_bundle(
     *,
     weights: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    levels: str = "auto",
+    levels: str = "shared",
     defaults: Mapping[str, Any] | None = None,
     classes: Sequence[str] = (),
     editing: bool = True,
@@ -55,15 +55,14 @@ def export_bundle(
     """Export a checkpoint and its VAE as a bundle of ONNX stages in the folder `output`.
 
     levels: "shared" makes one transformer graph that takes the level as an input, "per-level" one graph per step of
-    the default schedule with the level's constants folded in, "auto" what suits the system (shared for the unmasked
-    FAR, per-level for the masked one). defaults: sampling settings of the bundle, in place of the checkpoint's own and
-    the official ones. editing: with the stages that far edit needs. text_encoder: Hugging Face folder of the text
-    encoder, for a text-to-image model. precision: of the matrix products and convolutions, one of PRECISIONS.
-    calibrate: pictures that int8 is calibrated on (CALIBRATION_PICTURES unless given). A bundle below FP32 is verified
-    at the end: a picture drawn by it and by the float32 torch modules; verify_steps: diffusion steps of that, in place
-    of the bundle's own. The folder appears whole or not at all; an older bundle in its place stays until the new one is
-    complete. Raises FarError for bad input and CheckFailed where an exported graph does not compute what the torch
-    module computes.
+    the default schedule with the level's constants folded in. defaults: sampling settings of the bundle, in place of
+    the checkpoint's own and the official ones. editing: with the stages that far edit needs. text_encoder: Hugging
+    Face folder of the text encoder, for a text-to-image model. precision: of the matrix products and convolutions, one
+    of PRECISIONS. calibrate: pictures that int8 is calibrated on (CALIBRATION_PICTURES unless given). A bundle below
+    FP32 is verified at the end: a picture drawn by it and by the float32 torch modules; verify_steps: diffusion steps
+    of that, in place of the bundle's own. The folder appears whole or not at all; an older bundle in its place stays
+    until the new one is complete. Raises FarError for bad input and CheckFailed where an exported graph does not
+    compute what the torch module computes.
     """
     target = Path(output)
     check_target(target)
@@ -84,8 +83,7 @@ def export_bundle(
         )
     if levels == "per-level" and "levels" not in settings:
         raise FarError(f"--levels per-level: a {system.name} model has no levels; leave --levels out")
-    per_level = levels == "per-level" or (levels == "auto" and system.per_level(info))
-    stages = system.stages(model.model, decoder.model, info, settings if per_level else None)
+    stages = system.stages(model.model, decoder.model, info, settings if levels == "per-level" else None)
     if editing:
         stages += system.editing(model.model, decoder.model, info)
     source = {"checkpoint": model.source, "vae": decoder.source, "config": dict(overrides or {})}

@@ -90,7 +90,7 @@ class Tiny:
 
     @property
     def masked_bundle(self) -> Path:
-        return self._bundle("bundle_mask", self.masked, levels=[0, 2], steps="3")
+        return self._bundle("bundle_mask", self.masked, form="per-level", levels=[0, 2], steps="3")
 
     @property
     def mar_bundle(self) -> Path:
@@ -100,14 +100,16 @@ class Tiny:
     def t2i_bundle(self) -> Path:
         return self._bundle("bundle_t2i", self.t2i, self.bert, steps="3")
 
-    def _bundle(self, name: str, checkpoint: Path, text_encoder: Path | None = None, **defaults: Any) -> Path:
+    def _bundle(
+        self, name: str, checkpoint: Path, text_encoder: Path | None = None, form: str = "shared", **defaults: Any
+    ) -> Path:
         """Made when it is first asked for."""
         target = self.folder / name
         with locked(self.folder / f"{name}.lock"):
             if not target.exists():
                 from far_export.export import export_bundle
 
-                export_bundle(checkpoint, self.vae, target, text_encoder=text_encoder, defaults=defaults)
+                export_bundle(checkpoint, self.vae, target, levels=form, text_encoder=text_encoder, defaults=defaults)
         return target
 
 

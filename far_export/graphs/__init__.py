@@ -20,9 +20,8 @@ class System:
 
     vae: the system of the checkpoint that makes pictures of what it draws. stages(model, vae, info, settings): its
     stages; with settled sampling settings, the graphs that may have a step's constants folded in do. info(model, vae):
-    the manifest's `model`. editing: the stages that `far edit` needs beside. per_level(info): whether a graph a level
-    is the better choice. draws_tokens: whether the loop draws from a vocabulary, so that a small error may change what
-    is drawn.
+    the manifest's `model`. editing: the stages that `far edit` needs beside. draws_tokens: whether the loop draws from
+    a vocabulary, so that a small error may change what is drawn.
     """
 
     name: str
@@ -30,7 +29,6 @@ class System:
     stages: Callable[[nn.Module, nn.Module, Mapping[str, Any], Mapping[str, Any] | None], list[Stage]]
     editing: Callable[[nn.Module, nn.Module, Mapping[str, Any]], list[Stage]]
     info: Callable[[nn.Module, nn.Module], dict[str, Any]]
-    per_level: Callable[[Mapping[str, Any]], bool] = lambda info: False
     draws_tokens: bool = False
 
 
@@ -83,7 +81,7 @@ def _continuous_info(model: nn.Module, decoder: nn.Module) -> dict[str, Any]:
 
 
 SYSTEMS = {
-    "far": System("far", "klvae", _far_stages, _far_editing, _continuous_info, lambda info: bool(info["masked"])),
+    "far": System("far", "klvae", _far_stages, _far_editing, _continuous_info),
     "far_t2i": System("far_t2i", "klvae", _far_t2i_stages, _far_editing, _far_t2i_info),
     "mar": System("mar", "klvae", _mar_stages, _encode, _continuous_info),
     "var": System("var", "vqvae", _var_stages, _var_editing, var.model_info, draws_tokens=True),
