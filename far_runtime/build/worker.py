@@ -121,9 +121,16 @@ def make_config(trt: Any, job: Mapping[str, Any]) -> Callable[..., Any]:
         settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: flags["workspace"] * MIB}
     if job["library"] == "tensorrt-rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+        from polygraphy.backend.trt import PostprocessConfig
 
         capabilities = [tuple(pair) for pair in job["targets"]]
-        return CreateConfigRTX(compute_capabilities=capabilities, **settings)  # type: ignore[no-any-return]
+        config = CreateConfigRTX(compute_capabilities=capabilities, **settings)
+        # Without it an engine may allocate while it runs, and then it cannot be captured in a CUDA graph.
+        flag = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+        made: Callable[..., Any] = PostprocessConfig(
+            config, lambda _, __, config: flag is None or config.set_flag(flag)
+        )
+        return made
     if "hardware_compatible" in flags:
         level = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}[flags["hardware_compatible"]]
         settings["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)

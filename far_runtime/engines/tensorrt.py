@@ -61,6 +61,8 @@ class TensorRtEngine:
         self._cuda = Cuda(cuda_python)
         self._log = make_log(self._library)
         self._runtime: trt.Runtime = self._library.Runtime(self._log)
+        # Version-compatible engines carry a runtime of their own. The cache compares the SHA-256 of its plans.
+        self._runtime.engine_host_code_allowed = True
         self._executors = {graph.name: self._load(graph, plans(graph.name)) for graph in bundle.manifest.graphs}
         scratch = max([executor.activation_size for executor in self._executors.values()], default=0)
         self._scratch = self._cuda.malloc(max(scratch, 1))

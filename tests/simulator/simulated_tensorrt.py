@@ -141,6 +141,8 @@ class Device:
 
 
 class Runtime:
+    engine_host_code_allowed = False
+
     def __init__(self, logger: ILogger, *, _device: Device) -> None:
         self._logger, self._device = logger, _device
 
@@ -153,7 +155,11 @@ class Runtime:
         except ValueError:
             self._logger.log(ILogger.ERROR, "deserializeCudaEngine: unexpected end of the buffer")
             return None
-        if plan["version"] != self._device.version:
+        if plan.get("version_compatible"):
+            if not self.engine_host_code_allowed:
+                self._logger.log(ILogger.ERROR, "The engine has host code, which is not allowed")
+                return None
+        elif plan["version"] != self._device.version:
             self._logger.log(ILogger.ERROR, f"The engine plan file is of version {plan['version']}")
             return None
         return ICudaEngine(plan, _device=self._device, _logger=self._logger)

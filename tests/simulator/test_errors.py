@@ -206,6 +206,11 @@ def test_the_weight_budget_reaches_every_engine(simulation: Any, tiny: Any) -> N
         assert {one._engine.weight_streaming_budget_v2 for one in engine._executors.values()} == {expected}
 
 
+def test_a_version_compatible_plan_is_loaded(simulation: Any, tiny: Any) -> None:
+    with simulation.pipeline(tiny.bundle, version="10.3.0", version_compatible=True) as pipeline:
+        assert pipeline.generate([1], [0]).images.any()
+
+
 def test_scratch_memory_is_the_largest_and_taken_once(simulation: Any, tiny: Any) -> None:
     """All contexts share it: each would otherwise have asked for its own."""
     engine = simulation.engine(tiny.bundle, scratch=123456)
