@@ -126,7 +126,7 @@ def pipelines(request: pytest.FixtureRequest) -> Iterator[Any]:
         simulated = simulation or request.getfixturevalue("simulation")
         pipeline = simulated.pipeline(path, options, **plan)
         made.append((simulated, pipeline))
-        return Pipeline.from_bundle(path, threads=1, check=False), pipeline
+        return Pipeline.from_bundle(path, "onnxruntime", threads=1, check=False), pipeline
 
     yield open_both
     for simulated, pipeline in made:

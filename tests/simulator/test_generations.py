@@ -33,7 +33,10 @@ def test_every_system_draws_what_onnxruntime_draws(
 ) -> None:
     """Uncaptured, in capture and replayed, whenever the device does its work."""
     simulation = simulate(library, early=early)
-    with Pipeline.from_bundle(system_bundle, threads=1) as reference, simulation.pipeline(system_bundle) as pipeline:
+    with (
+        Pipeline.from_bundle(system_bundle, "onnxruntime", threads=1) as reference,
+        simulation.pipeline(system_bundle) as pipeline,
+    ):
         subjects = subjects_of(reference, 2)
         for seeds in ([0, 1], [2, 3], [4, 5], [6, 7]):
             assert same(pipeline.generate(subjects, seeds), reference.generate(subjects, seeds))
