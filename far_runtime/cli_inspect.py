@@ -112,7 +112,8 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(f"{facts['path']}: {facts['system']} bundle {facts['id']}, {facts['precision']}, {size / 1e6:.1f} MB")
     console.print(", ".join(_model_facts(model)))
     for part, source in facts["source"].items():
-        console.print(f"{part}: {', '.join(f'{key} {value}' for key, value in source.items())}")
+        said = ", ".join(f"{key} {value}" for key, value in source.items()) if isinstance(source, dict) else source
+        console.print(f"{part}: {said}")
     if facts["created_by"]:
         console.print(f"made by {facts['created_by']}")
     tables = [_graph_table(facts), _schedule_table(facts), _cost_table(facts), _file_table(facts)]

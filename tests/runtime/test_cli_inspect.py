@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from far_runtime.bundle import Graph, Manifest, manifest_checksum, open_bundle, sha256_of
+from far_runtime.bundle import Graph, Manifest, manifest_checksum, open_bundle, sha256_of, write_manifest
 from far_runtime.cost import call_flops, picture_cost, row_flops, step_flops
 from far_runtime.samplers import far as far_loop
 from far_runtime.samplers import mar as mar_loop
@@ -173,3 +173,10 @@ def test_far_b_costs_what_the_released_code_costs_less_what_is_done_once() -> No
     assert ours["denoise"] == pytest.approx(all_guided["denoise"] * 19 / 20)
     assert ours["transformer"] == pytest.approx(all_guided["transformer"] * 19 / 20)
     assert sum(ours.values()) == pytest.approx(35.2e12, rel=2e-3)
+
+
+def test_a_source_that_is_a_number_is_shown(far: Any, bundle_copy: Path) -> None:
+    manifest = open_bundle(bundle_copy).manifest
+    write_manifest(bundle_copy, replace(manifest, source={**manifest.source, "calibrate": 16}))
+    result = far("inspect", bundle_copy)
+    assert result.code == 0 and "calibrate: 16" in result.out.splitlines()
