@@ -7,17 +7,19 @@ from collections.abc import Callable
 from far_runtime.bundle import Bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
+from far_runtime.engines.cache import CachedEngine
 from far_runtime.errors import FarError
 
 
 def compile_ahead(bundle: Bundle, name: str, options: EngineOptions, report: Callable[[str], None]) -> None:
     """Let an engine compile every graph of a bundle into its cache now: its method `compile(report)`, which says a line
-    per graph. FarError for an engine that keeps nothing."""
+    per graph and returns the cached engine. FarError for an engine that keeps nothing."""
     engine = open_engine(bundle, name, options)
     try:
         compile_all = getattr(engine, "compile", None)
         if compile_all is None:
             raise FarError(f"--engine {name}: keeps nothing that was compiled, so there is nothing to build ahead")
-        compile_all(report)
+        made: CachedEngine = compile_all(report)
+        report(f"{made.path}: {made.size / 1e6:.1f} MB, built in {made.seconds:.1f} s")
     finally:
         engine.close()

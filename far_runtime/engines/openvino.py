@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
+from far_runtime.engines.cache import CachedEngine, EngineCache, EngineKey, bundle_facts
 from far_runtime.errors import FarError
 
 HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
@@ -20,6 +22,9 @@ HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 NATIVE = {"bf16": "bf16", "fp16": "f16"}
 """The hint of bundles of such a precision, where the device has it; f32 otherwise."""
+
+
+SUFFIX = ".blob"
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class OpenVinoEngine:
     """Runs a bundle's graphs on an OpenVINO device: CPU, or an Intel GPU or NPU (not run on those by us).
 
     precision: what the device computes in, "f32", "bf16" or "f16". Default: that of a BF16 or FP16 bundle if the device
-    has it, else f32, so that pictures of an FP32 bundle do not depend on the processor. Raises FarError where openvino
-    is not installed or lacks the device, or the device the precision.
+    has it, else f32, so that pictures of an FP32 bundle do not depend on the processor. Graphs that `far build`
+    compiled for the same device, version and settings are loaded as they are. Raises FarError where openvino is not
+    installed or lacks the device, or the device the precision.
     """
 
     def __init__(
@@ -112,16 +118,48 @@ class OpenVinoEngine:
     def close(self) -> None:
         self._loaded.clear()
 
+    def compile(self, report: Callable[[str], None]) -> CachedEngine:
+        """Compile every graph into the engine cache, where later engines of the same settings find it."""
+
+        def write(folder: Path) -> None:
+            for graph in self._bundle.manifest.graphs:
+                blob = self._compiled(graph).export_model()
+                (folder / f"{graph.name}{SUFFIX}").write_bytes(blob.getvalue())
+                report(f"compiled {graph.name}")
+
+        return EngineCache(self._bundle, report).build(self._key, write)
+
+    @property
+    def _key(self) -> EngineKey:
+        device = str(self._core.get_property(self._device, "FULL_DEVICE_NAME"))
+        build = str(self._ov.__version__)
+        facts = {"version": self.version, "build": build, "device": device, "flags": self._settings}
+        return EngineKey("openvino", {**bundle_facts(self._bundle), **facts})
+
+    @cached_property
+    def _ahead(self) -> CachedEngine | None:
+        """What `far build` compiled, its checksums compared."""
+        if not any(place.is_dir() for place in EngineCache(self._bundle).places):
+            return None
+        return EngineCache(self._bundle).find(self._key)
+
     def _load(self, graph: Graph) -> _Loaded:
         if graph.name not in self._loaded:
-            path: Path = self._bundle.path / graph.file
-            try:
-                compiled = self._core.compile_model(str(path), self._device, self._settings)
-            except RuntimeError as error:
-                detail = str(error).strip().splitlines()[-1]
-                raise FarError(
-                    f"{path}: openvino {self.version} does not compile it for {self._device} ({detail}); use another "
-                    "--engine, or export the bundle again"
-                ) from error
+            ahead = self._ahead
+            if ahead is None:
+                compiled = self._compiled(graph)
+            else:
+                compiled = self._core.import_model(ahead.read(graph.name), self._device, self._settings)
             self._loaded[graph.name] = _Loaded(compiled.create_infer_request(), graph)
         return self._loaded[graph.name]
+
+    def _compiled(self, graph: Graph) -> Any:
+        path: Path = self._bundle.path / graph.file
+        try:
+            return self._core.compile_model(str(path), self._device, self._settings)
+        except RuntimeError as error:
+            detail = str(error).strip().splitlines()[-1]
+            raise FarError(
+                f"{path}: openvino {self.version} does not compile it for {self._device} ({detail}); use another "
+                "--engine, or export the bundle again"
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -213,3 +214,41 @@ def open_bundle_unchecked(folder: Path) -> Any:
     from far_runtime.bundle import _read_manifest as read
 
     return Bundle(folder, read(folder))
+
+
+def test_what_far_build_compiled_is_loaded_and_draws_the_same_bits(bundle_copy: Path, far: Any) -> None:
+    with Pipeline.from_bundle(bundle_copy, "openvino", threads=1) as pipeline:
+        expected = pipeline.generate([3], [5])
+    built = far("build", bundle_copy, "--engine", "openvino", "--threads", 1)
+    assert built.code == 0, built.err
+    assert built.out.startswith("compiled transformer\n")
+    (listed,) = json.loads(far("inspect", bundle_copy, "--json").out)["engines"]
+    assert (listed["library"], listed["misfit"]) == ("openvino", "")
+    engine = open_engine(open_bundle(bundle_copy), "openvino", EngineOptions(threads=1))
+    for graph in open_bundle(bundle_copy).manifest.graphs:  # compiled anew, it would need the graph's file
+        (bundle_copy / graph.file).unlink()
+    with Pipeline(open_bundle_unchecked(bundle_copy), engine) as pipeline:
+        made = pipeline.generate([3], [5])
+    assert np.array_equal(made.images, expected.images)
+    assert np.array_equal(made.latents, expected.latents)
+
+
+def test_what_was_compiled_for_other_settings_is_not_loaded(bundle_copy: Path, far: Any) -> None:
+    """Here: another number of threads. Then the graphs are compiled as ever."""
+    assert far("build", bundle_copy, "--engine", "openvino", "--threads", 1).code == 0
+    engine = open_engine(open_bundle(bundle_copy), "openvino", EngineOptions(threads=2))
+    (bundle_copy / "decode.onnx").write_bytes(b"no graph at all" * 10)
+    with pytest.raises(FarError, match=r"decode\.onnx: openvino .* does not compile it"):
+        engine.run("decode", {"latents": engine.put(np.zeros((1, 16, 4), np.float32))})
+
+
+def test_a_changed_byte_in_what_was_compiled_is_not_loaded(bundle_copy: Path, far: Any) -> None:
+    assert far("build", bundle_copy, "--engine", "openvino", "--threads", 1).code == 0
+    (blob,) = (bundle_copy / "engines").glob("*/decode.blob")
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.write_bytes(data)
+    engine = open_engine(open_bundle(bundle_copy), "openvino", EngineOptions(threads=1))
+    (bundle_copy / "decode.onnx").write_bytes(b"no graph at all" * 10)
+    with pytest.raises(FarError, match=r"decode\.onnx"):
+        engine.run("decode", {"latents": engine.put(np.zeros((1, 16, 4), np.float32))})
