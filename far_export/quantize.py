@@ -33,8 +33,8 @@ STAGES = ("transformer", "denoise", "logits")
 PRODUCTS = ("MatMul", "Gemm")
 
 TOLERANCE = 0.1
-"""Relative error of a quantised graph's output that verify accepts; the trained model's worst call has 0.023. It tells a
-broken quantisation from a sound one; whether the pictures are good the distribution check says."""
+"""Relative error of a quantised graph's output that verify accepts; the trained model's worst call has 0.023. It tells
+a broken quantisation from a sound one; whether the pictures are good the distribution check says."""
 
 
 @dataclass(frozen=True)
