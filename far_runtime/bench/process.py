@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from far_runtime.errors import FarError
 
 OUT_OF_MEMORY = re.compile(r"out.of.memory|bad.?alloc|failed to allocate|can't allocate|could not allocate", re.I)
 ALL_DONE = "close"
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Session(Protocol):
@@ -42,9 +44,17 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, session), daemon=True)
-        with _environment(environment or {}):
-            self._process.start()
-        theirs.close()
+        started = False
+        try:
+            with _environment(environment or {}), _undisturbed():
+                self._process.start()
+                started = True
+        except BaseException:  # an interruption that came while it was started
+            if started:
+                self.close()
+            raise
+        finally:
+            theirs.close()
 
     @property
     def pid(self) -> int | None:
@@ -85,6 +95,8 @@ def serve(connection: Connection, session: Session) -> None:
     """The process's side: answer calls until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other side ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)  # see _undisturbed
     if hasattr(os, "setsid"):
         os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -95,7 +107,10 @@ def serve(connection: Connection, session: Session) -> None:
             return
         if method == ALL_DONE:
             return
-        connection.send(_answer(session, method, args))
+        try:
+            connection.send(_answer(session, method, args))
+        except OSError:
+            return  # nobody waits for it any more
 
 
 def _answer(session: Session, method: str, args: tuple[Any, ...]) -> tuple[str, Any]:
@@ -126,6 +141,31 @@ def _ended(code: int | None) -> Failed:
         why = ", as the system does when memory runs out" if killed else ""
         return Failed(f"its process was ended by {name}{why}", memory=killed, dead=True)
     return Failed(f"its process ended with exit code {code}", dead=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Interruptions come after the block, not in it. A process whose start is broken off half-way would print that its
+    orders ended too early; and one that is not yet in `serve` would print a traceback at Ctrl-C, which the terminal
+    sends to every process of the command: it inherits the mask."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []  # other threads have no mask, and what reaches them is for this one to handle
+    handlers = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in INTERRUPTIONS}
+    masks = hasattr(signal, "pthread_sigmask")
+    if masks:
+        resource_tracker.ensure_running()  # else the start would do it, and take the mask away
+        signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+    try:
+        yield
+    finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ import far_runtime.bench.products
 import far_runtime.bench.rounds
 from far_runtime.bench.engines import CPU, Choice, Sources, computed_in, device_of
 from far_runtime.bench.figures import Figures, figures_of, percentile
-from far_runtime.bench.process import Failed
+from far_runtime.bench.process import Failed, Worker
 from far_runtime.bench.products import Products
 from far_runtime.bench.rounds import BatchRuns, EngineRuns, Length, Runs, measure
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
@@ -424,6 +426,33 @@ def test_no_process_outlives_the_command(tiny: Tiny, tmp_path: Path, ended_by: s
     wait_for(lambda: not alive(engine))
     if ended_by != signal.SIGKILL:
         assert command.returncode == 130 and err.strip() == "interrupted"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interruption_while_a_process_starts_ends_it_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], when: str
+) -> None:
+    start = SpawnProcess.start
+
+    def interrupted(process: SpawnProcess) -> None:
+        if when == "before":
+            signal.raise_signal(signal.SIGINT)
+        start(process)
+        if when == "after":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SpawnProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Worker(Idle())
+    assert multiprocessing.active_children() == []
+    assert capfd.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+class Idle:
+    def open(self) -> None:
+        pass
 
 
 def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
