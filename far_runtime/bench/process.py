@@ -164,8 +164,8 @@ def _undisturbed() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTIONS)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
+        for late in came:
+            signal.raise_signal(late)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -31,9 +32,13 @@ from far_runtime.errors import FarError
 SIDECAR = "engine.json"
 FORMAT = 1
 DIGITS = 16
-NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM)
+NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST)  # the last: a file of that name
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GIGA = 1e9
+OURS = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")
+"""Names of engines' folders. Whatever else lies beside them is somebody's own, and neither shown nor removed."""
+UNFINISHED = re.compile(rf"\.({OURS.pattern})\.([0-9]+\.part|old)")
+"""What a build, or a removal, that was killed leaves behind."""
 
 Report = Callable[[str], None]
 
@@ -169,7 +174,7 @@ class EngineCache:
             for place in self.places
             if place.is_dir()
             for path in sorted(place.iterdir())
-            if path.is_dir() and not path.name.startswith(".")
+            if OURS.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         ]
         return sorted(found, key=lambda engine: -engine.created)
 
@@ -327,7 +332,7 @@ def _records(folder: Path) -> dict[str, FileRecord]:
 
 def _unfinished(place: Path) -> Iterator[Path]:
     for path in sorted(place.iterdir()):
-        if path.name.startswith(".") and path.suffix in (".part", ".old"):
+        if UNFINISHED.fullmatch(path.name) and not path.is_symlink():
             yield path
 
 
