@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.bundle import ENGINES_FOLDER, MANIFEST
+from far_runtime.engines.cache import belongs
 from far_runtime.errors import FarError
 
 
@@ -109,7 +110,8 @@ def _foreign(folder: Path) -> str | None:
     own = {folder / name for name in (MANIFEST, *files)}
     around = {parent for path in own for parent in path.parents}
     for path in sorted(folder.rglob("*")):
-        if path.relative_to(folder).parts[0] == ENGINES_FOLDER:  # compiled from the bundle, worthless without it
+        top, *inside = path.relative_to(folder).parts
+        if top == ENGINES_FOLDER and (not inside or belongs(inside[0])):  # compiled from the bundle, worthless without
             continue
         is_folder = path.is_dir() and not path.is_symlink()
         if path not in (around if is_folder else own):

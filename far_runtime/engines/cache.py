@@ -39,6 +39,13 @@ OURS = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")
 """Names of engines' folders. Whatever else lies beside them is somebody's own, and neither shown nor removed."""
 UNFINISHED = re.compile(rf"\.({OURS.pattern})\.([0-9]+\.part|old)")
 """What a build, or a removal, that was killed leaves behind."""
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "library": str, "facts": dict, "created": (int, float), "created_by": str, "seconds": (int, float), "notes": dict,
+}  # fmt: skip
+FACT_KINDS: dict[str, type] = {
+    "version": str, "precision": str, "device": str, "compute_capability": str, "targets": list, "flags": dict,
+}  # fmt: skip
+"""Types of what a sidecar says, as far as it is explained."""
 
 Report = Callable[[str], None]
 
@@ -283,13 +290,28 @@ def read_engine(path: Path, check: bool = True) -> CachedEngine:
         return CachedEngine(path, problem=f"of another far-deploy ({data.get('created_by', 'unknown')})")
     try:
         files = {name: FileRecord(record["bytes"], record["sha256"]) for name, record in data["files"].items()}
-        about = {name: data[name] for name in ("library", "facts", "created", "created_by", "seconds", "notes")}
+        about: dict[str, Any] = {name: _of_kind(data, name, kind) for name, kind in KINDS.items()}
+        for name in FACT_KINDS.keys() & about["facts"].keys():
+            _of_kind(about["facts"], name, FACT_KINDS[name])
+        "".join(about["facts"].get("targets", []))
     except (KeyError, TypeError, AttributeError) as error:
         return CachedEngine(path, problem=f"damaged: {SIDECAR} is incomplete ({error})")
     engine = CachedEngine(path, files=files, **about)
     if EngineKey(engine.library, engine.facts).folder != path.name:
         return replace(engine, problem="renamed: its name is not its key's")
     return replace(engine, problem=_damage(engine, check))
+
+
+def _of_kind(data: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+    value = data[name]
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}"[:80])
+    return value
+
+
+def belongs(name: str) -> bool:
+    """Whether something in a folder of engines was put there by the cache, by its name."""
+    return any(re.fullmatch(pattern, name) for pattern in (OURS, UNFINISHED, rf"\.{OURS.pattern}\.lock"))
 
 
 def _damage(engine: CachedEngine, check: bool) -> str:
@@ -360,7 +382,7 @@ def _discard(path: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):

@@ -328,6 +328,7 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
         (None, None, "decode.onnx"),
         ({"format": 1, "files": {"decode.onnx": {}, "sub/more.bin": {}}}, "notes.txt", "notes.txt"),
         ({"format": 1, "files": {"decode.onnx": {}, "sub/more.bin": {}}}, "sub/notes.txt", "sub/notes.txt"),
+        ({"format": 1, "files": {"decode.onnx": {}, "sub/more.bin": {}}}, "engines/notes.txt", "engines/notes.txt"),
         ({"format": 1, "files": {"decode.onnx": {}}}, None, "sub"),
     ],
 )
@@ -335,11 +336,23 @@ def test_folders_with_other_files_are_refused(tmp_path: Path, manifest: Any, oth
     target = an_old_bundle(tmp_path / "folder")
     (target / "manifest.json").write_text("{" if manifest is None else json.dumps(manifest))
     if other:
+        (target / other).parent.mkdir(exist_ok=True)
         (target / other).write_text("mine")
     before = snapshot(tmp_path)
     with pytest.raises(FarError, match=rf"holds files that are no bundle \({named}, say\), and they stay"):
         check_target(target)
     assert snapshot(tmp_path) == before
+
+
+def test_engines_go_with_the_bundle_that_they_were_compiled_from(tmp_path: Path) -> None:
+    target = an_old_bundle(tmp_path / "folder")
+    (target / "manifest.json").write_text(json.dumps({"format": 1, "files": {"decode.onnx": {}, "sub/more.bin": {}}}))
+    name = f"tensorrt-rtx-{'0' * 16}"
+    for folder in (name, f".{name}.7.part"):
+        (target / "engines" / folder).mkdir(parents=True)
+        (target / "engines" / folder / "decode.plan").write_text("plan")
+    (target / "engines" / f".{name}.lock").touch()
+    check_target(target)
 
 
 @pytest.mark.parametrize("name", [".", "", "..", "../bundle", "../../up/bundle", "/", "link"])

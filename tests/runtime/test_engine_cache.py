@@ -371,6 +371,42 @@ def test_a_removed_engine_is_gone_and_the_others_stay(bundle: Bundle) -> None:
     assert [engine.name for engine in cache.entries()] == [second.name]
 
 
+def test_what_is_no_engine_is_neither_listed_nor_removed(bundle: Bundle, tmp_path: Path) -> None:
+    engine, cache = built(bundle), EngineCache(bundle)
+    others = tmp_path / "others"
+    for folder in (engine.path.with_name("my-notes"), engine.path.with_name(".mine.old"), others):
+        folder.mkdir()
+        (folder / "file").write_text("mine")
+    named_alike = engine.path.with_name(f"tensorrt-{'0' * 16}")
+    links = [named_alike, engine.path.with_name(f".{named_alike.name}.old")]
+    for link in links:
+        link.symlink_to(others)
+    assert cache.entries() == [engine] and cache.leftovers() == []
+    cache.remove(engine)
+    cache.clear_leftovers()
+    assert sorted(path.name for path in engine.path.parent.iterdir()) == sorted(
+        [*(link.name for link in links), "my-notes", ".mine.old"]
+    )
+    assert (others / "file").read_text() == "mine"
+
+
+def test_where_a_file_is_named_engines_they_go_to_the_users_folder(bundle: Bundle) -> None:
+    (bundle.path / "engines").write_text("mine")
+    assert built(bundle).path.is_relative_to(os.environ["XDG_CACHE_HOME"])
+    assert (bundle.path / "engines").read_text() == "mine" and len(EngineCache(bundle).entries()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("created", "today"), ("notes", None), ("facts", []), ("facts", {"version": 10}), ("facts", {"targets": [89]})],
+)
+def test_a_sidecar_that_says_something_of_another_kind_is_damaged(bundle: Bundle, name: str, value: Any) -> None:
+    engine = built(bundle)
+    edit_sidecar(engine.path, name, value, sign=True)
+    (found,) = EngineCache(bundle).entries()
+    assert found.problem.startswith("damaged: engine.json is incomplete")
+
+
 def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("far_runtime.engines.fit.library_version", lambda library: "10.7.0")
     cache = EngineCache(bundle)
