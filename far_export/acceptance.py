@@ -25,7 +25,7 @@ OTHERS = {"fp16": "bf16, whose range is larger, or fp32", "bf16": "fp16, which i
 def verifying_engine(precision: str) -> str:
     """The engine that verifies an export of this precision on the CPU; FarError where it is not installed."""
     if precision == "bf16":  # ONNX Runtime has no kernels for it on the CPU
-        wanted, engine, extra = ("openvino",), "openvino:cpu:bf16", "openvino"
+        wanted, engine, extra = ("openvino",), "openvino", "openvino"
     else:
         wanted, engine, extra = ("onnxruntime",), "onnxruntime", "cpu"
     if all(importlib.util.find_spec(name) is None for name in wanted):

@@ -120,7 +120,7 @@ def check_possible(count: int) -> torch.nn.Module:
 def check_distribution(
     bundle: Bundle,
     stages: Sequence[Stage],
-    engine_name: str | None,
+    engine: str | Engine | None,
     settings: Mapping[str, Any],
     count: int,
     *,
@@ -128,8 +128,8 @@ def check_distribution(
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> DistributionResult:
-    """The comparison of a bundle on the engine `engine_name` with its torch stages in FP32, over subjects spread over
-    all classes, under settled sampling settings.
+    """The comparison of a bundle on an engine (open, or by its name) with its torch stages in FP32, over subjects
+    spread over all classes, under settled sampling settings.
 
     The features of FP32 pictures are kept in the user's cache folder, since they are the same for every bundle of a
     checkpoint. Raises FarError as `compare_distributions` does.
@@ -143,16 +143,16 @@ def check_distribution(
         "features": [__version__, SIDE],
     }
 
-    def drawing(engine: Callable[[], Engine]) -> Draw:
+    def drawing(opened: Callable[[], Engine]) -> Draw:
         def draw(seeds: Sequence[int]) -> NDArray[np.uint8]:
-            with Pipeline(bundle, engine()) as pipeline:
+            with Pipeline(bundle, opened()) as pipeline:
                 report(f"drawing {len(seeds)} pictures on {pipeline.engine.name}, seeds {seeds[0]} to {seeds[-1]}")
                 return pipeline.generate(spread_subjects(bundle.manifest, len(seeds)), seeds, **settings).images
 
         return draw
 
     return compare_distributions(
-        drawing(lambda: open_engine(bundle, engine_name, options)),
+        drawing(lambda: open_engine(bundle, engine, options) if isinstance(engine, str | None) else engine),
         drawing(lambda: TorchEngine(stages)),
         count,
         seed,

@@ -21,8 +21,10 @@ from far_runtime.errors import CheckFailed, FarError
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo" / "far-emoji"
 FILE = click.Path(path_type=Path)
-ENGINES = {"fp32": "openvino", "fp16": "onnxruntime", "bf16": "openvino:cpu:bf16", "int8": "openvino"}
-"""What runs each precision on a CPU. ONNX Runtime computes FP16 in FP32 behind casts, and rounds what is stored."""
+HALF = "torch:cpu:fp16"
+ENGINES = {"fp32": "openvino", "fp16": HALF, "bf16": "openvino", "int8": "openvino"}
+"""What runs each precision on a CPU as a GPU would. ONNX Runtime and OpenVINO compute FP16 graphs in FP32, so HALF is
+the cast modules in torch (`far_export.half`)."""
 
 COLUMNS = (
     "precision", "engine", "MB", "stage", "error", "limit", "1-cos", "PSNR", "worst", "distance", "FP32", "ratio",
@@ -83,8 +85,12 @@ def measured(
     """A row of the table: what was found before for the same bundle, or what is found now."""
     from far_export.distribution import check_distribution
     from far_export.export import load_pair
-    from far_export.parity import reference_stages, verify_bundle
+    from far_export.half import HalfEngine
+    from far_export.parity import compare_engines, own_tolerances, reference_stages
+    from far_export.precision import cast_stages
+    from far_export.torch_engine import TorchEngine
     from far_runtime.defaults import settings_of
+    from far_runtime.engines import open_engine
     from far_runtime.files import whole_file
     from far_runtime.subjects import spread_subjects
 
@@ -97,10 +103,17 @@ def measured(
     settings = settings_of(bundle.manifest)
     subjects = spread_subjects(bundle.manifest, pictures)
     click.echo(f"{precision}: {pictures} pictures on {engine} against torch", err=True)
-    report = verify_bundle(bundle, model, decoder, engine, subjects, list(range(pictures)), settings)
     stages = reference_stages(bundle.manifest, model, decoder)
+    if engine == HALF:
+        again = (loaded.model for loaded in load_pair(checkpoint, vae))
+        candidate: Any = HalfEngine(cast_stages(reference_stages(bundle.manifest, *again), "fp16"))
+    else:
+        candidate = open_engine(bundle, engine)
+    own = own_tolerances(stages, bundle.manifest)
+    seeds = list(range(pictures))
+    report = compare_engines(bundle, TorchEngine(stages), candidate, subjects, seeds, settings, tolerances=own)
     distances = check_distribution(
-        bundle, stages, engine, settings, count, report=lambda line: click.echo(f"{precision}: {line}", err=True)
+        bundle, stages, candidate, settings, count, report=lambda line: click.echo(f"{precision}: {line}", err=True)
     )
     by_stage = {}
     for result in report.stages:

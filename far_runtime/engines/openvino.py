@@ -20,8 +20,9 @@ from far_runtime.errors import FarError
 HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Precisions to compute in, and what a device that can calls them."""
 
-NATIVE = {"bf16": "bf16", "fp16": "f16"}
-"""The hint of bundles of such a precision, where the device has it; f32 otherwise."""
+NATIVE = {"fp16": "f16"}
+"""The hint of bundles of such a precision, where the device has it; f32 otherwise. A BF16 graph's products are computed
+in BF16 under f32 too, and what it declares FP32 stays FP32 then, which the hint bf16 would not heed."""
 
 
 SUFFIX = ".blob"
@@ -38,8 +39,8 @@ class _Loaded:
 class OpenVinoEngine:
     """Runs a bundle's graphs on an OpenVINO device: CPU, or an Intel GPU or NPU (not run on those by us).
 
-    precision: what the device computes in, "f32", "bf16" or "f16". Default: that of a BF16 or FP16 bundle if the device
-    has it, else f32, so that pictures of an FP32 bundle do not depend on the processor. Graphs that `far build`
+    precision: what the device computes in, "f32", "bf16" or "f16". Default: that of an FP16 bundle if the device has
+    it, else f32, so that pictures of an FP32 bundle do not depend on the processor. Graphs that `far build`
     compiled for the same device, version and settings are loaded as they are. Raises FarError where openvino is not
     installed or lacks the device, or the device the precision.
     """

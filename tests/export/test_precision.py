@@ -83,7 +83,7 @@ def test_bf16_is_checked_by_an_engine_that_has_its_kernels(
     out = capfd.readouterr().out
     assert caught.value.code == 0, out
     assert "OpenVINO agrees with torch" in out
-    assert "verifying: a picture on openvino:cpu:bf16" in out
+    assert "verifying: a picture on openvino:cpu" in out
     assert open_bundle(tmp_path / "b").manifest.precision == "bf16"
 
 

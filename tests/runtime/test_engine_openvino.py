@@ -143,9 +143,9 @@ def test_modes_and_pinning_reach_openvino(tiny: Any) -> None:
     [
         ("fp32", ["FP32", "BF16"], "", "openvino:cpu"),
         ("fp32", ["FP32", "BF16"], ":bf16", "openvino:cpu:bf16"),
-        ("bf16", ["FP32", "BF16"], "", "openvino:cpu:bf16"),
-        ("bf16", ["FP32", "BF16"], ":f32", "openvino:cpu:f32"),
-        ("bf16", ["FP32"], "", "openvino:cpu:f32"),
+        ("bf16", ["FP32", "BF16"], "", "openvino:cpu"),
+        ("bf16", ["FP32", "BF16"], ":bf16", "openvino:cpu:bf16"),
+        ("bf16", ["FP32"], "", "openvino:cpu"),
         ("fp16", ["FP32", "BF16"], "", "openvino:cpu:f32"),
         ("fp16", ["FP32", "FP16"], "", "openvino:cpu:f16"),
         ("int8", ["FP32", "BF16", "INT8"], "", "openvino:cpu"),

@@ -43,7 +43,7 @@ def test_a_row_is_measured_once_and_a_broken_limit_fails(
     def again(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(parity, "verify_bundle", again)
+    monkeypatch.setattr(parity, "compare_engines", again)
     assert run().exit_code == 0
 
     file = tmp_path / "out" / "fp32-onnxruntime.json"
