@@ -19,13 +19,21 @@ import click
 from bench_export_memory import CONTINUOUS, VAR, run_apart, write_checkpoints
 
 
-def export(folder: Path, precision: str, target: Path) -> None:
-    """Export what `write_checkpoints` wrote, as `far export` does, without its check on precisions: random weights
-    have no pictures to compare."""
+def export(folder: Path, preset: str, precision: str, target: Path) -> None:
+    """Export what `write_checkpoints` wrote, as `far export` does, with a short schedule: below FP32 it ends with
+    drawing a picture."""
     from far_export.export import export_bundle
 
-    more: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
-    export_bundle(folder / "checkpoint-last.pth", folder / "vae.pth", target, report=click.echo, **more)
+    short: dict[str, Any] = {"levels": [0, 2], "steps": "2"}
+    if preset.startswith("mar"):
+        short = {"iterations": 2, "steps": "2"}
+    elif preset in VAR:
+        short = {}
+    calibrate = 1 if precision == "int8" else None
+    export_bundle(
+        folder / "checkpoint-last.pth", folder / "vae.pth", target, precision=precision, calibrate=calibrate,
+        defaults=short, report=click.echo,
+    )  # fmt: skip
 
 
 def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] | None) -> dict[str, Any]:
@@ -86,7 +94,7 @@ def main(
             if not bundle.exists():
                 if not (folder / "vae.pth").exists():
                     write_checkpoints(preset, folder)
-                run_apart(export, folder, precision, bundle)
+                run_apart(export, folder, preset, precision, bundle)
             results.append({"preset": preset, **measure(bundle, tuple(target.split(",")), batch)})
     click.echo(table(results))
     if report is not None:

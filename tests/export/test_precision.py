@@ -73,6 +73,58 @@ def test_pictures_stay_what_they_are(tiny: Any, fp16: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tensorrt_rtx_builds_every_fp16_stage_and_computes_in_it(
+    fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from far_runtime.build.options import BuildOptions
+    from far_runtime.build.tensorrt import build_engines
+
+    pytest.importorskip("polygraphy")
+    rtx()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    notes = build_engines(open_bundle(fp16), "tensorrt-rtx", BuildOptions(targets=("sm89",))).notes
+    for stage in ("transformer", "denoise", "decode"):
+        products = notes[stage]["products"]
+        assert products["fp16"] > products.get("fp32", 0), stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", list(CASTS))
+def test_tensorrt_rtx_takes_vars_transformer_with_its_growing_keys(tmp_path: Path, precision: str) -> None:
+    """Normalised queries and keys are FP32 islands between 16-bit products."""
+    from far_export.graphs.var import transformer_stage
+    from far_models.var import VAR, VARConfig
+    from far_runtime.build.precision import network_products
+
+    trt = rtx()
+    torch.manual_seed(0)
+    var = VAR(VARConfig(patch_nums=(1, 2, 3), channels=4, vocabulary=16, classes=5, width=64, depth=1, heads=1))
+    (graph,) = export_stages(cast_stages([transformer_stage(var.eval().requires_grad_(False))], precision), tmp_path)
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    assert parser.parse_from_file(str(tmp_path / graph.file)), parser.get_error(0)
+    assert {product.precision for product in network_products(trt, network)} == {precision}
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    for spec in graph.inputs:
+        sizes = [[graph.profile[axis][i] if isinstance(axis, str) else axis for axis in spec.shape] for i in range(3)]
+        profile.set_shape(spec.name, *sizes)
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config).nbytes > 1000
+
+
+def rtx() -> Any:
+    """TensorRT-RTX; skips where it is not there."""
+    try:
+        import tensorrt_rtx
+    except (ImportError, OSError):
+        pytest.skip("tensorrt_rtx is not there: it has wheels for x86-64 only")
+    return tensorrt_rtx
+
+
+@pytest.mark.slow
 def test_bf16_is_checked_by_an_engine_that_has_its_kernels(
     tiny: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

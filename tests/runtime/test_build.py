@@ -140,7 +140,10 @@ def test_a_builders_log_gives_memory_and_errors() -> None:
 def test_a_network_without_products_of_its_precision_is_refused() -> None:
     wide = [Product("a", "fp32"), Product("b", "fp32")]
     assert missing(wide, "fp32") == "" and missing([], "fp16") == ""
-    assert missing([*wide, Product("c", "fp16")], "fp16") == ""
+    narrow = [Product(name, "fp16") for name in "cde"]
+    assert missing([*wide, *narrow], "fp16") == ""
+    assert missing([*wide, narrow[0]], "fp16"), "mostly FP32 behind the name of FP16"
+    assert missing([*wide, Product("c", "int8")], "int8") == ""
     assert missing(wide, "fp16").startswith("the manifest says fp16, but its 2 matrix products are fp32")
 
 
