@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from far_runtime.build.options import LIBRARIES, MAX_LEVEL, PORTABLE
-from far_runtime.cli_engine import engine_options, take_engine
+from far_runtime.cli_engine import engine_options, take_engine, warn_of_unused
 
 
 @click.command(short_help="Compile a bundle's stages for an engine.")
@@ -45,6 +45,7 @@ def build(bundle: Path, target: str | None, batch: str | None, **options: Any) -
     if name is None:
         raise click.UsageError("--engine is missing: tensorrt, tensorrt-rtx, onnxruntime or openvino")
     opened = open_bundle(bundle)
+    warn_of_unused(name)
     if name in LIBRARIES:
         from far_runtime.build.options import BuildOptions
         from far_runtime.build.tensorrt import build_engines

@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from far_runtime.engines.base import EngineOptions
 
 MODES = ("latency", "throughput")
-OPTIONS = ("threads", "mode", "pinning", "arena", "cuda_graph", "weight_budget")
-"""The parameters that make up EngineOptions, by its names."""
+OWNERS = {
+    "threads": ("onnxruntime", "openvino"),
+    "mode": ("openvino",),
+    "pinning": ("openvino",),
+    "arena": ("onnxruntime",),
+    "cuda_graph": ("tensorrt", "tensorrt-rtx"),
+    "weight_budget": ("tensorrt", "tensorrt-rtx"),
+}
+"""The parameters that make up EngineOptions, by its names, and the engines that each concerns; others pass over it."""
 
 NAMES = (
     "onnxruntime (:cuda, :tensorrt, :tensorrt-rtx, :openvino), openvino (:gpu, :npu, :cpu:bf16), tensorrt or "
@@ -75,17 +82,34 @@ def take_engine(options: dict[str, Any]) -> tuple[str | None, EngineOptions]:
     from far_runtime.engines.base import EngineOptions
 
     name: str | None = options.pop("engine")
-    return name, EngineOptions(**{option: options.pop(option) for option in OPTIONS})
+    return name, EngineOptions(**{option: options.pop(option) for option in OWNERS})
 
 
 def best_unless(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
     """The engine's name and nothing; or, without a name, the best engine's and a line that says why it is."""
     if name is not None:
+        warn_of_unused(name)
         return name, []
     from far_runtime.engines.choice import choose
 
     choice = choose(bundle)
+    warn_of_unused(choice.name)
     return choice.name, [choice.line]
+
+
+def warn_of_unused(engine: str) -> None:
+    """Say which of the options on the command line are of other engines than this one."""
+    context = click.get_current_context(silent=True)
+    for option in context.command.params if context is not None else ():
+        owners, name = OWNERS.get(option.name or "", ()), "/".join([*option.opts, *option.secondary_opts])
+        if owners and engine.partition(":")[0] not in owners and is_given(context, option):
+            click.echo(f"warning: {name}: of {' and '.join(owners)}, nothing to {engine}", err=True)
+
+
+def is_given(context: click.Context | None, option: click.Parameter) -> bool:
+    """Whether an option stands on the command line."""
+    source = context and context.get_parameter_source(option.name or "")
+    return source == click.core.ParameterSource.COMMANDLINE
 
 
 def take_engines(options: dict[str, Any]) -> tuple[tuple[str, ...], EngineOptions]:

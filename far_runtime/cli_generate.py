@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import BEST, best_unless, engine_options, take_engine
+from far_runtime.cli_engine import BEST, best_unless, engine_options, is_given, take_engine
 from far_runtime.cli_sampling import SAMPLING, sampling_options, subject_options, take_sampling
 from far_runtime.settings import MAX_BATCH
 
@@ -146,8 +146,7 @@ def _refuse_beside_like(ctx: click.Context) -> None:
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params
-        if parameter.name in OF_THE_PICTURE
-        and ctx.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
+        if parameter.name in OF_THE_PICTURE and is_given(ctx, parameter)
     ]
     if given:
         raise click.UsageError(f"--like takes {', '.join(given)} from the picture; leave out one or the other", ctx)

@@ -206,6 +206,17 @@ def test_a_provider_that_this_onnxruntime_lacks(far: Any, tiny: Any, monkeypatch
     refused(far("generate", tiny.bundle, "--engine", "onnxruntime:cuda"), "pip install 'far-deploy[gpu]'")
 
 
+def test_an_option_of_another_engine_is_warned_of(far: Any, tiny: Any) -> None:
+    common = ("generate", tiny.bundle, "--label", "1", "--engine", "onnxruntime", "--threads", "1", "--no-arena", "-q")
+    made = far(*common)
+    assert (made.code, made.err) == (0, "")
+    made = far(*common, "--mode", "throughput", "--no-cuda-graph")
+    assert made.code == 0 and made.err.splitlines() == [
+        "warning: --mode: of openvino, nothing to onnxruntime",
+        "warning: --cuda-graph/--no-cuda-graph: of tensorrt and tensorrt-rtx, nothing to onnxruntime",
+    ]
+
+
 def test_an_engine_library_that_is_missing(far: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = far("generate", tiny.bundle, "--engine", "onnxruntime")
