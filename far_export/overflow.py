@@ -6,7 +6,11 @@ As an output of the graph, though, a tensor is of the graph's own type, and infi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from far_runtime.bundle import WEIGHTS
 
 FP16_MAX = 65504.0
 AT_A_TIME = 128
@@ -54,7 +60,6 @@ def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
         if value.name and value.dtype in SEEN and node.op_type != "Constant"
     ]
     own = list(model.graph.outputs)
-    aside = path.with_name(f".{path.stem}.watched.onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     # As the graph says: what the optimiser fuses has no tensors between.
@@ -62,26 +67,45 @@ def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
     options.add_session_config_entry("session.disable_prepacking", "1")
     largest, tensor = 0.0, ""
     try:
-        for start in range(0, len(watched), AT_A_TIME):
-            part = watched[start : start + AT_A_TIME]
-            model.graph.outputs[:] = own + [value for _, value in part if value not in own]
-            ir.save(model, aside)
-            session = onnxruntime.InferenceSession(str(aside), options, providers=["CPUExecutionProvider"])
-            names = [str(value.name) for _, value in part]
-            for inputs in calls:
-                computed = dict(zip(names, session.run(names, dict(inputs)), strict=True))
-                for node, value in part:
-                    array = computed[str(value.name)]
-                    if not np.isfinite(array).all():
-                        return Range(largest, tensor, _sentence(node, value, array, computed), len(calls))
-                    if value.dtype == ir.DataType.FLOAT16 and array.size:
-                        most = float(np.abs(array).max())
-                        largest, tensor = max((largest, tensor), (most, str(node.name)))
+        with _beside(path) as aside:
+            for start in range(0, len(watched), AT_A_TIME):
+                part = watched[start : start + AT_A_TIME]
+                model.graph.outputs[:] = own + [value for _, value in part if value not in own]
+                ir.save(model, aside)
+                session = onnxruntime.InferenceSession(str(aside), options, providers=["CPUExecutionProvider"])
+                names = [str(value.name) for _, value in part]
+                for inputs in calls:
+                    computed = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+                    for node, value in part:
+                        array = computed[str(value.name)]
+                        if not np.isfinite(array).all():
+                            return Range(largest, tensor, _sentence(node, value, array, computed), len(calls))
+                        if value.dtype == ir.DataType.FLOAT16 and array.size:
+                            most = float(np.abs(array).max())
+                            largest, tensor = max((largest, tensor), (most, str(node.name)))
     except Exception:  # onnxruntime raises many types; this is a help beside the comparison itself
         return Range()
+    return Range(largest, tensor, "", len(calls))
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name for another graph over the same weight file: in its folder, since engines take weights from nowhere else,
+    or with a copy of the weights where that may not be written."""
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.watched.onnx")
+    try:
+        aside.touch()
+    except OSError:
+        with tempfile.TemporaryDirectory() as folder:
+            weights = path.with_name(WEIGHTS)
+            if weights.exists():
+                shutil.copyfile(weights, Path(folder) / WEIGHTS)
+            yield Path(folder) / path.name
+        return
+    try:
+        yield aside
     finally:
         aside.unlink(missing_ok=True)
-    return Range(largest, tensor, "", len(calls))
 
 
 def _sentence(node: ir.Node, value: ir.Value, array: NDArray[Any], computed: Mapping[str, NDArray[Any]]) -> str:

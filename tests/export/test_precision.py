@@ -177,9 +177,9 @@ def test_a_model_that_leaves_fp16s_range_is_refused_and_the_tensor_named(
 class Mlp(nn.Module):
     """x [B, 4] through two products whose hidden values are `size` times as large."""
 
-    def __init__(self, size: float) -> None:
+    def __init__(self, size: float, width: int = 8) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.first, self.second = nn.Linear(4, width), nn.Linear(width, 4)
         with torch.no_grad():
             self.first.weight.fill_(size)
             self.second.weight.fill_(1 / size)
@@ -188,10 +188,10 @@ class Mlp(nn.Module):
         return self.second(self.first(x.to(self.first.weight.dtype)))
 
 
-def mlp_stage(size: float, islands: tuple[str, ...] = ()) -> Stage:
+def mlp_stage(size: float, islands: tuple[str, ...] = (), width: int = 8) -> Stage:
     return Stage(
         stage="mlp",
-        module=Mlp(size).eval().requires_grad_(False),
+        module=Mlp(size, width).eval().requires_grad_(False),
         inputs=(Input("x", ("batch", 4)),),
         outputs=(TensorSpec("y", "float32", ("batch", 4)),),
         profile={"batch": (1, 2, 4)},
@@ -211,6 +211,22 @@ def test_the_first_tensor_out_of_range_is_named_though_the_cpu_goes_on(tmp_path:
     found = look(tmp_path / "mlp.onnx", [ones])
     assert not found.overflow
     assert found.largest == pytest.approx(4000, rel=0.01)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp.onnx", "weights.bin"]
+
+
+def test_a_read_only_bundle_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed on this machine")
+    export_stages(cast_stages([mlp_stage(3e4, width=512)], "fp16"), tmp_path)
+    assert (tmp_path / "weights.bin").stat().st_size > 4096
+    touch = Path.touch
+
+    def refused(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.parent == tmp_path:
+            raise PermissionError(13, "Permission denied")
+        touch(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "touch", refused)  # tests may run as root, whom no mode bit stops
+    assert "node first/" in look(tmp_path / "mlp.onnx", [{"x": np.ones((2, 4), np.float32)}]).overflow
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp.onnx", "weights.bin"]
 
 
