@@ -79,7 +79,8 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         parts = self.qkv(h).chunk(3, dim=1) if hasattr(self, "qkv") else (self.q(h), self.k(h), self.v(h))
         q, k, v = (part.flatten(2) for part in parts)
-        weights = softmax(q.transpose(1, 2) @ k * q.shape[1] ** -0.5)
+        # Scaled first, so that the products of wide networks stay within FP16's range.
+        weights = softmax((q.transpose(1, 2) * q.shape[1] ** -0.5) @ k)
         h = (v @ weights.transpose(1, 2)).reshape(x.shape)
         return x + self.proj_out(h)
 
