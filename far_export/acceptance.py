@@ -19,7 +19,9 @@ from far_runtime.engines.base import Engine
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.subjects import default_subjects
 
-OTHERS = {"fp16": "bf16, whose range is larger, or fp32", "bf16": "fp16, which is finer, or fp32", "int8": "fp16"}
+OTHERS = {"fp16": "fp32", "bf16": "fp16, which is finer, or fp32", "int8": "fp16"}
+LARGER = "bf16, whose range is larger, or fp32"
+"""In place of FP16 where numbers left its range; where they did not, BF16 is coarser."""
 
 
 def verifying_engine(precision: str) -> str:
@@ -61,14 +63,19 @@ def check_pictures(
     for engine in engines:
         report(f"verifying: a picture on {engine.name} and in torch")
         own = own_tolerances(reference, manifest)
-        found = compare_engines(bundle, TorchEngine(reference), engine, subjects, [0], settings, tolerances=own)
-        engine.close()
+        try:
+            found = compare_engines(bundle, TorchEngine(reference), engine, subjects, [0], settings, tolerances=own)
+        finally:
+            engine.close()
         for line in summary(found):
             report(line)
         if not found.passed:
             others = len(found.failures) - 1
+            overflowed = any(seen.overflow for seen in found.ranges.values())
+            overflowed |= any(stage.nonfinite for stage in found.stages) or any(step.nonfinite for step in found.loop)
+            instead = LARGER if manifest.precision == "fp16" and overflowed else OTHERS[manifest.precision]
             raise CheckFailed(
                 f"the {manifest.precision} bundle is refused, on {engine.name}: {found.failures[0]}"
                 + (f" (and {others} more)" * bool(others))
-                + f"; use --precision {OTHERS[manifest.precision]}"
+                + f"; use --precision {instead}"
             )

@@ -65,13 +65,15 @@ def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
                 overflow = look(bundle.path / graph.file, [cases[graph.name].inputs]).overflow
                 raise CheckFailed(
                     f"graph {graph.name}: {spec.name} holds NaN or Inf at {graph.precision}: "
-                    f"{overflow or 'unknown where'}; export it with a precision of a larger range, bf16 or fp32"
+                    f"{overflow or 'unknown where'}; export it with "
+                    + ("a precision of a larger range, bf16 or fp32" if graph.precision == "fp16" else "fp32")
                 )
             if not error <= graph.tolerance:
                 raise CheckFailed(
                     f"graph {graph.name}: {spec.name} differs from the torch module by {error:.2e} relative, "
-                    f"{graph.tolerance:.0e} is allowed at {graph.precision}; this is a fault of the export: please "
-                    "report it with the versions of torch and onnxscript"
+                    f"{graph.tolerance:.0e} is allowed at {graph.precision}; "
+                    + ("" if graph.precision == "fp32" else "use --precision fp32; if that fails too, ")
+                    + "this is a fault of the export: please report it with the versions of torch and onnxscript"
                 )
             worst = max(worst, error)
     library = "OpenVINO" if name == "openvino" else "ONNX Runtime"

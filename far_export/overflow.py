@@ -6,11 +6,7 @@ As an output of the graph, though, a tensor is of the graph's own type, and infi
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-
-from far_runtime.bundle import WEIGHTS
 
 FP16_MAX = 65504.0
 AT_A_TIME = 128
@@ -33,25 +27,27 @@ class Range:
     """What a graph's tensors came to over some calls.
 
     largest: the largest number in any FP16 tensor, and its name in `tensor`. overflow: the first tensor, in the graph's
-    order, that held NaN or Inf, in words; "" where there was none. calls: how many were looked at (0: it could not be
-    done here).
+    order, that held NaN or Inf, in words; "" where there was none. calls: how many were looked at. unseen: why it could
+    not be done here, where it could not.
     """
 
     largest: float = 0.0
     tensor: str = ""
     overflow: str = ""
     calls: int = 0
+    unseen: str = ""
 
 
 def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
     """The range of everything that the graph in `path` computes for the inputs of some calls.
 
-    Without onnxruntime, or with operators that it has no kernel for (BF16), nothing is looked at.
+    Without onnxruntime, or with operators that it has no kernel for (BF16), nothing is looked at. Nothing is written:
+    a bundle may lie where nobody writes, and another process may look at it too.
     """
     try:
         import onnxruntime
     except ImportError:
-        return Range()
+        return Range(unseen="onnxruntime is not installed: pip install 'far-deploy[cpu]'")
     model = ir.load(path)
     watched = [
         (node, value)
@@ -65,47 +61,27 @@ def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
     # As the graph says: what the optimiser fuses has no tensors between.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     largest, tensor = 0.0, ""
     try:
-        with _beside(path) as aside:
-            for start in range(0, len(watched), AT_A_TIME):
-                part = watched[start : start + AT_A_TIME]
-                model.graph.outputs[:] = own + [value for _, value in part if value not in own]
-                ir.save(model, aside)
-                session = onnxruntime.InferenceSession(str(aside), options, providers=["CPUExecutionProvider"])
-                names = [str(value.name) for _, value in part]
-                for inputs in calls:
-                    computed = dict(zip(names, session.run(names, dict(inputs)), strict=True))
-                    for node, value in part:
-                        array = computed[str(value.name)]
-                        if not np.isfinite(array).all():
-                            return Range(largest, tensor, _sentence(node, value, array, computed), len(calls))
-                        if value.dtype == ir.DataType.FLOAT16 and array.size:
-                            most = float(np.abs(array).max())
-                            largest, tensor = max((largest, tensor), (most, str(node.name)))
-    except Exception:  # onnxruntime raises many types; this is a help beside the comparison itself
-        return Range()
+        for start in range(0, len(watched), AT_A_TIME):
+            part = watched[start : start + AT_A_TIME]
+            model.graph.outputs[:] = own + [value for _, value in part if value not in own]
+            graph = ir.to_proto(model).SerializeToString()
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            names = [str(value.name) for _, value in part]
+            for inputs in calls:
+                computed = dict(zip(names, session.run(names, dict(inputs)), strict=True))
+                for node, value in part:
+                    array = computed[str(value.name)]
+                    if not np.isfinite(array).all():
+                        return Range(largest, tensor, _sentence(node, value, array, computed), len(calls))
+                    if value.dtype == ir.DataType.FLOAT16 and array.size:
+                        most = float(np.abs(array).max())
+                        largest, tensor = max((largest, tensor), (most, str(node.name)))
+    except Exception as error:  # onnxruntime raises many types; this is a help beside the comparison itself
+        return Range(unseen=f"onnxruntime does not run it ({' '.join(str(error).split())[:200]})")
     return Range(largest, tensor, "", len(calls))
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A name for another graph over the same weight file: in its folder, since engines take weights from nowhere else,
-    or with a copy of the weights where that may not be written."""
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.watched.onnx")
-    try:
-        aside.touch()
-    except OSError:
-        with tempfile.TemporaryDirectory() as folder:
-            weights = path.with_name(WEIGHTS)
-            if weights.exists():
-                shutil.copyfile(weights, Path(folder) / WEIGHTS)
-            yield Path(folder) / path.name
-        return
-    try:
-        yield aside
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _sentence(node: ir.Node, value: ir.Value, array: NDArray[Any], computed: Mapping[str, NDArray[Any]]) -> str:

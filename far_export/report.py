@@ -18,7 +18,7 @@ from PIL import Image
 
 from far_export.report_plot import error_plot
 from far_export.report_style import STYLE
-from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report, StageResult, limit_text
+from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report, StageResult, limit_text, psnr_limit_text
 from far_runtime.files import whole_file
 
 SMALL = 160
@@ -129,7 +129,7 @@ def _tiles(report: Report) -> str:
         (
             "Worst picture",
             psnr_text(picture.psnr),
-            f"PSNR\nlimit {limit_text(picture.limit, '.0f')} dB",
+            f"PSNR\nlimit {psnr_limit_text(picture.limit)}",
             picture.passed,
         ),
         (

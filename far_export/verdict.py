@@ -283,11 +283,12 @@ def summary(report: Report) -> list[str]:
     if looked:
         largest, tensor = max(looked)
         lines.append(f"  largest FP16 number {largest:.3g} (of {FP16_MAX:.0f}), in {tensor}")
+    lines += [f"  {sentence}" for sentence in unseen(report)]
     picture = "equal" if math.isinf(report.worst_psnr) else f"{report.worst_psnr:.1f} dB"
-    limits = limit_text(report.latents_limit, ".0e"), limit_text(report.pictures[0].limit, ".0f")
+    limits = limit_text(report.latents_limit, ".0e"), psnr_limit_text(report.pictures[0].limit)
     lines.append(
         f"  {'drawn freely':<12} latents {report.latents_error:.1e} (limit {limits[0]}), "
-        f"picture {picture} (limit {limits[1]}{' dB' * (limits[1] != 'none')})"
+        f"picture {picture} (limit {limits[1]})"
     )
     return lines
 
@@ -295,6 +296,20 @@ def summary(report: Report) -> list[str]:
 def limit_text(limit: float, form: str) -> str:
     """A limit in that format, or "none" where the free run is not judged."""
     return format(limit, form) if math.isfinite(limit) else "none"
+
+
+def psnr_limit_text(limit: float) -> str:
+    """The PSNR that a picture needs, "35 dB", or "none" where it is not judged."""
+    return limit_text(limit, ".0f") + " dB" * math.isfinite(limit)
+
+
+def unseen(report: Report) -> list[str]:
+    """A sentence where numbers inside of FP16 graphs could not be looked at, so that nobody takes them for sound."""
+    reasons = {found.unseen: name for name, found in report.ranges.items() if found.unseen}
+    if report.precision != "fp16" or not reasons:
+        return []
+    reason, graph = next(iter(reasons.items()))
+    return [f"the range of FP16 was not looked at inside of graph {graph}: {reason}"]
 
 
 def _call(result: StageResult, call: int, which: str = "") -> str:

@@ -218,7 +218,7 @@ def progress_bar(show: bool) -> Iterator[OnProgress | None]:
 def print_report(report: Report, console: Console) -> None:
     """The table, what failed, and a line that sums it up."""
     from far_export.report import engine_text, number, psnr_text
-    from far_export.verdict import limit_text
+    from far_export.verdict import limit_text, psnr_limit_text, unseen
 
     console.print(f"{engine_text(report.candidate)} against {engine_text(report.reference)}", markup=False)
     console.print(table(report))
@@ -232,6 +232,8 @@ def print_report(report: Report, console: Console) -> None:
     if report.distribution is not None:
         style = "" if report.distribution.passed else "red"
         console.print(report.distribution.sentence, style=style, markup=False, soft_wrap=True)
+    for sentence in unseen(report):
+        console.print(sentence, style="yellow", markup=False, soft_wrap=True)
     worst = max(report.stages, key=lambda result: result.share)
     count = len(report.pictures)
     console.print(
@@ -239,7 +241,7 @@ def print_report(report: Report, console: Console) -> None:
         f"{worst.tolerance:.0e}), final latents {number(report.latents_error)} "
         f"(limit {limit_text(report.latents_limit, '.0e')}), "
         f"{count} picture{'s' if count != 1 else ''}, worst PSNR {psnr_text(report.worst_psnr)} "
-        f"(limit {limit_text(report.pictures[0].limit, '.0f')} dB)",
+        f"(limit {psnr_limit_text(report.pictures[0].limit)})",
         style="bold green" if report.passed else "bold red",
         markup=False,
         soft_wrap=True,
