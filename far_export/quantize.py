@@ -25,6 +25,7 @@ import onnx
 import onnx_ir as ir
 
 from far_export.calibration import calibrate
+from far_export.limits import LIMITS
 from far_export.onnx_export import INLINE_BYTES, WeightFile
 from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph, Manifest, record_of
 from far_runtime.errors import CheckFailed
@@ -32,9 +33,9 @@ from far_runtime.errors import CheckFailed
 STAGES = ("transformer", "denoise", "logits")
 PRODUCTS = ("MatMul", "Gemm")
 
-TOLERANCE = 0.1
-"""Relative error of a quantised graph's output that verify accepts; the trained model's worst call has 0.026. It tells
-a broken quantisation from a sound one; whether the pictures are good the distribution check says."""
+TOLERANCE = LIMITS["int8"].stage
+"""Relative error of a quantised graph's output that verify accepts. It tells a broken quantisation from a sound one;
+whether the pictures are good the distribution check says."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,11 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # onnxruntime raises many types; all mean that it does not take this file
             detail = str(error).splitlines()[0]
+            if graph.precision == "bf16" and list(self._names) == ["cpu"]:
+                raise FarError(
+                    f"{path}: is in BF16, for which onnxruntime has no kernels on the CPU; use --engine openvino, or "
+                    "export the bundle with --precision fp16 or fp32"
+                ) from error
             raise FarError(
                 f"{path}: onnxruntime {self.version} does not load it on {self.name} ({detail}); use another --engine, "
                 "or export the bundle again"

@@ -24,8 +24,10 @@ from far_export.precision import CASTS, cast_stages
 from far_export.stages import Input, Stage
 from far_export.torch_engine import TorchEngine
 from far_models.islands import island
-from far_runtime.bundle import TensorSpec, open_bundle
+from far_runtime.bundle import Bundle, Manifest, TensorSpec, open_bundle
 from far_runtime.cli import main
+from far_runtime.engines import open_engine
+from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
 
@@ -122,6 +124,15 @@ def rtx() -> Any:
     except (ImportError, OSError):
         pytest.skip("tensorrt_rtx is not there: it has wheels for x86-64 only")
     return tensorrt_rtx
+
+
+def test_onnxruntime_on_the_cpu_says_what_it_cannot_and_who_can(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed on this machine")
+    graphs = export_stages(cast_stages([mlp_stage(1.0)], "bf16"), tmp_path)
+    bundle = Bundle(tmp_path, Manifest("stages", {}, {}, graphs, {}, precision="bf16"))
+    engine = open_engine(bundle, "onnxruntime", EngineOptions(threads=1))
+    with pytest.raises(FarError, match=r"mlp\.onnx: is in BF16, .* use --engine openvino"):
+        engine.run("mlp", {"x": engine.put(np.ones((1, 4), np.float32))})
 
 
 @pytest.mark.slow
