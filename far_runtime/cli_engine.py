@@ -100,9 +100,12 @@ def best_unless(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
 def warn_of_unused(engine: str) -> None:
     """Say which of the options on the command line are of other engines than this one."""
     context = click.get_current_context(silent=True)
+    library = engine.partition(":")[0]
+    if all(library not in owners for owners in OWNERS.values()):
+        return  # an unknown engine is refused, which says more
     for option in context.command.params if context is not None else ():
         owners, name = OWNERS.get(option.name or "", ()), "/".join([*option.opts, *option.secondary_opts])
-        if owners and engine.partition(":")[0] not in owners and is_given(context, option):
+        if owners and library not in owners and is_given(context, option):
             click.echo(f"warning: {name}: of {' and '.join(owners)}, nothing to {engine}", err=True)
 
 

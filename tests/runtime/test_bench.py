@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ import far_runtime.bench.products
 import far_runtime.bench.rounds
 from far_runtime.bench.engines import CPU, Choice, Sources, computed_in, device_of
 from far_runtime.bench.figures import Figures, figures_of, percentile
-from far_runtime.bench.process import Failed, Worker
+from far_runtime.bench.process import Failed
 from far_runtime.bench.products import Products
 from far_runtime.bench.rounds import BatchRuns, EngineRuns, Length, Runs, measure
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
@@ -428,31 +426,43 @@ def test_no_process_outlives_the_command(tiny: Tiny, tmp_path: Path, ended_by: s
         assert command.returncode == 130 and err.strip() == "interrupted"
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_an_interruption_while_a_process_starts_ends_it_in_silence(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], when: str
-) -> None:
-    start = SpawnProcess.start
-
-    def interrupted(process: SpawnProcess) -> None:
-        if when == "before":
-            signal.raise_signal(signal.SIGINT)
-        start(process)
-        if when == "after":
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(SpawnProcess, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        Worker(Idle())
-    assert multiprocessing.active_children() == []
-    assert capfd.readouterr().err == ""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-
+INTERRUPTED = """
+import multiprocessing, os, signal, sys
+from multiprocessing.context import SpawnProcess
+from far_runtime.bench.process import Worker
 
 class Idle:
-    def open(self) -> None:
+    def open(self):
         pass
+
+start = SpawnProcess.start
+
+def interrupted(process):
+    if sys.argv[1] == "before":
+        signal.raise_signal(signal.SIGINT)
+    start(process)
+    if sys.argv[1] == "after":
+        os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    SpawnProcess.start = interrupted
+    try:
+        Worker(Idle())
+    except KeyboardInterrupt:
+        print("interrupted")
+    assert multiprocessing.active_children() == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interruption_while_a_process_starts_ends_it_in_silence(tmp_path: Path, when: str) -> None:
+    """In a process of its own: the signal is for nobody else."""
+    program = tmp_path / "interrupted.py"
+    program.write_text(INTERRUPTED)
+    done = subprocess.run([sys.executable, str(program), when], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
 
 
 def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
