@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from far_runtime.memory import total_memory
 
 LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "tensorrt-rtx-cu12", "nncf")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
@@ -24,24 +25,11 @@ def machine_facts() -> dict[str, Any]:
         "abilities": [flag for flag in FLAGS if flag in processor.get("flags", processor.get("Features", "")).split()],
         "processors": os.cpu_count(),
         "usable_processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": _memory(),
+        "memory_bytes": total_memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "libraries": {name: found for name in LIBRARIES if (found := _version(name)) is not None},
     }
-
-
-def peak_memory() -> int | None:
-    """Largest resident memory of this process so far in bytes, files that it has mapped included."""
-    status = _status().get("VmHWM", "").split()
-    if status:
-        return int(status[0]) * 1024
-    try:
-        resource: Any = importlib.import_module("resource")
-    except ImportError:  # Windows
-        return None
-    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def gpu_facts() -> dict[str, Any] | None:
@@ -68,23 +56,9 @@ def _processor() -> dict[str, str]:
     return _entries(first)
 
 
-def _status() -> dict[str, str]:
-    try:
-        return _entries(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return {}
-
-
 def _entries(text: str) -> dict[str, str]:
     pairs = (line.partition(":") for line in text.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _version(library: str) -> str | None:

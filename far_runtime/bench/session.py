@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.bench.engines import GPU, Choice, Sources, device_of
-from far_runtime.bench.machine import gpu_facts, peak_memory
+from far_runtime.bench.machine import gpu_facts
 from far_runtime.bench.timing import TimedEngine
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.base import EngineOptions
+from far_runtime.memory import peak_memory
 from far_runtime.pipeline import Pipeline
 from far_runtime.subjects import Subject
 

@@ -6,7 +6,6 @@ drives; since a builder's memory is given back that way; and since a crash or a 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -15,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from far_runtime.memory import peak_memory
 
 MIB = 1 << 20
 
@@ -31,11 +32,9 @@ def main() -> None:
         result = {"errno": error.errno, "error": str(error)}
     except Exception as error:  # Polygraphy and TensorRT raise their own
         result = {"error": f"{type(error).__name__}: {error}"}
-    with contextlib.suppress(ImportError):  # not on Windows
-        import resource
-
-        scale = 1 if sys.platform == "darwin" else 1024
-        result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    peak = peak_memory()
+    if peak is not None:
+        result["peak_bytes"] = peak
     Path(job["result"]).write_text(json.dumps(result))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import platform
 import sys
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from pathlib import Path
 from far_runtime.bundle import Bundle
 from far_runtime.engines.fit import MODULES
 from far_runtime.errors import FarError
+from far_runtime.memory import total_memory
 
 X86 = ("x86_64", "amd64")
 DRIVERS = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
@@ -67,7 +68,7 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
     openvino = folder_of("openvino") is not None
     x86 = platform.machine().lower() in X86
     copies = 4 * sum(graph.parameters for graph in bundle.manifest.graphs)  # openvino has the weights once a graph
-    crowded = runtime is not None and precision != "bf16" and copies > total_memory() / 2
+    crowded = runtime is not None and precision != "bf16" and copies > (total_memory() or math.inf) / 2
     if openvino and x86 and not crowded:
         yield Choice("openvino:cpu", "installed, and the fastest on x86-64 processors")
     if runtime is not None and precision != "bf16":
@@ -98,14 +99,6 @@ def folder_of(module: str) -> Path | None:
     except (ImportError, ValueError):
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
-
-
-def total_memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not say."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
 
 
 def has_gpu() -> bool:
