@@ -19,7 +19,7 @@ from far_runtime.build.options import PROFILES, BuildOptions, capability, check_
 from far_runtime.build.profiles import Shapes, graph_profiles
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.cache import CachedEngine, EngineCache, EngineKey, bundle_facts, user_cache
-from far_runtime.engines.fit import MODULES, library_version
+from far_runtime.engines.fit import MODULES, RECIPE, library_version
 from far_runtime.engines.gpu import Gpu, find_gpu
 from far_runtime.errors import FarError
 
@@ -94,7 +94,8 @@ def engine_key(
     profiles: Mapping[str, Sequence[Shapes]],
 ) -> EngineKey:
     """Everything that the engines of a bundle depend on; FarError where no GPU is known to build for."""
-    facts = {**bundle_facts(bundle), "version": version, "flags": options.flags(), "shapes": shown(profiles)}
+    made = {"version": version, "recipe": RECIPE, "flags": options.flags(), "shapes": shown(profiles)}
+    facts = {**bundle_facts(bundle), **made}
     if library == "tensorrt":
         if gpu is None:
             raise FarError(

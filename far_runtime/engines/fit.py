@@ -16,6 +16,10 @@ DISTRIBUTIONS = {
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
 }
+RECIPE = 2
+"""What `far build` does for TensorRT beside its options; another number where that changes: no older engine is taken
+then."""
+
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
@@ -45,6 +49,8 @@ def stale(engine: CachedEngine, bundle: Bundle) -> str:
     for name, value in bundle_facts(bundle).items():
         if engine.facts.get(name) != value:
             return "of another export of this bundle"
+    if engine.library in MODULES and engine.facts.get("recipe") != RECIPE:
+        return "built by another far-deploy"
     here = library_version(engine.library)
     if here and not _version_fits(engine.facts, here):
         return f"built by {engine.library} {engine.facts.get('version')}, here is {here}"

@@ -18,7 +18,7 @@ import pytest
 
 from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_bundle, record_of, write_manifest
 from far_runtime.engines.cache import SIDECAR, CachedEngine, EngineCache, EngineKey, bundle_facts, read_engine
-from far_runtime.engines.fit import library_version, misfit, stale
+from far_runtime.engines.fit import RECIPE, library_version, misfit, stale
 from far_runtime.engines.gpu import Gpu
 from far_runtime.engines.plans import cached_plans
 from far_runtime.errors import FarError
@@ -47,7 +47,12 @@ def make_bundle(folder: Path, weights: bytes = b"weights", rows: int = 8, precis
 
 
 def key_of(bundle: Bundle, library: str = "tensorrt-rtx", **facts: Any) -> EngineKey:
-    about: dict[str, Any] = {"version": library_version(library) or "1.7", "targets": ["sm89"], "flags": {}}
+    about: dict[str, Any] = {
+        "recipe": RECIPE,
+        "version": library_version(library) or "1.7",
+        "targets": ["sm89"],
+        "flags": {},
+    }
     return EngineKey(library, {**bundle_facts(bundle), **about, **facts})
 
 
@@ -79,6 +84,7 @@ def test_a_built_engine_is_found_and_says_what_it_is(bundle: Bundle) -> None:
         "precision": "fp16",
         "files": {name: record.sha256 for name, record in bundle.manifest.files.items()},
         "profiles": {"decode": {"batch": [1, 1, 8]}},
+        "recipe": RECIPE,
         "version": key_of(bundle).facts["version"],
         "targets": ["sm89"],
         "flags": {},
@@ -412,7 +418,14 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
     cache = EngineCache(bundle)
 
     def reason(library: str = "tensorrt", gpu: Gpu | None = GPU, **facts: Any) -> str:
-        about = {"version": "10.7.0", "device": GPU.name, "compute_capability": "8.9", "flags": {}, **facts}
+        about = {
+            "version": "10.7.0",
+            "recipe": RECIPE,
+            "device": GPU.name,
+            "compute_capability": "8.9",
+            "flags": {},
+            **facts,
+        }
         if "targets" in facts:
             del about["device"], about["compute_capability"]
         made = cache.build(EngineKey(library, {**bundle_facts(bundle), **about}), write_plan)
@@ -420,6 +433,7 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
 
     assert reason() == ""
     assert reason(gpu=None) == "for NVIDIA RTX 4090 (8.9); no NVIDIA GPU here"
+    assert reason(recipe=1) == "built by another far-deploy"
     assert reason(version="10.3.0") == "built by tensorrt 10.3.0, here is 10.7.0"
     assert reason(version="10.3.0", flags={"version_compatible": True}) == ""
     assert reason(version="11.0.0", flags={"version_compatible": True}) != ""
