@@ -71,7 +71,7 @@ def bench(**options: Any) -> None:
     matrix product reaches. Every engine runs in a process of its own."""
     from rich.console import Console
 
-    from far_runtime.bench.engines import choose
+    from far_runtime.bench.engines import contenders
     from far_runtime.bench.plot import check_plot, save_plot
     from far_runtime.bench.table import print_figures
     from far_runtime.errors import CheckFailed, FarError
@@ -90,9 +90,9 @@ def bench(**options: Any) -> None:
     for name, path in written:
         check_file(path, name)
     names, engine_settings = take_engines(options)
-    choices = choose(names)
+    compared = contenders(names)
     with progress_bar(not options["quiet"] and sys.stderr.isatty()) as on_progress:
-        figures, facts = run(choices, engine_settings, options, on_progress)
+        figures, facts = run(compared, engine_settings, options, on_progress)
     if not options["quiet"]:
         wide = None if sys.stdout.isatty() and not to_stdout else 120
         print_figures(figures, facts["machine"], Console(stderr=to_stdout, highlight=False, width=wide))
@@ -116,14 +116,16 @@ def bench(**options: Any) -> None:
         raise CheckFailed("; ".join(figures.failures))
 
 
-def run(choices: Any, engine_settings: Any, options: dict[str, Any], on_progress: OnProgress | None) -> tuple[Any, Any]:
+def run(
+    compared: Any, engine_settings: Any, options: dict[str, Any], on_progress: OnProgress | None
+) -> tuple[Any, Any]:
     """The figures, and what they are of: bundle, settings and machine."""
     from dataclasses import asdict
     from functools import partial
 
     from far_runtime import __version__
     from far_runtime.bench import products
-    from far_runtime.bench.engines import GPU, Sources, choose, plugins
+    from far_runtime.bench.engines import GPU, Sources, contenders, plugins
     from far_runtime.bench.figures import figures_of
     from far_runtime.bench.machine import gpu_facts, machine_facts
     from far_runtime.bench.rounds import Length, measure
@@ -139,17 +141,17 @@ def run(choices: Any, engine_settings: Any, options: dict[str, Any], on_progress
     settings = settings_of(manifest, take_sampling(options))
     subjects = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     subjects = subjects or default_subjects(manifest, LABELS)
-    if not choices:
+    if not compared:
         name, lines = best_unless(None, bundle)
-        choices = choose([name])
+        compared = contenders([name])
         if not options["quiet"]:
             click.echo("\n".join(lines), err=True)
     sources = Sources(
         *(path and path.resolve() for path in (options[n] for n in ("checkpoint", "vae", "text_encoder")))
     )
     sessions = [
-        EngineSession(bundle.path, choice, engine_settings, sources, tuple(subjects), options["seed"], settings)
-        for choice in choices
+        EngineSession(bundle.path, contender, engine_settings, sources, tuple(subjects), options["seed"], settings)
+        for contender in compared
     ]
     multiply = partial(products.Products, plugins=plugins(), threads=engine_settings.threads, size=products.SIZE)
     length = Length(options["repeat"] or DEFAULT_ROUNDS, options["seconds"])

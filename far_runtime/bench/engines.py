@@ -37,7 +37,7 @@ class Plugin(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Contender:
     """An engine that was asked for. name: as it was given. plugin: the module that adds it."""
 
     name: str
@@ -66,7 +66,7 @@ def plugins() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
-def choose(names: Sequence[str]) -> list[Choice]:
+def contenders(names: Sequence[str]) -> list[Contender]:
     """The engines asked for; FarError, before anything is opened, for unknown and repeated names."""
     added = plugins()
     for i, name in enumerate(names):
@@ -75,7 +75,7 @@ def choose(names: Sequence[str]) -> list[Choice]:
             raise FarError(f"engine {name!r}: unknown; known: {', '.join([*ENGINES, *added])}")
         if name in names[:i]:
             raise FarError(f"--engine {name}: given twice; name each engine once")
-    return [Choice(name, added.get(name.partition(":")[0])) for name in names]
+    return [Contender(name, added.get(name.partition(":")[0])) for name in names]
 
 
 def device_of(engine: str) -> str:

@@ -104,7 +104,7 @@ def measure(
         report = on_progress or (lambda done, total, what: None)
         engines = []
         for one in turns:
-            report(0, None, f"open {one.session.choice.name}")
+            report(0, None, f"open {one.session.contender.name}")
             engines.append(one.open(precision, batches))
         rates = _Rates(engines, products, stack, start)
         for batch in sorted(batches):
@@ -145,14 +145,16 @@ class _Turns:
 
     def open(self, precision: str, batches: Sequence[int]) -> EngineRuns:
         """Open the engine; FarError where that does not work."""
-        choice = self.session.choice
+        contender = self.session.contender
         try:
             opened: Opened = self._worker.call("open")
         except Failed as failure:
-            raise FarError(f"engine {choice.name}: does not open: {failure}") from failure
-        plugin = choice.plugin is not None
+            raise FarError(f"engine {contender.name}: does not open: {failure}") from failure
+        plugin = contender.plugin is not None
         computes, note = computed_in(opened.name, precision, plugin)
-        self.runs = EngineRuns(choice.name, opened, computes, note, plugin, {batch: BatchRuns() for batch in batches})
+        self.runs = EngineRuns(
+            contender.name, opened, computes, note, plugin, {batch: BatchRuns() for batch in batches}
+        )
         return self.runs
 
     def going(self) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bench.engines import GPU, Choice, Sources, device_of
+from far_runtime.bench.engines import GPU, Contender, Sources, device_of
 from far_runtime.bench.machine import gpu_facts
 from far_runtime.bench.timing import TimedEngine
 from far_runtime.bundle import open_bundle
@@ -51,7 +51,7 @@ class EngineSession:
     every engine."""
 
     bundle: Path
-    choice: Choice
+    contender: Contender
     options: EngineOptions
     sources: Sources
     subjects: tuple[Subject, ...]
@@ -65,10 +65,10 @@ class EngineSession:
         """Open the engine; FarError where that cannot be."""
         before = peak_memory()
         bundle = open_bundle(self.bundle, check=False)  # checked by the process that asks
-        if device_of(self.choice.name) == GPU:
+        if device_of(self.contender.name) == GPU:
             self._device_before = (gpu_facts() or {}).get("used_bytes", 0)
         started = time.perf_counter()
-        engine = self.choice.open(bundle, self.options, self.sources)
+        engine = self.contender.open(bundle, self.options, self.sources)
         seconds = time.perf_counter() - started
         self._pipeline = Pipeline(bundle, engine, self.options.threads)
         return Opened(engine.name, str(getattr(engine, "version", "")), seconds, before)

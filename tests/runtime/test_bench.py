@@ -20,7 +20,7 @@ from PIL import Image
 import far_runtime.bench.engines
 import far_runtime.bench.products
 import far_runtime.bench.rounds
-from far_runtime.bench.engines import CPU, Choice, Sources, computed_in, device_of
+from far_runtime.bench.engines import CPU, Contender, Sources, computed_in, device_of
 from far_runtime.bench.figures import Figures, figures_of, percentile
 from far_runtime.bench.process import Failed
 from far_runtime.bench.products import Products
@@ -190,7 +190,7 @@ class FakeWorker:
     def call(self, method: str, *args: Any) -> Any:
         if isinstance(self.session, Products):
             return {kind: ["numpy"] for kind in self.session.kinds} if method == "open" else {}
-        name = self.session.choice.name
+        name = self.session.contender.name
         if method == "open":
             return Opened(name, "1", 0.0, None)
         if method == "memory":
@@ -211,7 +211,7 @@ def in_turn(length: Length, *names: str, batches: tuple[int, ...] = (1, 2)) -> t
     """What was measured of fake engines, and the calls in their order (/: by stages)."""
     worker: Any = type("Worker", (FakeWorker,), {"log": [], "now": 0.0})
     sessions = [
-        EngineSession(Path("b"), Choice(name), EngineOptions(), Sources(), (Subject(0),), 0, {}) for name in names
+        EngineSession(Path("b"), Contender(name), EngineOptions(), Sources(), (Subject(0),), 0, {}) for name in names
     ]
     runs = measure(sessions, "fp32", batches, length, Products, start=worker, clock=lambda: worker.now)
     return runs, " ".join(worker.log)
@@ -387,9 +387,9 @@ def test_a_plot_without_matplotlib_is_refused_beforehand(far: Any, tiny: Tiny, m
 
 def test_an_engine_whose_library_is_missing_names_the_command(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bench_fake", None)
-    choice = Choice("fake", "bench_fake")
+    contender = Contender("fake", "bench_fake")
     with pytest.raises(FarError, match=r"engine fake: needs bench_fake .*pip install 'far-deploy\[export\]'"):
-        choice.open(open_bundle(tiny.bundle, check=False), EngineOptions(), Sources())
+        contender.open(open_bundle(tiny.bundle, check=False), EngineOptions(), Sources())
 
 
 # Processes
