@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 
 from far_export.half import HalfEngine
+from far_export.onnx_check import checking_library
 from far_export.parity import compare_engines, own_tolerances, reference_stages
 from far_export.stages import Stage
 from far_export.torch_engine import TorchEngine
@@ -26,16 +27,13 @@ LARGER = "bf16, whose range is larger, or fp32"
 
 def verifying_engine(precision: str) -> str:
     """The engine that verifies an export of this precision on the CPU; FarError where it is not installed."""
-    if precision == "bf16":  # ONNX Runtime has no kernels for it on the CPU
-        wanted, engine, extra = ("openvino",), "openvino", "openvino"
-    else:
-        wanted, engine, extra = ("onnxruntime",), "onnxruntime", "cpu"
-    if all(importlib.util.find_spec(name) is None for name in wanted):
+    name, extra = checking_library(precision)
+    if importlib.util.find_spec(name) is None:
         raise FarError(
-            f"--precision {precision}: the export ends with drawing a picture on {wanted[0]}, which is not installed; "
+            f"--precision {precision}: the export ends with drawing a picture on {name}, which is not installed; "
             f"install it with: pip install 'far-deploy[{extra}]'"
         )
-    return engine
+    return name
 
 
 def check_pictures(
@@ -57,10 +55,11 @@ def check_pictures(
     settings = settings_of(manifest, {"steps": steps})
     subjects = default_subjects(manifest, 1)
     reference = [*reference_stages(manifest, model.model, decoder.model), *([] if text is None else [text])]
-    engines: list[Engine] = [open_engine(bundle, verifying_engine(manifest.precision))]
+    engines: list[Callable[[], Engine]] = [lambda: open_engine(bundle, verifying_engine(manifest.precision))]
     if manifest.precision == "fp16":
-        engines.append(HalfEngine(cast))
-    for engine in engines:
+        engines.append(lambda: HalfEngine(cast))
+    for opened in engines:
+        engine = opened()
         report(f"verifying: a picture on {engine.name} and in torch")
         own = own_tolerances(reference, manifest)
         try:

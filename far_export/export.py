@@ -3,7 +3,6 @@ place."""
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -119,7 +118,9 @@ def export_bundle(
         write_manifest(folder, manifest)
         report(check_graphs(Bundle(folder, manifest), cases))
         if precision == "int8":
-            manifest = quantized(folder, manifest, calibrate or CALIBRATION_PICTURES, report)
+            from far_export.quantize import quantize_bundle
+
+            manifest = quantize_bundle(folder, manifest, calibrate or CALIBRATION_PICTURES, report)
             write_manifest(folder, manifest)
         if precision != "fp32":
             pair = load_pair(checkpoint, vae, weights, overrides)
@@ -140,26 +141,6 @@ def check_precision(precision: str, calibrate: int | None, verify_steps: str | N
             raise FarError(f"--verify-steps {verify_steps}: an fp32 export draws no picture to verify; leave it out")
         return
     verifying_engine(precision)
-
-
-def quantized(folder: Path, manifest: Manifest, count: int, report: Report) -> Manifest:
-    """The exported FP32 bundle in `folder`, quantised to INT8 in place; returns its new manifest, not yet written.
-
-    This is the hook of far_export/quantize.py: `quantize_bundle(folder, manifest, count, report) -> Manifest`. `folder`
-    holds the whole FP32 bundle, its manifest.json too, so that `Pipeline.from_bundle(folder)` draws the calibration
-    pictures, `count` of them. quantize_bundle rewrites graphs and weights.bin in `folder` (nothing that no graph reads
-    stays in it) and returns the manifest with precision "int8", the precision and tolerance of every graph, and new
-    `files`. It raises a FarError where a library is missing. Afterwards export_bundle writes the manifest and
-    verifies the bundle against the FP32 torch modules.
-    """
-    try:
-        quantize: Any = importlib.import_module("far_export.quantize")
-    except ModuleNotFoundError as error:
-        raise FarError(
-            f"--precision int8: {error.name} is missing; install it with: pip install {error.name}"
-        ) from None
-    made: Manifest = quantize.quantize_bundle(folder, manifest, count, report)
-    return made
 
 
 def text_part(

@@ -46,6 +46,12 @@ def reference_outputs(stages: Sequence[Stage]) -> dict[str, Case]:
     return cases
 
 
+def checking_library(precision: str) -> tuple[str, str]:
+    """The library that runs graphs of a precision on the CPU, which is also the engine's name, and the extra that it
+    comes with: ONNX Runtime has no kernels for BF16."""
+    return ("openvino", "openvino") if precision == "bf16" else ("onnxruntime", "cpu")
+
+
 def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
     """Run every graph on ONNX Runtime's CPU provider, or on OpenVINO those in BF16, for which that has no kernels;
     returns a line that says how close they are.
@@ -53,7 +59,7 @@ def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
     Raises CheckFailed, naming graph and output, beyond the stage's tolerance. Without the library nothing is run, and
     the line says so.
     """
-    name, extra = ("openvino", "openvino") if bundle.manifest.precision == "bf16" else ("onnxruntime", "cpu")
+    name, extra = checking_library(bundle.manifest.precision)
     if importlib.util.find_spec(name) is None:
         return f"graphs passed the ONNX checker; not run: {name} is missing (pip install 'far-deploy[{extra}]')"
     run = _on_openvino if name == "openvino" else _on_onnxruntime
