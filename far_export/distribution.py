@@ -32,9 +32,8 @@ from far_runtime import __version__
 from far_runtime.bundle import Bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
-from far_runtime.engines.cache import user_cache
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.files import user_cache, whole_file
 from far_runtime.pipeline import Pipeline
 from far_runtime.subjects import spread_subjects
 

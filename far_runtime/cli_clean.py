@@ -9,7 +9,8 @@ import click
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Bundle
-    from far_runtime.engines.cache import CachedEngine, EngineCache
+    from far_runtime.engines.cache import EngineCache
+    from far_runtime.engines.sidecar import CachedEngine
 
 
 @click.command(short_help="Remove a bundle's compiled engines.")
@@ -25,7 +26,8 @@ def clean(bundle: Path, names: tuple[str, ...], stale: bool, everything: bool, d
     that is installed here, or left behind by a build that was killed. Engines for other devices stay.
     """
     from far_runtime.bundle import open_bundle
-    from far_runtime.engines.cache import EngineCache, size_of
+    from far_runtime.engines.cache import EngineCache
+    from far_runtime.engines.sidecar import size_of
 
     if sum((stale, everything, bool(names))) > 1:
         raise click.UsageError("NAME, --stale and --all exclude each other; give one")

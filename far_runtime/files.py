@@ -64,3 +64,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def user_cache() -> Path:
+    """The user's cache folder of far-deploy: in XDG_CACHE_HOME (LOCALAPPDATA on Windows), or in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    try:
+        home = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError as error:  # an account without a home
+        raise FarError(f"no folder for what is kept ({error}); set XDG_CACHE_HOME to a folder of yours") from error
+    return home / "far-deploy"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
-from far_runtime.engines.cache import CachedEngine, EngineCache, EngineKey, bundle_facts
+from far_runtime.engines.cache import EngineCache
+from far_runtime.engines.sidecar import CachedEngine, EngineKey, bundle_facts
 from far_runtime.errors import FarError
 
 HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}

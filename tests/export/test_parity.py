@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from far_export.export import load_pair
-from far_export.parity import Lockstep, compare_engines, reference_stages, verify_bundle
+from far_export.lockstep import Lockstep
+from far_export.parity import compare_engines, reference_stages, verify_bundle
 from far_export.torch_engine import TorchEngine
 from far_export.verdict import Report, required_psnr
 from far_runtime.bundle import Bundle, open_bundle

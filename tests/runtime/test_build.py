@@ -200,7 +200,7 @@ def test_tensorrt_rtx_builds_every_stage_for_three_gpus_without_any(cached: Any)
 
 
 def key_of(engine: Any) -> Any:
-    from far_runtime.engines.cache import EngineKey
+    from far_runtime.engines.sidecar import EngineKey
 
     return EngineKey(engine.library, engine.facts)
 

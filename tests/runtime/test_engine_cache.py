@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_bundle, record_of, write_manifest
-from far_runtime.engines.cache import SIDECAR, CachedEngine, EngineCache, EngineKey, bundle_facts, read_engine
+from far_runtime.engines.cache import EngineCache
 from far_runtime.engines.fit import RECIPE, library_version, misfit, stale
 from far_runtime.engines.gpu import Gpu
 from far_runtime.engines.plans import cached_plans
+from far_runtime.engines.sidecar import SIDECAR, CachedEngine, EngineKey, bundle_facts, read_engine
 from far_runtime.errors import FarError
 
 FORK = multiprocessing.get_context("fork")

@@ -1,0 +1,175 @@
+"""What a folder of the engine cache says of itself: the key of its engine, and the sidecar with facts and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from far_runtime.bundle import Bundle, FileRecord, manifest_checksum, record_of
+from far_runtime.errors import FarError
+
+SIDECAR = "engine.json"
+FORMAT = 1
+DIGITS = 16
+OURS = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")
+"""Names of engines' folders. Whatever else lies beside them is somebody's own, and neither shown nor removed."""
+UNFINISHED = re.compile(rf"\.({OURS.pattern})\.([0-9]+\.part|old)")
+"""What a build, or a removal, that was killed leaves behind."""
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "library": str, "facts": dict, "created": (int, float), "created_by": str, "seconds": (int, float), "notes": dict,
+}  # fmt: skip
+FACT_KINDS: dict[str, type] = {
+    "version": str, "precision": str, "device": str, "compute_capability": str, "targets": list, "flags": dict,
+}  # fmt: skip
+"""Types of what a sidecar says, as far as it is explained."""
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What an engine was compiled from, for and with: `facts` is plain JSON and holds everything that it depends on.
+
+    Facts by these names are what `far inspect` explains: those of `bundle_facts`; "version" (of the library);
+    "device" and "compute_capability", or "targets" (compute capabilities); "flags" (all that changes what is compiled).
+    """
+
+    library: str
+    facts: Mapping[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits of SHA-256 over the compact JSON of library and facts, keys sorted."""
+        content = json.dumps({"library": self.library, "facts": self.facts}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of everything compiled under this key."""
+        return f"{self.library}-{self.digest}"
+
+
+def bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    """The bundle's part of a key: its precision, the SHA-256 of every graph and of the weights, every shape profile."""
+    manifest = bundle.manifest
+    return {
+        "precision": manifest.precision,
+        "files": {name: record.sha256 for name, record in sorted(manifest.files.items())},
+        "profiles": plain({graph.name: graph.profile for graph in manifest.graphs}),
+    }
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """One folder of the cache, as its sidecar describes it. `problem`: why it must not be loaded, or empty.
+
+    created: seconds since 1970; seconds: that the build took; notes: what the builder said of each file (memory, say).
+    """
+
+    path: Path
+    library: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    created: float = 0.0
+    created_by: str = ""
+    seconds: float = 0.0
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, which `far clean` takes."""
+        return self.path.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole folder, whatever is in it."""
+        return size_of(self.path)
+
+    def file(self, graph: str) -> Path:
+        """The file of one graph; FarError if there is none. `read` also checks what it reads."""
+        return self.path / self._file(graph)
+
+    def read(self, graph: str) -> bytes:
+        """The file of one graph; FarError unless its bytes have the sidecar's SHA-256."""
+        name = self._file(graph)
+        data = (self.path / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.files[name].sha256:
+            raise FarError(f"{self.path / name}: changed since it was built; remove it with: far clean, build it again")
+        return data
+
+    def _file(self, graph: str) -> str:
+        for name in self.files:
+            if PurePosixPath(name).stem == graph:
+                return name
+        raise FarError(f"{self.path}: holds nothing for graph {graph}; remove it with: far clean, build it again")
+
+
+def read_engine(path: Path, check: bool = True) -> CachedEngine:
+    """An engine's folder by its sidecar; `problem` says what is wrong with it. check=False compares sizes only."""
+    try:
+        data = json.loads((path / SIDECAR).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return CachedEngine(path, problem=f"no {SIDECAR}")
+    except (OSError, ValueError, RecursionError):
+        return CachedEngine(path, problem=f"damaged: {SIDECAR} cannot be read")
+    if not isinstance(data, dict) or data.get("sha256") != manifest_checksum(data):
+        return CachedEngine(path, problem=f"damaged: {SIDECAR} was changed")
+    if data.get("format") != FORMAT:
+        return CachedEngine(path, problem=f"of another far-deploy ({data.get('created_by', 'unknown')})")
+    try:
+        files = {name: FileRecord(record["bytes"], record["sha256"]) for name, record in data["files"].items()}
+        about: dict[str, Any] = {name: _of_kind(data, name, kind) for name, kind in KINDS.items()}
+        for name in FACT_KINDS.keys() & about["facts"].keys():
+            _of_kind(about["facts"], name, FACT_KINDS[name])
+        "".join(about["facts"].get("targets", []))
+    except (KeyError, TypeError, AttributeError) as error:
+        return CachedEngine(path, problem=f"damaged: {SIDECAR} is incomplete ({error})")
+    engine = CachedEngine(path, files=files, **about)
+    if EngineKey(engine.library, engine.facts).folder != path.name:
+        return replace(engine, problem="renamed: its name is not its key's")
+    return replace(engine, problem=_damage(engine, check))
+
+
+def _of_kind(data: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+    value = data[name]
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}"[:80])
+    return value
+
+
+def belongs(name: str) -> bool:
+    """Whether something in a folder of engines was put there by the cache, by its name."""
+    return any(re.fullmatch(pattern, name) for pattern in (OURS, UNFINISHED, rf"\.{OURS.pattern}\.lock"))
+
+
+def _damage(engine: CachedEngine, check: bool) -> str:
+    for name, record in engine.files.items():
+        path = engine.path / name
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or path.is_symlink() or not path.is_file():
+            return f"damaged: {name} is missing"
+        if path.stat().st_size != record.bytes:
+            return f"damaged: {name} has {path.stat().st_size} bytes instead of {record.bytes}"
+        if check and record_of(path) != record:
+            return f"damaged: {name} was changed"
+    return ""
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+
+
+def plain(content: Any) -> Any:
+    """As it comes back from JSON: tuples are lists."""
+    return json.loads(json.dumps(content))
+
+
+def records(folder: Path) -> dict[str, FileRecord]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): record_of(path) for path in files}
