@@ -1,0 +1,158 @@
+"""Settings of engines and precisions of bundles, timed in turn in one process; and what loading a graph takes.
+
+    python scripts/bench_settings.py BUNDLE [BUNDLE ...] [--pictures 8] [--rounds 7]
+
+The first part draws whole pictures: every bundle on its usual engine and on OpenVINO with the bf16 hint, and the first
+bundle with OpenVINO's modes, without pinned threads, and with its cache of kernels. The second loads every graph of
+the first bundle: compiled or imported (OpenVINO), as it is or optimised before (ONNX Runtime), with the checksum's
+time. The third runs the head with dynamic and with fixed sizes. Medians; ratios are to the first row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from far_runtime.bundle import Bundle, Graph, open_bundle
+from far_runtime.engines.base import EngineOptions
+from far_runtime.engines.openvino import OpenVinoEngine
+from far_runtime.pipeline import Pipeline
+
+SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": "0"}
+
+
+def in_turn(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, all in turn, after a first round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
+
+
+def show(title: str, found: Mapping[str, float]) -> None:
+    """A Markdown table with ratios to the first row."""
+    first = next(iter(found.values()))
+    click.echo(f"\n{title}\n\n| | seconds | ratio |\n| --- | --- | --- |")
+    for name, seconds in found.items():
+        click.echo(f"| {name} | {seconds:.3f} | {seconds / first:.2f} |")
+
+
+def pictures(bundles: list[Bundle], count: int, rounds: int) -> None:
+    first = bundles[0]
+    with_kernels = OpenVinoEngine(first)
+    del with_kernels._settings["CPU_RUNTIME_CACHE_CAPACITY"]
+    opened = {}
+    for bundle in bundles:
+        precision = bundle.manifest.precision
+        opened[f"{precision}, openvino"] = Pipeline.over(bundle, "openvino")
+        opened[f"{precision}, openvino:cpu:bf16"] = Pipeline.over(bundle, "openvino:cpu:bf16")
+        if precision != "bf16":
+            opened[f"{precision}, onnxruntime"] = Pipeline.over(bundle, "onnxruntime")
+    own = first.manifest.precision
+    for name, options in {
+        "throughput": EngineOptions(mode="throughput"), "no pinning": EngineOptions(pinning=False)
+    }.items():  # fmt: skip
+        opened[f"{own}, openvino, {name}"] = Pipeline.over(first, "openvino", options)
+    opened[f"{own}, openvino, with its cache of kernels"] = Pipeline(first, with_kernels)
+    draws = {
+        name: lambda pipeline=pipeline: pipeline.generate([0] * count, range(count))  # type: ignore[misc]
+        for name, pipeline in opened.items()
+    }
+    show(f"{count} pictures at once", in_turn(draws, rounds))
+
+
+def loading(bundle: Bundle, rounds: int) -> None:
+    import onnxruntime
+    import openvino
+
+    core = openvino.Core()
+    click.echo(
+        "\nSeconds to load a graph\n\n| graph | engine | as it is | kept | SHA-256 | MB |\n" + "| --- " * 6 + "|"
+    )
+    with tempfile.TemporaryDirectory() as aside:
+        for graph in bundle.manifest.graphs:
+            path = str(bundle.path / graph.file)
+            for hint in ("f32", "bf16"):
+                settings = {**SETTINGS, "INFERENCE_PRECISION_HINT": hint}
+                blob = core.compile_model(path, "CPU", settings).export_model().getvalue()
+                ways = {
+                    "plain": lambda p=path, s=settings: core.compile_model(p, "CPU", s).create_infer_request(),
+                    "kept": lambda b=blob, s=settings: core.import_model(b, "CPU", s).create_infer_request(),
+                    "sum": lambda b=blob: hashlib.sha256(b).hexdigest(),
+                }
+                line(graph, f"openvino {hint}", in_turn(ways, rounds), len(blob))
+            optimised = Path(aside) / graph.file
+            options = onnxruntime.SessionOptions()
+            options.optimized_model_filepath = str(optimised)
+            for key, value in (("file_name", f"{graph.name}.bin"), ("min_size_in_bytes", "1024")):
+                options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
+            session(onnxruntime, path, options)
+            plain = onnxruntime.SessionOptions()
+            plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            files = [optimised, optimised.with_name(f"{graph.name}.bin")]
+            data = b"".join(file.read_bytes() for file in files if file.exists())
+            ways = {
+                "plain": lambda p=path: session(onnxruntime, p, onnxruntime.SessionOptions()),
+                "kept": lambda p=str(optimised), o=plain: session(onnxruntime, p, o),
+                "sum": lambda d=data: hashlib.sha256(d).hexdigest(),
+            }
+            line(graph, "onnxruntime", in_turn(ways, rounds), len(data))
+
+
+def session(onnxruntime: Any, path: str, options: Any) -> Any:
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def line(graph: Graph, engine: str, seconds: Mapping[str, float], size: int) -> None:
+    cells = " | ".join(f"{seconds[name]:.3f}" for name in ("plain", "kept", "sum"))
+    click.echo(f"| {graph.name} | {engine} | {cells} | {size / 1e6:.1f} |")
+
+
+def head_sizes(bundle: Bundle, count: int, rounds: int) -> None:
+    import openvino
+
+    core, graph = openvino.Core(), bundle.manifest.graph("denoise", {})
+    sizes = {"batch": count, "rows": 2 * count}
+    shapes = {spec.name: [sizes.get(str(axis), axis) for axis in spec.shape] for spec in graph.inputs}
+    inputs = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+    ways = {}
+    for hint in ("f32", "bf16"):
+        for kind in ("dynamic", "fixed"):
+            model = core.read_model(bundle.path / graph.file)
+            if kind == "fixed":
+                model.reshape(shapes)
+            compiled = core.compile_model(model, "CPU", {**SETTINGS, "INFERENCE_PRECISION_HINT": hint})
+            request = compiled.create_infer_request()
+            ways[f"{hint}, {kind}"] = lambda request=request: request.infer(inputs)
+    show(f"the head, {count} pictures guided", in_turn(ways, rounds))
+
+
+@click.command(help=__doc__)
+@click.argument("paths", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--pictures", "count", type=int, default=8, show_default=True)
+@click.option("--rounds", type=int, default=7, show_default=True)
+@click.option("--part", type=click.Choice(["pictures", "loading", "head"]), multiple=True, help="Default: all.")
+def main(paths: tuple[Path, ...], count: int, rounds: int, part: tuple[str, ...]) -> None:
+    bundles = [open_bundle(path) for path in paths]
+    if not part or "pictures" in part:
+        pictures(bundles, count, rounds)
+    if not part or "loading" in part:
+        loading(bundles[0], rounds)
+    if not part or "head" in part:
+        head_sizes(bundles[0], count, rounds)
+
+
+if __name__ == "__main__":
+    main()
