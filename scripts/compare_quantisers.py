@@ -101,12 +101,13 @@ def static(path: Path, target: Path, calls: Sequence[Call], method: str, outputs
     own = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, **options}
     if not outputs:
         own["OpTypesToExcludeOutputQuantization"] = list(PRODUCTS)
-    quantization.quantize_static(
-        str(path), str(target), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-        op_types_to_quantize=list(PRODUCTS), nodes_to_quantize=[one.node for one in products_with_weights(path)],
-        activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
-        calibrate_method=getattr(quantization.CalibrationMethod, method), extra_options=own,
-    )  # fmt: skip
+    with contextlib.redirect_stdout(None):  # it says what it does
+        quantization.quantize_static(
+            str(path), str(target), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            op_types_to_quantize=list(PRODUCTS), nodes_to_quantize=[one.node for one in products_with_weights(path)],
+            activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
+            calibrate_method=getattr(quantization.CalibrationMethod, method), extra_options=own,
+        )  # fmt: skip
 
 
 def with_nncf(path: Path, target: Path, calls: Sequence[Call], smooth: float, ranges: str | None) -> None:
@@ -187,8 +188,7 @@ def main(path: Path, count: int, pictures: int, nncf: bool) -> None:
         for graph in graphs:
             ways = rows(bundle, graph, calls[graph.name], ranges[graph.name], Path(aside), nncf)
             for name, target in ways:
-                with contextlib.redirect_stdout(None):
-                    whole, worst = errors(target, judged[graph.name])
+                whole, worst = errors(target, judged[graph.name])
                 click.echo(f"| {graph.name} | {name} | {whole:.4f} | {worst:.4f} |")
 
 
