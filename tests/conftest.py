@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ import pytest
 # A busy machine is no failure.
 hypothesis.settings.register_profile("far", deadline=None)
 hypothesis.settings.load_profile("far")
+
+# A shell that runs the tests in the background lets them ignore SIGINT, and what they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Several test processes share the machine: one thread each, set before any library starts its pool.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
