@@ -91,8 +91,8 @@ def static(path: Path, target: Path, calls: Sequence[Call], method: str, outputs
     """ONNX Runtime's quantize_static with its own calibrator, over calls of one number of rows, which it needs."""
     from onnxruntime import quantization
 
-    rows = max(len(wanted) for _, wanted in calls)
-    feed = iter([given for given, wanted in calls if len(wanted) == rows])
+    sizes = [sum(array.size for array in given.values()) for given, _ in calls]
+    feed = iter([given for (given, _), size in zip(calls, sizes, strict=True) if size == max(sizes)])
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> Any:
@@ -118,7 +118,7 @@ def with_nncf(path: Path, target: Path, calls: Sequence[Call], smooth: float, ra
 
     nncf.set_log_level(logging.ERROR)
     model = onnx.load(str(path))
-    keep = {one.node for one in products_with_weights(path) if "embed" not in one.node}
+    keep = {one.node for one in products_with_weights(path) if "index_cond_embed" not in one.node}
     settings = advanced.AdvancedQuantizationParameters(disable_bias_correction=True)
     settings.weights_quantization_params = advanced.QuantizationParameters(per_channel=True)
     settings.smooth_quant_alphas = advanced.AdvancedSmoothQuantParameters(matmul=smooth, convolution=-1)
