@@ -16,7 +16,7 @@ from far_models.checkpoint import Checkpoint
 from far_runtime.bundle import Bundle
 from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine
-from far_runtime.engines.base import Engine
+from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.subjects import default_subjects
 
@@ -55,7 +55,9 @@ def check_pictures(
     settings = settings_of(manifest, {"steps": steps})
     subjects = default_subjects(manifest, 1)
     reference = [*reference_stages(manifest, model.model, decoder.model), *([] if text is None else [text])]
-    engines: list[Callable[[], Engine]] = [lambda: open_engine(bundle, verifying_engine(manifest.precision))]
+    engines: list[Callable[[], Engine]] = [
+        lambda: open_engine(bundle, verifying_engine(manifest.precision), EngineOptions(arena=False))
+    ]
     if manifest.precision == "fp16":
         engines.append(lambda: HalfEngine(cast))
     for opened in engines:
@@ -63,7 +65,10 @@ def check_pictures(
         report(f"verifying: a picture on {engine.name} and in torch")
         own = own_tolerances(reference, manifest)
         try:
-            found = compare_engines(bundle, TorchEngine(reference), engine, subjects, [0], settings, tolerances=own)
+            found = compare_engines(
+                bundle, TorchEngine(reference), engine, subjects, [0], settings, tolerances=own,
+                inside=not isinstance(engine, HalfEngine),
+            )  # fmt: skip
         finally:
             engine.close()
         for line in summary(found):

@@ -6,7 +6,8 @@ As an output of the graph, though, a tensor is of the graph's own type, and infi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 FP16_MAX = 65504.0
-AT_A_TIME = 128
-"""Tensors that are looked at in one run, so that a large graph's do not all lie in memory."""
+AT_A_TIME, BYTES = 128, 1 << 28
+"""Tensors that are looked at in one run, and about how much they may take together: a large graph's do not all fit."""
+
+Watched = tuple[ir.Node, ir.Value]
+"""A tensor, and the node that computes it."""
 
 SEEN = {ir.DataType.FLOAT: "FP32", ir.DataType.FLOAT16: "FP16"}
 
@@ -61,11 +65,12 @@ def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
     # As the graph says: what the optimiser fuses has no tensors between.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # it holds every weight widened: give them back
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     largest, tensor = 0.0, ""
     try:
-        for start in range(0, len(watched), AT_A_TIME):
-            part = watched[start : start + AT_A_TIME]
+        rows = max((array.shape[0] for inputs in calls for array in inputs.values() if array.ndim), default=1)
+        for part in _parts(watched, rows):
             model.graph.outputs[:] = own + [value for _, value in part if value not in own]
             graph = ir.to_proto(model).SerializeToString()
             session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -82,6 +87,22 @@ def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
     except Exception as error:  # onnxruntime raises many types; this is a help beside the comparison itself
         return Range(unseen=f"onnxruntime does not run it ({' '.join(str(error).split())[:200]})")
     return Range(largest, tensor, "", len(calls))
+
+
+def _parts(watched: Sequence[Watched], rows: int) -> Iterator[list[Watched]]:
+    """Neighbours that are looked at in one run. rows: what the open axes of a shape are taken for together."""
+    part: list[Watched] = []
+    size = 0
+    for node, value in watched:
+        dimensions = [one for one in value.shape or () if isinstance(one, int)]
+        bytes_of = 4 * rows * math.prod(dimensions)
+        if part and (len(part) == AT_A_TIME or size + bytes_of > BYTES):
+            yield part
+            part, size = [], 0
+        part.append((node, value))
+        size += bytes_of
+    if part:
+        yield part
 
 
 def _sentence(node: ir.Node, value: ir.Value, array: NDArray[Any], computed: Mapping[str, NDArray[Any]]) -> str:

@@ -16,26 +16,7 @@ from typing import Any
 
 import click
 
-from bench_export_memory import CONTINUOUS, VAR, run_apart, write_checkpoints
-
-
-def export(folder: Path, preset: str, precision: str, target: Path) -> None:
-    """Export what `write_checkpoints` wrote, as `far export` does, with a short schedule: below FP32 it ends with
-    drawing a picture. As v prediction, with which a random head's latents stay small: as epsilon prediction two steps
-    take them beyond FP16's range, and the export is refused."""
-    from far_export.export import export_bundle
-
-    short: dict[str, Any] = {"levels": [0, 2], "steps": "2"}
-    if preset.startswith("mar"):
-        short = {"iterations": 2, "steps": "2"}
-    elif preset in VAR:
-        short = {}
-    calibrate = 1 if precision == "int8" else None
-    overrides = {} if preset in VAR else {"prediction": "v"}
-    export_bundle(
-        folder / "checkpoint-last.pth", folder / "vae.pth", target, precision=precision, calibrate=calibrate,
-        overrides=overrides, defaults=short, report=click.echo,
-    )  # fmt: skip
+from bench_export_memory import CONTINUOUS, VAR, export, run_apart, write_checkpoints
 
 
 def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] | None) -> dict[str, Any]:
