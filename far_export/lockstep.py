@@ -14,9 +14,9 @@ from far_export.compare import Tally, compare
 from far_export.overflow import Range, look
 from far_export.verdict import StageResult
 from far_runtime.bundle import Bundle, Graph, Manifest
-from far_runtime.diffusion import COEFFICIENTS
 from far_runtime.engines.base import Array, Engine
 from far_runtime.samplers.base import Step
+from far_runtime.solvers import COEFFICIENTS
 
 
 @dataclass(frozen=True)
@@ -127,5 +127,6 @@ class Lockstep:
         """
         if stage != "denoise":
             return 0.0
-        at_state = self.get(inputs["coefficients"])[COEFFICIENTS.index("state")]
-        return abs(float(at_state)) * float(np.linalg.norm(self.get(inputs["state"]).astype(np.float64)))
+        factors = dict(zip(COEFFICIENTS, self.get(inputs["coefficients"]), strict=True))
+        at_state = max(abs(float(factors["state"])), abs(float(factors["x0_state"])))
+        return at_state * float(np.linalg.norm(self.get(inputs["state"]).astype(np.float64)))

@@ -12,7 +12,7 @@ from typing import Any
 
 from far_runtime.errors import FarError
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 ENGINES_FOLDER = "engines"
@@ -70,8 +70,9 @@ class FileRecord:
 @dataclass(frozen=True)
 class Manifest:
     """What manifest.json says. `model`: the network's sizes and settings; `schedule`: the sampling settings that are
-    used by default; `classes`: names by label, or empty; `source`: the checkpoint files; `precision`: what it was
-    exported in, one of PRECISIONS (single graphs may keep a higher one).
+    used by default; `presets`: those that far tune found, by name, each {"settings", "measured"}; `classes`: names by
+    label, or empty; `source`: the checkpoint files; `precision`: what it was exported in, one of PRECISIONS (single
+    graphs may keep a higher one).
     """
 
     system: str
@@ -83,6 +84,7 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     created_by: str = ""
     precision: str = "fp32"
+    presets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def graph(self, stage: str, constants: Mapping[str, int]) -> Graph:
         """The graph of a stage that has these constants folded in, or the one that takes them as inputs; FarError
@@ -232,7 +234,12 @@ def manifest_from_dict(data: Mapping[str, Any]) -> Manifest:
         source=dict(data.get("source", {})),
         created_by=data.get("created_by", ""),
         precision=_precision(data),
+        presets={name: _preset(entry) for name, entry in data.get("presets", {}).items()},
     )
+
+
+def _preset(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"settings": dict(entry["settings"]), "measured": dict(entry["measured"])}
 
 
 def _graph(entry: Mapping[str, Any]) -> Graph:

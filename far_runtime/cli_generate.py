@@ -96,6 +96,7 @@ def generate(
     from far_runtime.outputs import Outputs, check_sheet, level_files, write
     from far_runtime.pictures import name_of, read_settings
     from far_runtime.pipeline import Pipeline
+    from far_runtime.presets import preset_of
     from far_runtime.subjects import default_subjects, resolve_subjects
 
     check_sheet(output)
@@ -120,6 +121,8 @@ def generate(
             subjects = resolve_subjects(manifest, labels, prompts, negative)
             subjects = list(dict.fromkeys(subjects)) or default_subjects(manifest, DEFAULT_LABELS)
             rows, columns = len(subjects), count
+            if "preset" in sampling:
+                why = [preset_of(manifest, sampling["preset"]).line, *why]
             wanted = [(subject, seed + i) for subject in subjects for i in range(count)]
             drawn, seeds = zip(*wanted, strict=True)
             draw = partial(pipeline.generate, drawn, seeds, batch_size=batch_size, **sampling)

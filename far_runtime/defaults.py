@@ -7,6 +7,7 @@ from typing import Any
 
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.errors import FarError
+from far_runtime.presets import preset_of
 from far_runtime.samplers import SAMPLERS
 from far_runtime.samplers.base import Sampler, Step
 
@@ -17,12 +18,15 @@ def sampler_of(manifest: Manifest) -> Sampler:
 
 
 def settings_of(manifest: Manifest, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All sampling settings by name: the given ones (None: not given), else the manifest's, else the official code's.
+    """All sampling settings by name: the given ones (None: not given), else those of the preset that is given by that
+    name, else the manifest's, else the official code's.
 
     FarError for settings that the system does not have or that cannot be, and where a step has no graph.
     """
     chosen = {name: value for name, value in (given or {}).items() if value is not None}
-    settings = settled(manifest.system, manifest.model, chosen, manifest.schedule)
+    preset = chosen.pop("preset", None)
+    defaults = manifest.schedule if preset is None else preset_of(manifest, preset).settings
+    settings = settled(manifest.system, manifest.model, chosen, defaults)
     for step in plan_of(manifest, settings):
         for call in step.calls:
             manifest.graph(call.stage, call.constants)

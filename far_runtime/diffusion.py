@@ -1,5 +1,4 @@
-"""Noise schedule and solver of the diffusion head, as tables of coefficients (official
-diffusion/gaussian_diffusion.py and respace.py)."""
+"""Noise schedule and posterior of the diffusion head (official diffusion/gaussian_diffusion.py and respace.py)."""
 
 from __future__ import annotations
 
@@ -21,14 +20,14 @@ def cosine_alphas_cumprod() -> NDArray[np.float64]:
     return np.cumprod(1 - betas)
 
 
-def respaced_timesteps(steps: int) -> NDArray[np.int64]:
-    """The `steps` training timesteps that inference visits, rising: round(i 999 / (steps - 1)); one step visits
-    999 alone."""
-    if not 1 <= steps <= TRAIN_STEPS:
-        raise ValueError(f"{steps} diffusion steps; the schedule has 1 to {TRAIN_STEPS}")
+def respaced_timesteps(steps: int, start: int = TRAIN_STEPS - 1) -> NDArray[np.int64]:
+    """The `steps` training timesteps that the official sampler visits, rising: round(i start / (steps - 1)); one step
+    visits `start` alone. ValueError for more steps than there are."""
+    if not 1 <= steps <= start + 1 <= TRAIN_STEPS:
+        raise ValueError(f"{steps} diffusion steps from {start}; expected 1 to {start + 1}")
     if steps == 1:
-        return np.array([TRAIN_STEPS - 1])
-    stride = (TRAIN_STEPS - 1) / (steps - 1)
+        return np.array([start])
+    stride = start / (steps - 1)
     return np.array([round(i * stride) for i in range(steps)])
 
 
@@ -75,34 +74,3 @@ def x0_from_output(
     if prediction == "v":
         return np.sqrt(alphas_cumprod), -np.sqrt(1 - alphas_cumprod)
     raise ValueError(f"prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
-
-
-COEFFICIENTS = ("state", "output", "log_beta", "log_posterior", "noise")
-
-
-def ddpm_table(
-    steps: int, temperature: float = 1.0, prediction: str = "epsilon"
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Timesteps [S] and coefficients [S, 5] of the official sampler, in the order in which they are applied (last
-    timestep first).
-
-    One step is  next = state x + output o + noise exp(0.5 log var) n  with  log var = f log_beta + (1 - f)
-    log_posterior, f = (v + 1) / 2, o the guided prediction, v the variance values of the conditional half and n
-    standard normal noise. x0 is folded out of the update in float64, since at t = 999 it is 2e4 times the prediction.
-    No noise at the last step.
-    """
-    constants = posterior(respaced_timesteps(steps))
-    a, b = x0_from_output(constants.alphas_cumprod, prediction)
-    noise = np.full(steps, temperature)
-    noise[0] = 0.0
-    table = np.stack(
-        [
-            constants.mean_x0 * a + constants.mean_xt,
-            constants.mean_x0 * b,
-            constants.log_betas,
-            constants.log_variance,
-            noise,
-        ],
-        axis=1,
-    )
-    return constants.timesteps[::-1].astype(np.float32), np.ascontiguousarray(table[::-1], dtype=np.float32)

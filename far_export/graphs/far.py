@@ -14,9 +14,9 @@ from far_models.far import FAR, FARConfig
 from far_models.far_t2i import FART2IConfig
 from far_models.islands import island
 from far_runtime.bundle import TensorSpec
-from far_runtime.diffusion import COEFFICIENTS
 from far_runtime.frequency import lowpass_matrices
 from far_runtime.samplers.base import Step
+from far_runtime.solvers import COEFFICIENTS
 
 
 def spread(x: Tensor, rows: int) -> Tensor:
@@ -82,10 +82,11 @@ class TransformerGraph(nn.Module):
 
 
 class DenoiseGraph(nn.Module):
-    """One diffusion step: state [B, T, C], condition [g B, T, w] and the step's scalars -> next state [B, T, C].
+    """One diffusion step: state and history [B, T, C], condition [g B, T, w] and the step's scalars -> next state and
+    next history [B, T, C].
 
     Guided prediction o = uncond + guidance (cond - uncond), variance values from the conditional half, then the
-    update of `far_runtime.diffusion.ddpm_table`. The timestep is embedded once for all rows.
+    update of `far_runtime.solvers.Diffusion.table`. The timestep is embedded once for all rows.
     """
 
     def __init__(self, far: FAR) -> None:
@@ -93,8 +94,15 @@ class DenoiseGraph(nn.Module):
         self.net = far.diffloss.net
 
     def forward(
-        self, state: Tensor, condition: Tensor, timestep: Tensor, coefficients: Tensor, guidance: Tensor, noise: Tensor
-    ) -> Tensor:
+        self,
+        state: Tensor,
+        condition: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        guidance: Tensor,
+        noise: Tensor,
+        history: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         batch, rows = state.shape[0], condition.shape[0]
         dtype = self.net.input_proj.weight.dtype
         out = self.net(spread(state, rows).to(dtype), timestep, condition.to(dtype)).float()
@@ -103,10 +111,12 @@ class DenoiseGraph(nn.Module):
         last = pick(out, torch.arange(rows - batch, rows, device=state.device))  # without guidance: the same rows
         unconditional = last.chunk(2, dim=-1)[0]
         prediction = unconditional + guidance * (prediction - unconditional)
-        at_state, at_output, log_beta, log_posterior, at_noise = coefficients.unbind(0)
+        factors = dict(zip(COEFFICIENTS, coefficients.unbind(0), strict=True))
         fraction = (variance + 1) / 2
-        deviation = torch.exp(0.5 * (fraction * log_beta + (1 - fraction) * log_posterior))
-        return at_state * state + at_output * prediction + at_noise * deviation * noise
+        deviation = torch.exp(0.5 * (fraction * factors["log_beta"] + (1 - fraction) * factors["log_posterior"]))
+        drift = factors["state"] * state + factors["output"] * prediction + factors["history"] * history
+        predicted = factors["x0_state"] * state + factors["x0_output"] * prediction
+        return drift + factors["noise"] * deviation * noise, predicted
 
 
 def transformer_inputs(config: FARConfig, step: Step | None = None) -> tuple[Input, ...]:
@@ -166,11 +176,15 @@ def denoise_stage(model: nn.Module, tokens: int | str) -> Stage:
             Input("coefficients", (len(COEFFICIENTS),)),
             Input("guidance", (1,)),
             Input("noise", ("batch", *state)),
+            Input("history", ("batch", *state)),
         ),
-        outputs=(TensorSpec("next_state", "float32", ("batch", *state)),),
+        outputs=(
+            TensorSpec("next_state", "float32", ("batch", *state)),
+            TensorSpec("next_history", "float32", ("batch", *state)),
+        ),
         profile=profile if isinstance(tokens, int) else {**profile, tokens: (1, 8, config.tokens)},
         fp32_islands=("in_ln", "norm_final", "timestep_sinusoids", "update"),
-        flops={"" if isinstance(tokens, int) else tokens: count_flops(module, (*row, *scalars, meta))},
+        flops={"" if isinstance(tokens, int) else tokens: count_flops(module, (*row, *scalars, meta, meta))},
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
 from far_runtime.noise import NoiseSource
+from far_runtime.solvers import Diffusion
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Step:
     index: its place in the plan. kind, number: what it is called ("level" 3, "iteration" 5, "scale" 13). inner: units
     of progress in it (diffusion steps; 1 for a step without any). guidance: scale of classifier-free guidance; with 1
     the unconditional half is not computed. constants: integers that a graph takes as [1] inputs or has folded in.
-    calls: the stages that it runs. shown: what tables show of it beside.
+    calls: the stages that it runs. shown: what tables show of it beside. diffusion: how it draws from the diffusion
+    head, where it does.
     """
 
     index: int
@@ -46,6 +48,7 @@ class Step:
     constants: Mapping[str, int]
     calls: tuple[Call, ...]
     shown: Mapping[str, int | float] = field(default_factory=dict)
+    diffusion: Diffusion | None = None
 
     @property
     def name(self) -> str:

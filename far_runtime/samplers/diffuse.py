@@ -7,17 +7,18 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.diffusion import ddpm_table
 from far_runtime.engines.base import Array, Engine, scalar
 from far_runtime.noise import NoiseSource
 from far_runtime.samplers.base import OnStep, Step
+from far_runtime.solvers import COEFFICIENTS, Diffusion
+
+NOISE = COEFFICIENTS.index("noise")
 
 
 def diffuse(
     engine: Engine,
     condition: Array,
     step: Step,
-    temperature: float,
     noise: NoiseSource,
     shape: tuple[int, int],
     prediction: str,
@@ -28,12 +29,11 @@ def diffuse(
 
     finish: what turns the sample into the state that the step ends with.
     """
-    timesteps, table = ddpm_table(step.inner, temperature, prediction)
+    timesteps, table = diffusion_of(step).table(prediction)
     state = engine.put(noise.start(step.index, *shape))
-    guidance, drawn = engine.put(scalar(step.guidance)), state
+    guidance, drawn, history = engine.put(scalar(step.guidance)), state, state
     for i, (timestep, coefficients) in enumerate(zip(timesteps, table, strict=True)):
-        last = i == step.inner - 1
-        if not last:  # the last step adds no noise: the array of the one before is multiplied by 0
+        if coefficients[NOISE] != 0:  # otherwise the array of the step before is multiplied by 0
             drawn = engine.put(noise.diffusion(step.index, i, *shape))
         inputs = {
             "state": state,
@@ -42,13 +42,21 @@ def diffuse(
             "coefficients": engine.put(coefficients),
             "guidance": guidance,
             "noise": drawn,
+            "history": history,
         }
-        state = engine.run("denoise", inputs)["next_state"]
-        if last:
+        outputs = engine.run("denoise", inputs)
+        state, history = outputs["next_state"], outputs["next_history"]
+        if i == step.inner - 1:
             state = finish(state)
         if on_step is not None:
             on_step(step, i + 1, state)
     return state
+
+
+def diffusion_of(step: Step) -> Diffusion:
+    """How a step with diffusion in it draws."""
+    assert step.diffusion is not None, f"{step.name} has no diffusion"
+    return step.diffusion
 
 
 def restore_index(visible: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:

@@ -15,44 +15,35 @@ from far_runtime.frequency import lowpass
 from far_runtime.noise import NoiseSource
 from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
 from far_runtime.samplers.diffuse import diffuse, keep_index, kept_last, place, restore_index
-from far_runtime.schedule import OFFICIAL_STEPS, Schedule, compact, make_schedule, official_levels, parse_levels
+from far_runtime.schedule import (
+    DIFFUSION_OPTIONS,
+    Schedule,
+    check_levels,
+    make_schedule,
+    official_levels,
+    parse_levels,
+    settle_diffusion,
+)
 
-OPTIONS: tuple[str, ...] = ("levels", "steps", "guidance", "temperature")
+OPTIONS: tuple[str, ...] = ("levels", *DIFFUSION_OPTIONS)
 GUIDANCE, TEMPERATURE = 3.0, 1.0
 
 
 def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """levels: level list. steps: diffusion steps, one number or one per level. guidance, temperature: the final values,
-    before the schedule spreads them over the steps."""
+    """levels: level list. steps: diffusion steps, one number or one per level; solver: the same. guidance, temperature:
+    the final values, before the schedule spreads them over the steps."""
     levels = given.get("levels") or official_levels(model["grid"], model["masked"])
     if isinstance(levels, str):
         levels = parse_levels(levels)
-    guidance, temperature = float(given.get("guidance", GUIDANCE)), float(given.get("temperature", TEMPERATURE))
-    schedule = make_schedule(
-        [int(level) for level in levels],
-        grid=model["grid"],
-        masked=model["masked"],
-        guidance=guidance,
-        temperature=temperature,
-        steps=given.get("steps", OFFICIAL_STEPS),
-    )
-    return {
-        "levels": list(schedule.levels),
-        "steps": compact(schedule.steps),
-        "guidance": guidance,
-        "temperature": temperature,
-    }
+    levels = [int(level) for level in levels]
+    check_levels(tuple(levels), model["grid"], model["masked"])
+    return {"levels": levels, **settle_diffusion(given, len(levels), GUIDANCE, TEMPERATURE)}
 
 
 def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
     """The schedule that settings come to."""
-    return make_schedule(
-        settings["levels"],
-        masked=model["masked"],
-        guidance=settings["guidance"],
-        temperature=settings["temperature"],
-        steps=settings["steps"],
-    )
+    chosen = {name: settings[name] for name in DIFFUSION_OPTIONS if name in settings}
+    return make_schedule(settings["levels"], masked=model["masked"], **chosen)
 
 
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
@@ -73,13 +64,14 @@ def plan_of(model: Mapping[str, Any], schedule: Schedule, filter_first: bool = F
     for i, level in enumerate(schedule.levels):
         visible = tokens - math.floor(tokens * math.cos(math.pi / 2 * i / count)) if masked else tokens
         constants = {"level": level, "lowpass": grid if unfiltered and i <= 1 else level, "count": visible}
-        rows = 1 if schedule.guidance[i] == 1 else 2
+        rows, diffusion = 1 if schedule.guidance[i] == 1 else 2, schedule.diffusion[i]
         calls = (
             Call("transformer", 1, rows, constants, {"count": visible}),
-            Call("denoise", schedule.steps[i], rows),
+            Call("denoise", diffusion.steps, rows),
         )
-        shown = {"temperature": schedule.temperature[i], "visible": visible}
-        steps.append(Step(i, "level", level, schedule.steps[i], schedule.guidance[i], constants, calls, shown))
+        shown = {"temperature": diffusion.temperature, "visible": visible}
+        guidance = schedule.guidance[i]
+        steps.append(Step(i, "level", level, diffusion.steps, guidance, constants, calls, shown, diffusion))
     return tuple(steps)
 
 
@@ -140,8 +132,7 @@ def run_steps(
             visible, restore = visible_tokens(orders, step.constants["count"])
             inputs |= {"visible": engine.put(visible), "restore": engine.put(restore)}
         head = engine.run("transformer", inputs, step.constants)["condition"]
-        temperature, shape = step.shown["temperature"], (tokens, channels)
-        latents = diffuse(engine, head, step, temperature, noise, shape, model["prediction"], on_step, finish)
+        latents = diffuse(engine, head, step, noise, (tokens, channels), model["prediction"], on_step, finish)
     return latents
 
 

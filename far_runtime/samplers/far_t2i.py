@@ -12,7 +12,7 @@ from far_runtime.noise import NoiseSource
 from far_runtime.samplers import far
 from far_runtime.samplers.base import Condition, Known, OnStep, Step
 from far_runtime.samplers.far import views as views
-from far_runtime.schedule import OFFICIAL_GRID, Schedule, make_schedule
+from far_runtime.schedule import OFFICIAL_GRID, Schedule, floored
 
 OPTIONS: tuple[str, ...] = far.OPTIONS
 OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 10, 13)
@@ -28,10 +28,9 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
     """The schedule that settings come to: constant guidance, the temperatures of the unmasked FAR."""
-    made = make_schedule(
-        settings["levels"], guidance=settings["guidance"], temperature=settings["temperature"], steps=settings["steps"]
-    )
-    return replace(made, guidance=(float(settings["guidance"]),) * len(made))
+    made = far.schedule_of({**model, "masked": False}, settings)
+    guidance = floored(float(settings["guidance"]), settings.get("guidance_floor", 1.0))
+    return replace(made, guidance=(guidance,) * len(made))
 
 
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:

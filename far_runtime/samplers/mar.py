@@ -15,17 +15,17 @@ from far_runtime.errors import FarError
 from far_runtime.noise import NoiseSource
 from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
 from far_runtime.samplers.diffuse import diffuse, kept_last, place, place_index, restore_index
-from far_runtime.schedule import OFFICIAL_STEPS, check_guidance, check_temperature, compact, parse_steps
+from far_runtime.schedule import DIFFUSION_OPTIONS, OFFICIAL_SOLVER, floored, make_diffusion, settle_diffusion
 
-OPTIONS: tuple[str, ...] = ("iterations", "steps", "guidance", "guidance_schedule", "temperature")
+OPTIONS: tuple[str, ...] = ("iterations", *DIFFUSION_OPTIONS, "guidance_schedule")
 ITERATIONS, GUIDANCE, TEMPERATURE = 64, 2.9, 1.0
 GUIDANCE_SCHEDULES = ("linear", "constant")
 
 
 def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """iterations: 1 to the number of tokens. steps: diffusion steps, one number or one per iteration ("50:5" falls as
-    in DiSA, arXiv 2505.20297). guidance: rising with the share of known tokens (guidance_schedule "linear") or
-    "constant"."""
+    in DiSA, arXiv 2505.20297); solver: the same. guidance: rising with the share of known tokens (guidance_schedule
+    "linear") or "constant"."""
     tokens = model["grid"] ** 2
     iterations = int(given.get("iterations", min(ITERATIONS, tokens)))
     if not 1 <= iterations <= tokens:
@@ -33,19 +33,11 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
             f"--iterations {iterations}: expected 1 to {tokens}, the tokens of a picture; use --iterations "
             f"{min(ITERATIONS, tokens)}, say"
         )
-    guidance, temperature = float(given.get("guidance", GUIDANCE)), float(given.get("temperature", TEMPERATURE))
-    check_guidance(guidance)
-    check_temperature(temperature)
     kind = str(given.get("guidance_schedule", GUIDANCE_SCHEDULES[0]))
     if kind not in GUIDANCE_SCHEDULES:
         raise FarError(f"--guidance-schedule {kind}: expected {' or '.join(GUIDANCE_SCHEDULES)}")
-    return {
-        "iterations": iterations,
-        "steps": compact(parse_steps(given.get("steps", OFFICIAL_STEPS), iterations, "iterations")),
-        "guidance": guidance,
-        "guidance_schedule": kind,
-        "temperature": temperature,
-    }
+    settled = settle_diffusion(given, iterations, GUIDANCE, TEMPERATURE, "iterations")
+    return {"iterations": iterations, **settled, "guidance_schedule": kind}
 
 
 def masked_counts(tokens: int, iterations: int) -> tuple[int, ...]:
@@ -71,20 +63,24 @@ def plan_of(settings: Mapping[str, Any], tokens: int, kept: int) -> tuple[Step, 
     """
     free = tokens - kept
     iterations = min(settings["iterations"], free)
-    diffusion_steps = parse_steps(settings["steps"], settings["iterations"], "iterations")
+    diffusion = make_diffusion(
+        settings["steps"], settings.get("solver", OFFICIAL_SOLVER), settings.get("start"),
+        [settings["temperature"]] * settings["iterations"], "iterations",
+    )  # fmt: skip
     steps, before = [], free
     for i, masked in enumerate(masked_counts(free, iterations)):
         share = (tokens - max(masked, 1)) / tokens
         rising = settings["guidance_schedule"] == "linear"
         guidance = 1 + (settings["guidance"] - 1) * share if rising else settings["guidance"]
         visible, drawn = tokens - before, before - masked
-        rows = 1 if guidance == 1 else 2
+        guidance = floored(guidance, settings.get("guidance_floor", 1.0))
+        rows, chosen = 1 if guidance == 1 else 2, diffusion[i]
         calls = (
             Call("transformer", 1, rows, {}, {"count": visible, "tokens": drawn}),
-            Call("denoise", diffusion_steps[i], rows, {}, {"tokens": drawn}),
+            Call("denoise", chosen.steps, rows, {}, {"tokens": drawn}),
         )
-        shown = {"temperature": settings["temperature"], "visible": visible, "tokens": drawn}
-        steps.append(Step(i, "iteration", i + 1, diffusion_steps[i], guidance, {}, calls, shown))
+        shown = {"temperature": chosen.temperature, "visible": visible, "tokens": drawn}
+        steps.append(Step(i, "iteration", i + 1, chosen.steps, guidance, {}, calls, shown, chosen))
         before = masked
     return tuple(steps)
 
@@ -133,9 +129,7 @@ def sample(
         def finish(state: Array, before: Array = latents, index: Array = index) -> Array:
             return place(engine, before, state, index)
 
-        shape = (drawn, channels)
-        temperature = settings["temperature"]
-        latents = diffuse(engine, head, step, temperature, noise, shape, model["prediction"], on_step, finish)
+        latents = diffuse(engine, head, step, noise, (drawn, channels), model["prediction"], on_step, finish)
     return latents
 
 

@@ -25,6 +25,7 @@ from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
+from far_runtime.solvers import COEFFICIENTS
 from far_runtime.subjects import Subject, resolve_subjects
 
 if TYPE_CHECKING:
@@ -266,7 +267,8 @@ class Sum:
     def run(
         self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
     ) -> dict[str, Array]:
-        return {"next_state": inputs["coefficients"][0] * inputs["state"] - inputs["noise"] * (1 + self.off)}
+        state = inputs["coefficients"][0] * inputs["state"] - inputs["noise"] * (1 + self.off)
+        return {"next_state": state, "next_history": state}
 
     def close(self) -> None:
         pass
@@ -277,7 +279,12 @@ def test_the_first_update_is_judged_by_its_terms(tiny: Tiny, off: float, passed:
     """Terms of 300 that leave 1: a term off by 5e-5 leaves an error of 1.5e-2, and neither engine could do better."""
     ones = np.ones((2, 16, 4), np.float32)
     lockstep = Lockstep(open_bundle(tiny.bundle).manifest, Sum(0.0), Sum(off))
-    inputs = {"state": ones, "coefficients": np.full(5, 300, np.float32), "noise": 299 * ones}
+    inputs = {
+        "state": ones,
+        "history": ones,
+        "coefficients": np.full(len(COEFFICIENTS), 300, np.float32),
+        "noise": 299 * ones,
+    }
     lockstep.run("denoise", {name: lockstep.put(array) for name, array in inputs.items()})
     (result,) = lockstep.results(())
     assert result.passed is passed

@@ -16,6 +16,7 @@ from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
+from far_runtime.solvers import COEFFICIENTS
 
 pytest.importorskip("openvino", reason="openvino is not installed on this machine")
 
@@ -63,11 +64,11 @@ def test_nothing_is_copied_between_stages(tiny: Any) -> None:
     state = engine.put(np.ones((1, 16, 4), np.float32))
     scalars = {
         "timestep": np.ones(1, np.float32),
-        "coefficients": np.ones(5, np.float32),
+        "coefficients": np.ones(len(COEFFICIENTS), np.float32),
         "guidance": np.ones(1, np.float32),
     }
     more = {name: engine.put(array) for name, array in scalars.items()}
-    engine.run("denoise", {"state": state, "condition": head, "noise": state, **more})
+    engine.run("denoise", {"state": state, "condition": head, "noise": state, "history": state, **more})
     request = engine._loaded["denoise"].request
     assert request.get_tensor("condition").data.ctypes.data == head.data.ctypes.data
     assert request.get_tensor("state").data.ctypes.data == state.data.ctypes.data

@@ -17,6 +17,7 @@ from far_runtime.noise import SeedNoise
 from far_runtime.samplers import mar
 from far_runtime.samplers.base import Known, Step, label_condition
 from far_runtime.samplers.mar import masked_counts
+from far_runtime.solvers import COEFFICIENTS
 
 CHANNELS, CLASSES = 2, 5
 
@@ -50,7 +51,7 @@ class Recorder:
             assert inputs["noise"].shape == shape and inputs["condition"].shape[1] == shape[1]
             values = 1 + self.drawn + np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
             self.drawn += values.size
-            return {"next_state": values}
+            return {"next_state": values, "next_history": values}
         assert stage == "place"
         both = np.concatenate([inputs["latents"], inputs["sample"]], axis=1)
         return {"latents_out": np.take_along_axis(both, inputs["index"][..., None], axis=1)}
@@ -176,7 +177,7 @@ def test_diffusion_steps_may_fall_over_the_iterations() -> None:
 
 def test_temperature_is_the_factor_of_the_noise_at_every_iteration() -> None:
     engine, _, _ = draw(3, [3], iterations=4, steps=3, temperature=0.7)
-    factors = [float(call["coefficients"][-1]) for call in engine.denoise]
+    factors = [float(call["coefficients"][COEFFICIENTS.index("noise")]) for call in engine.denoise]
     assert factors == pytest.approx([0.7, 0.7, 0.0] * 4)
 
 

@@ -78,6 +78,7 @@ def sample_hybrid(
     from far_runtime.samplers.base import Step
     from far_runtime.samplers.diffuse import diffuse
     from far_runtime.scales import progress
+    from far_runtime.solvers import Diffusion
 
     config = model.config
     stages = [denoise_stage(model, "tokens"), decode_stage(vae, config.grid, config.latent_scale)]
@@ -91,9 +92,8 @@ def sample_hybrid(
         def denoise(scale: int, condition: Tensor, noise: SeedNoise = noise) -> Tensor:
             side = sides[scale]
             at = 1 + (guidance - 1) * progress(scale, len(sides))
-            step = Step(scale, "scale", side, steps, at, {}, ())
-            shape = (side * side, config.channels)
-            drawn = diffuse(engine, condition, step, temperature, noise, shape, config.prediction)
+            step = Step(scale, "scale", side, steps, at, {}, (), diffusion=Diffusion(steps, temperature=temperature))
+            drawn = diffuse(engine, condition, step, noise, (side * side, config.channels), config.prediction)
             assert isinstance(drawn, Tensor)
             return drawn
 

@@ -1,0 +1,139 @@
+"""Solvers of the diffusion head's reverse process, as tables of coefficients for the denoise stage: every solver is
+the same graph with other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.diffusion import (
+    TRAIN_STEPS,
+    cosine_alphas_cumprod,
+    posterior,
+    respaced_timesteps,
+    x0_from_output,
+)
+
+SOLVERS = ("ddpm", "ddim", "dpmpp-2m", "dpmpp-2m-sde")
+"""DDPM with learned variance (the official sampler), DDIM (Song et al. 2021, eta 0), and DPM-Solver++ 2M (Lu et al.
+2022, algorithm 2), as an ODE and as an SDE. All are guided on the network's output, as officially."""
+
+STARTS = {"epsilon": 950, "v": TRAIN_STEPS - 1}
+"""Timestep at which the solvers other than ddpm begin. With epsilon prediction an error of the network at 999 is one of
+2e4 times its size in x0; at 950, of 13 times."""
+
+COEFFICIENTS = ("state", "output", "log_beta", "log_posterior", "noise", "history", "x0_state", "x0_output")
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """How one step of the loop draws from the head: so many steps of a solver, the first of them at timestep `start`
+    (None: the solver's own). temperature: factor of the noise that is added."""
+
+    steps: int
+    solver: str = "ddpm"
+    start: int | None = None
+    temperature: float = 1.0
+
+    def table(self, prediction: str = "epsilon") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Timesteps [S] and coefficients [S, 8] in the order in which they are applied (last timestep first).
+
+        One step is
+
+            next = state x + output o + history h + noise exp(0.5 log var) n
+            next h = x0_state x + x0_output o  (of ddpm, which has no use for it, 0)
+
+        with  log var = f log_beta + (1 - f) log_posterior,  f = (v + 1) / 2, o the guided prediction, v the variance
+        values of the conditional half, n standard normal noise and h the prediction of x0 at the step before, which
+        multistep solvers use. x0 is folded out of the update in float64, since at t = 999 it is 2e4 times the
+        prediction. The last step adds no noise and, ddpm's apart, ends at the prediction of x0. ValueError for an
+        unknown solver or prediction, and more steps than there are timesteps.
+        """
+        start = self.start_of(prediction)
+        if self.solver == "ddpm":
+            timesteps, table = _ddpm(self.steps, start, prediction)
+        elif self.solver in SOLVERS:
+            timesteps, table = _few_steps(self.solver, self.steps, start, prediction)
+        else:
+            raise ValueError(f"solver {self.solver!r}; known: {', '.join(SOLVERS)}")
+        table[:, COEFFICIENTS.index("noise")] *= self.temperature
+        return timesteps.astype(np.float32), np.ascontiguousarray(table, dtype=np.float32)
+
+    def start_of(self, prediction: str) -> int:
+        """The timestep of the first step."""
+        if self.start is not None:
+            return self.start
+        return TRAIN_STEPS - 1 if self.solver == "ddpm" else STARTS[prediction]
+
+
+def trailing_timesteps(steps: int, start: int) -> NDArray[np.int64]:
+    """`steps` timesteps, falling from `start` in equal strides that would end at -1, the clean sample ("trailing"
+    spacing; Lin et al. 2024, section 3.3). ValueError for more steps than there are."""
+    if not 1 <= steps <= start + 1 <= TRAIN_STEPS:
+        raise ValueError(f"{steps} diffusion steps from {start}; expected 1 to {start + 1}")
+    return np.round((start + 1) * (1 - np.arange(steps) / steps)).astype(np.int64) - 1
+
+
+def _ddpm(steps: int, start: int, prediction: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The official sampler's steps (gaussian_diffusion.py, p_sample)."""
+    constants = posterior(respaced_timesteps(steps, start))
+    a, b = x0_from_output(constants.alphas_cumprod, prediction)
+    noise = np.ones(steps)
+    noise[0] = 0.0
+    columns = {
+        "state": constants.mean_x0 * a + constants.mean_xt,
+        "output": constants.mean_x0 * b,
+        "log_beta": constants.log_betas,
+        "log_posterior": constants.log_variance,
+        "noise": noise,
+        "history": np.zeros(steps),
+        "x0_state": np.zeros(steps),
+        "x0_output": np.zeros(steps),
+    }
+    return constants.timesteps[::-1], np.stack([columns[name] for name in COEFFICIENTS], axis=1)[::-1].copy()
+
+
+def _few_steps(solver: str, steps: int, start: int, prediction: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Steps of ddim and the DPM-Solver++ family, over trailing timesteps to the clean sample."""
+    timesteps = trailing_timesteps(steps, start)
+    kept = np.append(cosine_alphas_cumprod()[timesteps], 1.0)
+    a, b = x0_from_output(kept[:-1], prediction)
+    rows = []
+    for i, (at_state, at_x0, at_history, at_noise) in enumerate(_updates(solver, kept)):
+        columns = {
+            "state": at_state + at_x0 * a[i],
+            "output": at_x0 * b[i],
+            "log_beta": 0.0,
+            "log_posterior": 0.0,
+            "noise": at_noise,
+            "history": at_history,
+            "x0_state": a[i],
+            "x0_output": b[i],
+        }
+        rows.append([columns[name] for name in COEFFICIENTS])
+    return timesteps, np.array(rows, np.float64)
+
+
+def _updates(solver: str, alphas_cumprod: NDArray[np.float64]) -> Iterator[tuple[float, float, float, float]]:
+    """Factors of x, x0, the x0 before and the noise, of every step between the given alpha_bars."""
+    alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(alpha) - np.log(sigma)  # half of it; infinite at the clean sample
+    before = None
+    for i, j in pairwise(range(len(alpha))):
+        stride = log_snr[j] - log_snr[i]
+        decay = np.exp(-stride)  # sigma_j alpha_i / (alpha_j sigma_i)
+        if solver == "dpmpp-2m-sde":
+            at_state = sigma[j] / sigma[i] * decay
+            gain, at_noise = alpha[j] * -np.expm1(-2 * stride), sigma[j] * np.sqrt(-np.expm1(-2 * stride))
+        else:
+            at_state, gain, at_noise = sigma[j] / sigma[i], alpha[j] * -np.expm1(-stride), 0.0
+        second = 0.0
+        if solver != "ddim" and before is not None and np.isfinite(stride):
+            second = gain * stride / (2 * before)
+        yield float(at_state), float(gain + second), float(-second), float(at_noise)
+        before = stride
