@@ -59,11 +59,13 @@ class Lockstep:
         outputs = {}
         for name, array in ours.items():
             expected, got = self._reference.get(array), self._candidate.get(theirs[name])
+            outputs[name] = Pair(array, self._candidate.put(expected.astype(got.dtype)))
+            if self._unused(stage, name, inputs):
+                continue
             _, tally = self._tallies.setdefault((self._step, stage, name), (graph, Tally()))
             found = compare(got, expected, self._floor(stage, inputs))
             tally.add(found)
             self._keep(graph, inputs, constants or {}, bool(found.nonfinite))
-            outputs[name] = Pair(array, self._candidate.put(expected.astype(got.dtype)))
         return outputs
 
     def close(self) -> None:
@@ -118,6 +120,13 @@ class Lockstep:
             else np.array([constants[spec.name]], np.int64)
             for spec in graph.inputs
         }
+
+    def _unused(self, stage: str, output: str, inputs: Mapping[str, Array]) -> bool:
+        """Whether the solver has no use for an output: the history of one that looks no step back is 0."""
+        if stage != "denoise" or output != "next_history":
+            return False
+        factors = dict(zip(COEFFICIENTS, self.get(inputs["coefficients"]), strict=True))
+        return not (factors["x0_state"] or factors["x0_output"])
 
     def _floor(self, stage: str, inputs: Mapping[str, Array]) -> float:
         """The norm of the largest term that a stage adds up, where it adds terms that cancel.

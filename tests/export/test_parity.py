@@ -286,7 +286,8 @@ def test_the_first_update_is_judged_by_its_terms(tiny: Tiny, off: float, passed:
         "noise": 299 * ones,
     }
     lockstep.run("denoise", {name: lockstep.put(array) for name, array in inputs.items()})
-    (result,) = lockstep.results(())
+    result, history = lockstep.results(())
+    assert (result.output, history.output, history.passed) == ("next_state", "next_history", passed)
     assert result.passed is passed
     assert result.error == pytest.approx(off, rel=0.01)
     assert result.relative_error == pytest.approx(off * 299, rel=0.01)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,8 @@ def test_json_to_standard_output_is_all_that_is_there(tiny: Tiny, capsys: pytest
     assert code == 0
     found = json.loads(out)
     check_schema(found)
-    assert found["settings"] == {"levels": [0, 3], "steps": [1, 2], "guidance": 1, "temperature": 1}
+    wanted = {"levels": [0, 3], "steps": [1, 2], "guidance": 1, "temperature": 1}
+    assert found["settings"] == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1}
     assert [(step["step"], step["inner"], step["guidance"]) for step in found["plan"]] == [
         ("level 0", 1, 1), ("level 3", 2, 1),
     ]  # fmt: skip
@@ -272,7 +274,8 @@ def check_schema(found: dict[str, Any]) -> None:
     mar = found["bundle"]["system"] == "mar"
     steps = (int, list)  # one number where all are the same
     of_system = {"iterations": int, "guidance_schedule": str} if mar else {"levels": list}
-    check_types(found["settings"], {**of_system, "steps": steps, "guidance": float, "temperature": float})
+    scales = dict.fromkeys(("guidance", "guidance_floor", "temperature"), float)
+    check_types(found["settings"], {**of_system, "steps": steps, "solver": str, "start": NoneType, **scales})
     tokens = {"tokens": int} if mar else {}
     for step in found["plan"]:
         types = {"step": str, "inner": int, "guidance": NUMBER, "temperature": float, "visible": int, **tokens}

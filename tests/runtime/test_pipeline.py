@@ -60,7 +60,8 @@ def test_defaults_are_the_manifests(pipeline: Pipeline) -> None:
     told = pipeline.generate([1], [0], guidance=3.0, temperature=1.0, steps=3, levels=[0, 1, 2, 3])
     assert np.array_equal(usual.latents, told.latents)
     assert usual.settings == told.settings
-    assert usual.settings[0].sampling == {"levels": [0, 1, 2, 3], "steps": 3, "guidance": 3.0, "temperature": 1.0}
+    wanted = {"levels": [0, 1, 2, 3], "steps": 3, "guidance": 3.0, "temperature": 1.0}
+    assert usual.settings[0].sampling == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
 
 
 def test_settings_say_where_each_picture_was_computed(pipeline: Pipeline) -> None:
