@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.diffusion import (
+    PREDICTIONS,
     TRAIN_STEPS,
     cosine_alphas_cumprod,
     posterior,
@@ -53,21 +54,24 @@ class Diffusion:
         prediction. The last step adds no noise and, ddpm's apart, ends at the prediction of x0. ValueError for an
         unknown solver or prediction, and more steps than there are timesteps.
         """
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver {self.solver!r}; known: {', '.join(SOLVERS)}")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
         start = self.start_of(prediction)
         if self.solver == "ddpm":
             timesteps, table = _ddpm(self.steps, start, prediction)
-        elif self.solver in SOLVERS:
-            timesteps, table = _few_steps(self.solver, self.steps, start, prediction)
         else:
-            raise ValueError(f"solver {self.solver!r}; known: {', '.join(SOLVERS)}")
+            timesteps, table = _few_steps(self.solver, self.steps, start, prediction)
         table[:, COEFFICIENTS.index("noise")] *= self.temperature
         return timesteps.astype(np.float32), np.ascontiguousarray(table, dtype=np.float32)
 
     def start_of(self, prediction: str) -> int:
-        """The timestep of the first step."""
+        """The timestep of the first step: without a `start`, 999 for ddpm, and for the others that of STARTS or of as
+        many timesteps as there are steps."""
         if self.start is not None:
             return self.start
-        return TRAIN_STEPS - 1 if self.solver == "ddpm" else STARTS[prediction]
+        return TRAIN_STEPS - 1 if self.solver == "ddpm" else max(STARTS[prediction], self.steps - 1)
 
 
 def trailing_timesteps(steps: int, start: int) -> NDArray[np.int64]:

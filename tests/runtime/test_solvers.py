@@ -1,0 +1,309 @@
+"""Solvers against exact answers: a head that knows its distribution, diffusers' schedulers, and the official update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from far_runtime.diffusion import TRAIN_STEPS, cosine_alphas_cumprod
+from far_runtime.noise import SeedNoise
+from far_runtime.pipeline import Pipeline
+from far_runtime.samplers.base import Step
+from far_runtime.samplers.diffuse import diffuse
+from far_runtime.solvers import COEFFICIENTS, SOLVERS, STARTS, Diffusion, trailing_timesteps
+
+ALPHAS = cosine_alphas_cumprod()
+WEIGHTS, MEANS, DEVIATIONS = np.array([0.3, 0.5, 0.2]), np.array([-1.5, 0.2, 1.8]), np.array([0.5, 0.4, 0.6])
+MEAN = float(WEIGHTS @ MEANS)
+DEVIATION = float(np.sqrt(WEIGHTS @ (DEVIATIONS**2 + (MEANS - MEAN) ** 2)))
+DISTINCT = {"epsilon": 949, "v": TRAIN_STEPS - 1}
+"""Starts that leave 950 and 1000 timesteps, which many numbers of steps divide."""
+
+
+class MixtureHead:
+    """A denoise stage whose network knows the score of a mixture of three Gaussians. It computes in `dtype`, and its
+    outputs are off by `error` times a fixed pattern."""
+
+    name = "mixture"
+
+    def __init__(
+        self, prediction: str, weights: Any = WEIGHTS, means: Any = MEANS, deviations: Any = DEVIATIONS,
+        dtype: Any = np.float64, error: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.prediction, self.mixture, self.dtype, self.error = prediction, (weights, means, deviations), dtype, error
+
+    def put(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array.astype(self.dtype)
+
+    def get(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def close(self) -> None:
+        pass
+
+    def output(self, x: NDArray[Any], timestep: int) -> NDArray[Any]:
+        """epsilon = -sigma grad log p(x), or v = alpha epsilon - sigma x0."""
+        weights, means, deviations = self.mixture
+        alpha, sigma = np.sqrt(ALPHAS[timestep]), np.sqrt(1 - ALPHAS[timestep])
+        variance = alpha**2 * deviations**2 + sigma**2
+        shift = x[..., None].astype(np.float64) - alpha * means
+        log_share = np.log(weights) - 0.5 * np.log(variance) - shift**2 / (2 * variance)
+        share = np.exp(log_share - log_share.max(axis=-1, keepdims=True))
+        share /= share.sum(axis=-1, keepdims=True)
+        found = sigma * (share * shift / variance).sum(axis=-1)
+        if self.prediction == "v":
+            found = alpha * found - sigma * (share * (means + alpha * deviations**2 / variance * shift)).sum(axis=-1)
+        return (found + self.error * np.cos(7 * timestep + np.arange(x.size).reshape(x.shape))).astype(self.dtype)
+
+    def run(self, stage: str, inputs: Mapping[str, Any], constants: Any = None) -> dict[str, NDArray[Any]]:
+        assert stage == "denoise"
+        c = dict(zip(COEFFICIENTS, inputs["coefficients"], strict=True))
+        state, output = inputs["state"], self.output(inputs["state"], int(inputs["timestep"][0]))
+        deviation = np.exp(0.5 * c["log_posterior"])  # the network's variance values are -1
+        moved = c["state"] * state + c["output"] * output + c["history"] * inputs["history"]
+        predicted = c["x0_state"] * state + c["x0_output"] * output
+        return {"next_state": moved + c["noise"] * deviation * inputs["noise"], "next_history": predicted}
+
+
+def sample(head: MixtureHead, diffusion: Diffusion, count: int = 400) -> NDArray[np.float64]:
+    """`count` numbers drawn by the project's own loop, with the same noise each time."""
+    step = Step(0, "level", 0, diffusion.steps, 1.0, {}, (), diffusion=diffusion)
+    drawn = diffuse(head, np.zeros((1, count, 1)), step, SeedNoise([5]), (count, 1), head.prediction)
+    return drawn.reshape(-1).astype(np.float64)
+
+
+def rms(a: NDArray[np.float64], b: NDArray[np.float64] | float = 0.0) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+def slope(steps: list[int], errors: list[float]) -> float:
+    """Of log error over log steps, by least squares, sign turned: the order of convergence."""
+    return float(-np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1.0), ("dpmpp-2m", 2.0)])
+def test_order_of_convergence(solver: str, order: float, prediction: str) -> None:
+    """Errors of single samples against a solution that visits every timestep."""
+    head, start = MixtureHead(prediction), DISTINCT[prediction]
+    reference = sample(head, Diffusion(start + 1, "dpmpp-2m", start))
+    steps = [10, 19, 38, 50, 95] if prediction == "epsilon" else [10, 20, 25, 50, 100]
+    errors = [rms(sample(head, Diffusion(number, solver, start)), reference) for number in steps]
+    assert errors == sorted(errors, reverse=True)
+    assert slope(steps, errors) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_ode_solvers_agree_where_they_visit_every_timestep(prediction: str) -> None:
+    """The reference of the test above is no own child of dpmpp-2m: ddim comes to the same within its own error."""
+    head, start = MixtureHead(prediction), DISTINCT[prediction]
+    fine = [sample(head, Diffusion(start + 1, solver, start)) for solver in ("ddim", "dpmpp-2m")]
+    assert rms(*fine) < 2e-3 * DEVIATION
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
+def test_a_gaussian_is_solved_as_on_paper(solver: str) -> None:
+    """The probability flow of N(m, s^2) in closed form: (x_t - alpha_t m) / sqrt(alpha_t^2 s^2 + sigma_t^2) does not
+    change with t."""
+    mean, deviation = 0.7, 0.45
+    head = MixtureHead("v", np.ones(1), np.array([mean]), np.array([deviation]))
+    noise = SeedNoise([5]).start(0, 400, 1).reshape(-1)
+    alpha, sigma = np.sqrt(ALPHAS[-1]), np.sqrt(1 - ALPHAS[-1])
+    exact = mean + deviation * (noise - alpha * mean) / np.sqrt(alpha**2 * deviation**2 + sigma**2)
+    assert rms(sample(head, Diffusion(500, solver)), exact) < {"ddim": 4e-3, "dpmpp-2m": 2e-4}[solver]
+
+
+def moments(x: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean, deviation, and the third central moment in units of the deviation."""
+    return float(x.mean()), float(x.std()), float(((x - x.mean()) ** 3).mean() / x.std() ** 3)
+
+
+SKEW = float(WEIGHTS @ ((MEANS - MEAN) ** 3 + 3 * (MEANS - MEAN) * DEVIATIONS**2)) / DEVIATION**3
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize(("solver", "steps"), [("ddpm", 100), ("ddim", 100), ("dpmpp-2m", 20), ("dpmpp-2m-sde", 40)])
+def test_samples_have_the_moments_of_the_distribution(solver: str, steps: int, prediction: str) -> None:
+    """40,000 samples: the mean's own error is 0.006, of a deviation of 1.3."""
+    mean, deviation, skew = moments(sample(MixtureHead(prediction), Diffusion(steps, solver), 40_000))
+    assert mean == pytest.approx(MEAN, abs=0.03)
+    assert deviation == pytest.approx(DEVIATION, rel=0.02)
+    assert skew == pytest.approx(SKEW, abs=0.05)
+
+
+def test_the_first_step_of_epsilon_prediction_is_well_conditioned_from_its_start() -> None:
+    """What an error of the network of 0.01, as low precision makes it, does to samples, and rounding in FP32."""
+    assert STARTS == {"epsilon": 950, "v": 999}
+    factors = {start: Diffusion(5, "ddim", start).table("epsilon")[1][0, COEFFICIENTS.index("x0_output")]
+               for start in (950, 999)}  # fmt: skip
+    assert -factors[950] == pytest.approx(np.sqrt(1 / ALPHAS[950] - 1), rel=1e-6) and -factors[950] < 13.1
+    assert -factors[999] > 2e4
+    assert np.abs(Diffusion(5, "ddim").table("v")[1][:, -2:]).max() <= 1
+
+    def spoilt(prediction: str, start: int, **how: Any) -> float:
+        diffusion = Diffusion(5, "dpmpp-2m", start)
+        return rms(sample(MixtureHead(prediction, **how), diffusion), sample(MixtureHead(prediction), diffusion))
+
+    assert spoilt("epsilon", 950, error=0.01) < 0.1
+    assert spoilt("epsilon", 999, error=0.01) > 5
+    assert spoilt("v", 999, error=0.01) < 0.05
+    assert spoilt("epsilon", 950, dtype=np.float32) < 2e-6
+    assert spoilt("epsilon", 999, dtype=np.float32) > 20 * spoilt("epsilon", 950, dtype=np.float32)
+
+
+class Recorder:
+    """The denoise stage of a pipeline, with the network's guided outputs and the noise written down."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.engine = pipeline.engine
+        self.outputs: list[NDArray[np.float32]] = []
+        self.noise: list[NDArray[np.float32]] = []
+
+    def put(self, array: NDArray[Any]) -> Any:
+        return self.engine.put(array)
+
+    def run(self, stage: str, inputs: Mapping[str, Any], constants: Any = None) -> dict[str, Any]:
+        alone = np.array([name == "x0_output" for name in COEFFICIENTS], np.float32)
+        told = self.engine.run(stage, {**inputs, "coefficients": self.engine.put(alone)})
+        self.outputs.append(self.engine.get(told["next_history"]).copy())
+        self.noise.append(self.engine.get(inputs["noise"]).copy())
+        return self.engine.run(stage, inputs)
+
+
+CLOSE = {("epsilon", 950): 2e-6, ("v", 950): 2e-6, ("epsilon", 999): 3e-5, ("v", 999): 2e-6}
+"""diffusers computes in FP32, which at 999 shows where x0 follows from epsilon."""
+
+
+def draw_recorded(pipeline: Pipeline, diffusion: Diffusion, prediction: str) -> tuple[list[Any], Recorder]:
+    """The states of two pictures [2, L, C] before and after every step of the tiny bundle's own graph, guided."""
+    model, recorder = pipeline.bundle.manifest.model, Recorder(pipeline)
+    shape = (model["grid"] ** 2, model["channels"])
+    condition = np.random.default_rng(1).standard_normal((4, shape[0], 32)).astype(np.float32)
+    noise = SeedNoise([3, 4])
+    states: list[Any] = [noise.start(0, *shape)]
+    step = Step(0, "level", 0, diffusion.steps, 2.5, {}, (), diffusion=diffusion)
+
+    def keep(step: Step, done: int, state: Any) -> None:
+        states.append(pipeline.engine.get(state).copy())
+
+    diffuse(recorder, recorder.put(condition), step, noise, shape, prediction, keep)  # type: ignore[arg-type]
+    return states, recorder
+
+
+def follow(scheduler: Any, states: list[Any], recorder: Recorder, noisy: bool = False) -> list[float]:
+    """The largest difference to a scheduler of diffusers that is given the recorded outputs, after every step, in units
+    of the largest value."""
+    import torch
+
+    state, found = torch.from_numpy(states[0]), []
+    for i, timestep in enumerate(scheduler.timesteps):
+        extra = {"variance_noise": torch.from_numpy(recorder.noise[i])} if noisy else {}
+        state = scheduler.step(torch.from_numpy(recorder.outputs[i]), timestep, state, **extra).prev_sample
+        found.append(float(np.abs(state.numpy() - states[i + 1]).max() / np.abs(states[i + 1]).max()))
+    return found
+
+
+def scheduler_of(name: str, prediction: str, **settings: Any) -> Any:
+    """A scheduler of diffusers with our betas."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed; pip install 'far-deploy[dev]'")
+    betas = 1 - ALPHAS / np.append(1.0, ALPHAS[:-1])
+    kind = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
+    return getattr(diffusers, name)(trained_betas=betas, prediction_type=kind, timestep_spacing="trailing", **settings)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_ddim_is_that_of_diffusers(pipeline: Pipeline, steps: int, prediction: str) -> None:
+    scheduler = scheduler_of("DDIMScheduler", prediction, clip_sample=False)
+    scheduler.set_timesteps(steps)
+    diffusion = Diffusion(steps, "ddim", TRAIN_STEPS - 1)
+    assert diffusion.table(prediction)[0].tolist() == scheduler.timesteps.tolist()
+    states, recorder = draw_recorded(pipeline, diffusion, prediction)
+    assert max(follow(scheduler, states, recorder)) < CLOSE[prediction, TRAIN_STEPS - 1]
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("start", [950, 999])
+@pytest.mark.parametrize("steps", [1, 3, 16])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "dpmpp-2m-sde"])
+def test_dpm_solvers_are_those_of_diffusers(
+    pipeline: Pipeline, solver: str, steps: int, start: int, prediction: str
+) -> None:
+    """ddim as DPM-Solver++ of order 1."""
+    scheduler = scheduler_of(
+        "DPMSolverMultistepScheduler", prediction,
+        algorithm_type="sde-dpmsolver++" if solver.endswith("sde") else "dpmsolver++",
+        solver_order=1 if solver == "ddim" else 2, final_sigmas_type="zero",
+    )  # fmt: skip
+    diffusion = Diffusion(steps, solver, start)
+    if start == TRAIN_STEPS - 1:
+        scheduler.set_timesteps(steps)
+        assert diffusion.table(prediction)[0].tolist() == scheduler.timesteps.tolist()
+    else:  # it has no spacing that begins elsewhere
+        scheduler.set_timesteps(timesteps=diffusion.table(prediction)[0].astype(int).tolist())
+    states, recorder = draw_recorded(pipeline, diffusion, prediction)
+    assert max(follow(scheduler, states, recorder, noisy=solver.endswith("sde"))) < CLOSE[prediction, start]
+
+
+solvers, predictions = st.sampled_from(SOLVERS), st.sampled_from(["epsilon", "v"])
+
+
+@given(solvers, predictions, st.integers(0, TRAIN_STEPS - 1), st.data(), st.sampled_from([0.0, 0.5, 2.0]))
+def test_tables_are_finite_and_end_at_the_clean_sample(
+    solver: str, prediction: str, start: int, data: st.DataObject, temperature: float
+) -> None:
+    steps = data.draw(st.integers(1, start + 1))
+    timesteps, table = Diffusion(steps, solver, start, temperature).table(prediction)
+    assert timesteps.dtype == table.dtype == np.float32
+    assert timesteps.shape == (steps,) and table.shape == (steps, len(COEFFICIENTS))
+    assert timesteps[0] == start and timesteps[-1] >= 0 and (np.diff(timesteps) < 0).all()
+    assert np.isfinite(table).all()
+    rows = [dict(zip(COEFFICIENTS, row, strict=True)) for row in table.tolist()]
+    assert rows[0]["history"] == 0 and rows[-1]["history"] == 0 and rows[-1]["noise"] == 0
+    if solver != "ddpm":
+        last = rows[-1]
+        assert (last["state"], last["output"]) == (last["x0_state"], last["x0_output"])
+    noisy = solver in ("ddpm", "dpmpp-2m-sde") and temperature > 0
+    assert all((row["noise"] > 0) == noisy for row in rows[:-1])
+
+
+@given(st.integers(1, TRAIN_STEPS - 1), st.data())
+def test_trailing_timesteps_fall_in_equal_strides(start: int, data: st.DataObject) -> None:
+    steps = data.draw(st.integers(1, start + 1))
+    found = trailing_timesteps(steps, start)
+    strides = -np.diff(np.append(found, -1))
+    assert found[0] == start and (strides >= 1).all()
+    assert np.abs(strides - (start + 1) / steps).max() <= 1  # each end is rounded by half at the most
+
+
+@given(solvers, predictions, st.integers(1, TRAIN_STEPS))
+def test_any_number_of_steps_has_a_start(solver: str, prediction: str, steps: int) -> None:
+    diffusion = Diffusion(steps, solver)
+    usual = TRAIN_STEPS - 1 if solver == "ddpm" else STARTS[prediction]
+    assert diffusion.table(prediction)[0][0] == max(usual, steps - 1)
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "prediction", "reason"),
+    [
+        (Diffusion(5, "euler"), "v", "solver 'euler'; known: ddpm, ddim, dpmpp-2m, dpmpp-2m-sde"),
+        (Diffusion(5, "euler"), "x0", "solver 'euler'"),
+        (Diffusion(5, "ddim"), "x0", "prediction 'x0'; known: epsilon, v"),
+        (Diffusion(5, "ddpm"), "x0", "prediction 'x0'"),
+        (Diffusion(0, "ddim"), "v", "0 diffusion steps from 999"),
+        (Diffusion(11, "ddim", 9), "v", "11 diffusion steps from 9; expected 1 to 10"),
+        (Diffusion(11, "ddpm", 9), "v", "11 diffusion steps from 9"),
+        (Diffusion(1, "dpmpp-2m", 1000), "v", "from 1000"),
+        (Diffusion(1001, "dpmpp-2m"), "epsilon", "1001 diffusion steps"),
+    ],
+)
+def test_what_no_table_can_be_made_of(diffusion: Diffusion, prediction: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        diffusion.table(prediction)
