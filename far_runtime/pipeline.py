@@ -20,6 +20,7 @@ from far_runtime.engines.base import Array, Engine, EngineOptions, draw
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation, OnProgress, joined, reporter
 from far_runtime.noise import SeedNoise
+from far_runtime.once import LIMIT, Once
 from far_runtime.samplers.base import Known, Step
 from far_runtime.settings import PictureSettings
 from far_runtime.subjects import Subject, condition_of, is_null, resolve_subjects, takes_text
@@ -34,8 +35,9 @@ class Pipeline:
     ...     made = pipeline.generate(["golden retriever", 3], seeds=[0, 0])
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, threads: int | None = None) -> None:
-        """A pipeline over an open engine; `threads` is what the engine was given, for the record.
+    def __init__(self, bundle: Bundle, engine: Engine, threads: int | None = None, remember: int = LIMIT) -> None:
+        """A pipeline over an open engine; `threads` is what the engine was given, for the record. remember: bytes of
+        what depends on a label or prompt alone (`Once`) that are kept for further pictures; 0: none is.
 
         Raises FarError for a bundle of a system that has no sampling loop here.
         """
@@ -43,6 +45,7 @@ class Pipeline:
         self.bundle = bundle
         self.engine = engine
         self.threads = threads
+        self._once = Once(engine, bundle, remember)
 
     @classmethod
     def from_bundle(
@@ -254,11 +257,15 @@ class Pipeline:
         manifest = self.bundle.manifest
         sampler = sampler_of(manifest)
         subjects = [picture.subject for picture in pictures]
+        features, cut = self._once.features(subjects)
+        # Where an edit keeps something, the first step may see it.
+        first = None if known else self._once.first(settings, subjects, features)
         warnings: tuple[str, ...] = ()
 
         def make(engine: Engine) -> dict[str, Array]:
             nonlocal warnings
-            condition, warnings = condition_of(engine, self.bundle, subjects)
+            condition, warnings = condition_of(engine, self.bundle, subjects, features)
+            condition = replace(condition, first=first)
             noise = SeedNoise([picture.seed for picture in pictures])
             kept = known(len(pictures)) if known else None
             state = sampler.sample(engine, manifest.model, settings, condition, noise, on_step, kept)
@@ -268,7 +275,8 @@ class Pipeline:
             arrays = {name: self.engine.get(array).copy() for name, array in make(self.engine).items()}
         else:
             texts = {text for one in subjects if one.label is None for text in (one.name, one.negative)}
-            key = (json.dumps(settings, sort_keys=True), len(pictures), len(texts), known is not None)
+            shapes = (len(pictures), len(texts), known is not None, first is not None)
+            key = (json.dumps(settings, sort_keys=True), *shapes)
             arrays = draw(self.engine, key, make)
         images, latents = arrays["images"], arrays["latents"]
         if not np.isfinite(latents).all():
@@ -276,7 +284,7 @@ class Pipeline:
             raise FarError(
                 f"the latents are not finite with {used}; try less --guidance, or far verify to see where it begins"
             )
-        made = Generation(images, latents, pictures, warnings=warnings)
+        made = Generation(images, latents, pictures, warnings=(*cut, *warnings))
         if not save_levels:
             return made
         seen = [self.decode(view) for view in sampler.views(manifest.model, settings, samples)[:-1]]

@@ -3,7 +3,7 @@ where it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,9 @@ from far_runtime.errors import FarError
 from far_runtime.labels import resolve_label
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from far_runtime.engines.base import Engine
     from far_runtime.samplers.base import Condition
 
@@ -92,14 +95,20 @@ def spread_subjects(manifest: Manifest, count: int) -> list[Subject]:
     return resolve_subjects(manifest, [i * classes // count if count < classes else i % classes for i in range(count)])
 
 
-def condition_of(engine: Engine, bundle: Bundle, subjects: Sequence[Subject]) -> tuple[Condition, tuple[str, ...]]:
-    """What the loop draws these subjects under, and warnings (a prompt that was cut)."""
+def condition_of(
+    engine: Engine,
+    bundle: Bundle,
+    subjects: Sequence[Subject],
+    features: Mapping[str, NDArray[np.float32]] | None = None,
+) -> tuple[Condition, tuple[str, ...]]:
+    """What the loop draws these subjects under, and warnings (a prompt that was cut). features: of every text, where
+    they were computed before."""
     manifest = bundle.manifest
     if takes_text(manifest):
         from far_runtime.text import text_condition
 
         prompts, negatives = ([getattr(one, name) for one in subjects] for name in ("name", "negative"))
-        condition, warnings = text_condition(engine, manifest, bundle.path, prompts, negatives)
+        condition, warnings = text_condition(engine, manifest, bundle.path, prompts, negatives, features)
         return condition, tuple(warnings)
     from far_runtime.samplers.base import label_condition
 

@@ -69,30 +69,44 @@ def tokenize(
 
 
 def text_condition(
-    engine: Engine, manifest: Manifest, folder: Path, prompts: Sequence[str], negatives: Sequence[str]
+    engine: Engine,
+    manifest: Manifest,
+    folder: Path,
+    prompts: Sequence[str],
+    negatives: Sequence[str],
+    known: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> tuple[Condition, tuple[str, ...]]:
     """What a batch of pictures is drawn under, a prompt and a negative prompt each, and warnings of prompts that were
     cut.
 
-    Without text a prompt is the learned null condition, and so is a negative one; every other text is encoded once.
+    Without text a prompt is the learned null condition, and so is a negative one; every other text is encoded once, or
+    not at all where the features [T, width] of all are `known`.
     Raises FarError for a bundle without a text encoder, unless no text is given.
     """
     model = manifest.model
     texts = list(dict.fromkeys(text for text in (*prompts, *negatives) if text.strip()))
     warnings: tuple[str, ...] = ()
-    if texts:
-        if not any(graph.stage == "text" for graph in manifest.graphs):
-            raise FarError(
-                f"{folder}: has no text encoder, so it takes no prompts; export it again with --text-encoder DIR"
-            )
-        ids, mask, warnings = tokenize(load_tokenizer(folder), model["text"], texts)
-        features = engine.run("text", {"ids": engine.put(ids), "mask": engine.put(mask)})["features"]
+    if texts and known:
+        features = engine.put(np.stack([known[text] for text in texts]))
+    elif texts:
+        features, warnings = encode(engine, manifest, folder, texts)
     else:
         features = engine.put(np.zeros((1, model["context_tokens"], model["context_width"]), np.float32))
     place = {text: i for i, text in enumerate(texts)}
     return context_condition(engine, features, [place.get(p) for p in prompts], [place.get(n) for n in negatives]), (
         warnings
     )
+
+
+def encode(engine: Engine, manifest: Manifest, folder: Path, texts: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
+    """The text encoder's features [texts, T, width], and warnings of texts that were cut; FarError for a bundle without
+    a text encoder."""
+    if not any(graph.stage == "text" for graph in manifest.graphs):
+        raise FarError(
+            f"{folder}: has no text encoder, so it takes no prompts; export it again with --text-encoder DIR"
+        )
+    ids, mask, warnings = tokenize(load_tokenizer(folder), manifest.model["text"], texts)
+    return engine.run("text", {"ids": engine.put(ids), "mask": engine.put(mask)})["features"], warnings
 
 
 def context_condition(

@@ -64,12 +64,14 @@ OnStep = Callable[[Step, int, Array], None]
 class Condition:
     """What the pictures of a batch show, as the transformer's inputs by name, on the engine's device.
 
-    own: a row a picture. both: those rows, then the same pictures' unconditional ones.
+    own: a row a picture. both: those rows, then the same pictures' unconditional ones. first: what the transformer
+    makes of the rows that a guided or unguided first step takes, on the host, where that was computed before.
     """
 
     batch: int
     own: Mapping[str, Array]
     both: Mapping[str, Array]
+    first: NDArray[np.float32] | None = None
 
     def rows(self, guidance: float) -> Mapping[str, Array]:
         """The inputs of a step with that guidance."""
@@ -95,7 +97,8 @@ class Known:
 class Sampler(Protocol):
     """A system's sampling loop: the module far_runtime/samplers/<system>.py.
 
-    `model` is the manifest's; `settings` are the sampling settings by name, as `settle` returns them.
+    `model` is the manifest's; `settings` are the sampling settings by name, as `settle` returns them. A system whose
+    first step sees nothing but the condition has a `first` too (`FirstStep`).
     """
 
     OPTIONS: tuple[str, ...]
@@ -124,3 +127,9 @@ class Sampler(Protocol):
         self, model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.float32]]:
         """What to decode to show the way: one array for the state after each step."""
+
+
+FirstStep = Callable[[Engine, Mapping[str, Any], Step, Condition], Array]
+"""What a sampler's `first` does: from engine, model, first step of the plan and a condition, the transformer's output
+[B, L, w] for the rows `own` at all L positions, where no latents are known. `sample` takes such rows from
+`Condition.first` in place of the call."""

@@ -127,13 +127,32 @@ def run_steps(
         return state if known is None else place(engine, state, known.latents, index)
 
     for step in steps:
-        inputs = {"latents": latents, **condition.rows(step.guidance)}
-        if orders is not None:
-            visible, restore = visible_tokens(orders, step.constants["count"])
-            inputs |= {"visible": engine.put(visible), "restore": engine.put(restore)}
-        head = engine.run("transformer", inputs, step.constants)["condition"]
+        if step.index == 0 and condition.first is not None:
+            head = engine.put(condition.first)
+        else:
+            head = transform(engine, step, latents, condition.rows(step.guidance), orders)
         latents = diffuse(engine, head, step, noise, (tokens, channels), model["prediction"], on_step, finish)
     return latents
+
+
+def first(engine: Engine, model: Mapping[str, Any], step: Step, condition: Condition) -> Array:
+    """The transformer's output [B, L, w] at the first step: low-passed zeros are zeros at every level, and a masked
+    model sees no token yet."""
+    tokens = model["grid"] ** 2
+    latents = engine.put(np.zeros((condition.batch, tokens, model["channels"]), np.float32))
+    orders = np.tile(np.arange(tokens, dtype=np.int64), (condition.batch, 1)) if model["masked"] else None
+    return transform(engine, step, latents, condition.own, orders)
+
+
+def transform(
+    engine: Engine, step: Step, latents: Array, rows: Mapping[str, Array], orders: NDArray[np.int64] | None
+) -> Array:
+    """The head condition [g B, L, w] that one step makes of latents [B, L, C]; orders [B, L] where masked."""
+    inputs = {"latents": latents, **rows}
+    if orders is not None:
+        visible, restore = visible_tokens(orders, step.constants["count"])
+        inputs |= {"visible": engine.put(visible), "restore": engine.put(restore)}
+    return engine.run("transformer", inputs, step.constants)["condition"]
 
 
 def views(

@@ -51,3 +51,8 @@ def sample(
     `sample` keeps it."""
     steps = plan(model, settings)
     return far.run_steps(engine, {**model, "masked": True}, steps, condition, noise, on_step, known)
+
+
+def first(engine: Engine, model: Mapping[str, Any], step: Step, condition: Condition) -> Array:
+    """The transformer's output [B, L, w] at the first step: no token is visible yet."""
+    return far.first(engine, {**model, "masked": True}, step, condition)

@@ -117,20 +117,46 @@ def sample(
         masked -= drawn
         predicted = np.sort(orders[:, masked : masked + drawn], axis=1)
         index = engine.put(place_index(predicted, tokens))
-        inputs = {
-            "latents": latents,
-            **condition.rows(step.guidance),
-            "visible": engine.put(visible),
-            "restore": engine.put(restore_index(visible, tokens)),
-            "predicted": engine.put(predicted),
-        }
-        head = engine.run("transformer", inputs, step.constants)["condition"]
+        if visible.size == 0 and condition.first is not None:
+            places = np.tile(predicted, (len(condition.first) // batch, 1))[..., None]
+            head = engine.put(np.take_along_axis(condition.first, places, axis=1))
+        else:
+            head = transform(engine, step, latents, condition.rows(step.guidance), visible, predicted, tokens)
 
         def finish(state: Array, before: Array = latents, index: Array = index) -> Array:
             return place(engine, before, state, index)
 
         latents = diffuse(engine, head, step, noise, (drawn, channels), model["prediction"], on_step, finish)
     return latents
+
+
+def first(engine: Engine, model: Mapping[str, Any], step: Step, condition: Condition) -> Array:
+    """The transformer's output [B, L, w] at the first iteration, which sees the buffer only, at every position."""
+    batch, tokens = condition.batch, model["grid"] ** 2
+    latents = engine.put(np.zeros((batch, tokens, model["channels"]), np.float32))
+    everything = np.tile(np.arange(tokens, dtype=np.int64), (batch, 1))
+    return transform(engine, step, latents, condition.own, everything[:, :0], everything, tokens)
+
+
+def transform(
+    engine: Engine,
+    step: Step,
+    latents: Array,
+    rows: Mapping[str, Array],
+    visible: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    tokens: int,
+) -> Array:
+    """The head condition [g B, T, w] of the predicted tokens [B, T] from latents [B, L, C] of which the visible ones
+    [B, V] of all `tokens` are known."""
+    inputs = {
+        "latents": latents,
+        **rows,
+        "visible": engine.put(visible),
+        "restore": engine.put(restore_index(visible, tokens)),
+        "predicted": engine.put(predicted),
+    }
+    return engine.run("transformer", inputs, step.constants)["condition"]
 
 
 def views(

@@ -1,0 +1,93 @@
+"""What depends on a subject alone, computed once for each: a prompt's features, and the transformer's output at a first
+step that sees nothing yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.bundle import Bundle
+from far_runtime.defaults import plan_of, sampler_of
+from far_runtime.engines.base import Array, Engine
+from far_runtime.errors import FarError
+from far_runtime.memo import Memo
+from far_runtime.samplers.base import FirstStep
+from far_runtime.subjects import Subject, condition_of, null_subject, takes_text
+
+LIMIT = 256 << 20
+"""Bytes that are kept: for FAR-B the first step's output of 256 classes."""
+
+
+class Once:
+    """Remembers for the subjects of one engine over one bundle.
+
+    Every row is computed alone, in a batch of one: a picture's bits do not depend on what was drawn before it, nor on
+    its neighbours. They are host arrays, read before a generation begins, so that it can be captured. limit: bytes that
+    are kept; 0 remembers nothing, and leaves everything to the loop.
+    """
+
+    def __init__(self, engine: Engine, bundle: Bundle, limit: int = LIMIT) -> None:
+        self._engine, self._bundle, self._memo = engine, bundle, Memo(limit)
+        self._cut: dict[str, tuple[str, ...]] = {}
+        self._takes_one = True
+
+    def features(self, subjects: Sequence[Subject]) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
+        """The features [T, width] of every prompt and negative prompt, by text (none for a model that takes no text),
+        and warnings of texts that were cut."""
+        if not self._memo.limit or not takes_text(self._bundle.manifest):
+            return {}, ()
+        texts = dict.fromkeys(
+            text for kind in ("name", "negative") for one in subjects if (text := getattr(one, kind)).strip()
+        )
+        found = {text: self._memo.get(("features", text), partial(self._encode, text)) for text in texts}
+        return found, tuple(warning for text in texts for warning in self._cut.get(text, ()))
+
+    def first(
+        self, settings: Mapping[str, Any], subjects: Sequence[Subject], features: Mapping[str, NDArray[np.float32]]
+    ) -> NDArray[np.float32] | None:
+        """`Condition.first` of a batch: a row a picture, and their unconditional ones behind them where the first step
+        is guided. None for a system whose first step depends on more than its subject, and for an
+        engine that takes no batch of one."""
+        manifest = self._bundle.manifest
+        compute: FirstStep | None = getattr(sampler_of(manifest), "first", None)
+        if compute is None or not self._memo.limit or not self._takes_one:
+            return None
+        step = plan_of(manifest, settings)[0]
+        wanted = list(subjects)
+        if step.guidance != 1:
+            wanted += [self._opposite(one) for one in subjects]
+        constants = json.dumps(dict(step.constants), sort_keys=True)
+
+        def row(subject: Subject) -> NDArray[np.float32]:
+            condition, _ = condition_of(self._engine, self._bundle, [subject], features)
+            return self._row(compute(self._engine, manifest.model, step, condition))
+
+        try:
+            return np.stack([self._memo.get((constants, one.label, one.name), partial(row, one)) for one in wanted])
+        except FarError:
+            # An engine that was built for larger batches only. Whatever else it may be, the loop will run into it.
+            self._takes_one = False
+            return None
+
+    def _opposite(self, subject: Subject) -> Subject:
+        """What a guided picture is led away from, as a subject."""
+        if takes_text(self._bundle.manifest):
+            return Subject(None, subject.negative)
+        return null_subject(self._bundle.manifest)
+
+    def _encode(self, text: str) -> NDArray[np.float32]:
+        from far_runtime.text import encode
+
+        array, warnings = encode(self._engine, self._bundle.manifest, self._bundle.path, [text])
+        if warnings:
+            self._cut[text] = warnings
+        return self._row(array)
+
+    def _row(self, array: Array) -> NDArray[np.float32]:
+        """The one row of an array, copied while the array is there."""
+        return np.array(self._engine.get(array)[0])

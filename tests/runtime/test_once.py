@@ -1,0 +1,96 @@
+"""What depends on a subject alone is computed once, alone, and never more of it is kept than was allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from far_runtime.engines.base import Engine
+from far_runtime.errors import FarError
+from far_runtime.memo import Memo
+from far_runtime.pipeline import Pipeline
+
+
+@given(st.lists(st.integers(0, 8), max_size=40), st.integers(0, 5))
+def test_a_memo_keeps_the_last_ones_that_fit(keys: list[int], fitting: int) -> None:
+    memo, made, size = Memo(fitting * 40), [], 40
+
+    def make(key: int) -> np.ndarray:
+        made.append(key)
+        return np.full(size // 4, key, np.float32)
+
+    for i, key in enumerate(keys):
+        recent = list(dict.fromkeys(reversed(keys[:i])))[:fitting]
+        before = len(made)
+        assert (memo.get(key, lambda key=key: make(key)) == key).all()
+        assert (len(made) == before) == (key in recent)
+        assert memo.size == 40 * len(memo) <= memo.limit
+
+
+def test_what_a_memo_gives_cannot_be_changed() -> None:
+    memo, array = Memo(100), np.zeros(3, np.float32)
+    kept = memo.get(1, lambda: array)
+    array[:] = 1
+    assert (kept == 0).all()
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0] = 1
+
+
+class RowsDiffer:
+    """An engine whose transformer depends on the size of the batch and on the row, far more than rounding does."""
+
+    def __init__(self, engine: Engine, smallest: int = 1) -> None:
+        self.engine, self.name, self.smallest = engine, "uneven", smallest
+        self.put, self.get, self.close = engine.put, engine.get, engine.close
+        self.runs = 0
+
+    def run(self, stage: str, inputs: Any, constants: Any = None) -> dict[str, Any]:
+        outputs = self.engine.run(stage, inputs, constants)
+        if stage == "transformer":
+            self.runs += 1
+            made = self.get(outputs["condition"])
+            if len(made) < self.smallest:
+                raise FarError("its engine takes 2 to 8")
+            rows = np.arange(len(made), dtype=np.float32)[:, None, None]
+            outputs["condition"] = self.put(made + np.float32(0.01) * (len(made) + rows))
+        return outputs
+
+
+ONE_STEP = {"far": {"levels": [0]}, "mar": {"iterations": 1}}
+
+
+def test_neighbours_and_history_do_not_matter(any_pipeline: Pipeline) -> None:
+    bundle = any_pipeline.bundle
+    settings = {"steps": 2, "guidance": 1.0, **ONE_STEP[bundle.manifest.system]}
+    uneven = Pipeline(bundle, RowsDiffer(any_pipeline.engine))
+    together = uneven.generate([3, 1, 4], [9, 2, 6], **settings).latents
+    alone = Pipeline(bundle, RowsDiffer(any_pipeline.engine)).generate([1], [2], **settings).latents
+    assert np.allclose(together[1], alone[0], atol=1e-6)
+    plain = Pipeline(bundle, RowsDiffer(any_pipeline.engine), remember=0).generate([3, 1, 4], [9, 2, 6], **settings)
+    assert not np.allclose(together, plain.latents, atol=1e-2)
+
+
+def test_settings_of_the_first_level_are_told_apart(pipeline: Pipeline) -> None:
+    fresh = Pipeline(pipeline.bundle, pipeline.engine).generate([1], [0], levels=[1, 2], guidance=1.0)
+    pipeline.generate([1], [0], levels=[0, 2])
+    assert np.array_equal(pipeline.generate([1], [0], levels=[1, 2], guidance=1.0).latents, fresh.latents)
+
+
+def test_a_bound_that_nothing_fits_only_costs_time(any_pipeline: Pipeline) -> None:
+    counting = RowsDiffer(any_pipeline.engine)
+    narrow = Pipeline(any_pipeline.bundle, counting, remember=1)
+    first, again = (narrow.generate([3, 1], [0, 1]) for _ in range(2))
+    assert np.array_equal(first.latents, again.latents)
+    roomy = Pipeline(any_pipeline.bundle, RowsDiffer(any_pipeline.engine))
+    assert np.array_equal(first.latents, roomy.generate([3, 1], [0, 1]).latents)
+
+
+def test_an_engine_that_takes_no_single_picture_draws_all_the_same(any_pipeline: Pipeline) -> None:
+    large = RowsDiffer(any_pipeline.engine, smallest=2)
+    made = Pipeline(any_pipeline.bundle, large).generate([3, 1], [0, 1])
+    plain = Pipeline(any_pipeline.bundle, RowsDiffer(any_pipeline.engine), remember=0).generate([3, 1], [0, 1])
+    assert np.array_equal(made.latents, plain.latents)
