@@ -117,7 +117,7 @@ def check_start(start: int | None) -> None:
 def parse_solvers(solver: str | Sequence[str], count: int, of: str = "levels") -> tuple[str, ...]:
     """Solvers per level (or whatever the `count` steps of the loop are) from "ddim" or one name per level; FarError
     otherwise."""
-    names = solver.split(",") if isinstance(solver, str) else list(solver)
+    names = [name.strip() for name in solver.split(",")] if isinstance(solver, str) else list(solver)
     for name in names:
         if name not in SOLVERS:
             raise FarError(f"--solver {name}: unknown; known: {', '.join(SOLVERS)}")

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from far_runtime.defaults import plan_of, settings_of
 from far_runtime.diffusion import TRAIN_STEPS, cosine_alphas_cumprod
+from far_runtime.errors import FarError
 from far_runtime.noise import SeedNoise
 from far_runtime.pipeline import Pipeline
 from far_runtime.samplers.base import Step
@@ -307,3 +309,74 @@ def test_any_number_of_steps_has_a_start(solver: str, prediction: str, steps: in
 def test_what_no_table_can_be_made_of(diffusion: Diffusion, prediction: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         diffusion.table(prediction)
+
+
+class Listening:
+    """An engine that writes down what the denoise stage is told."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.told = engine, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def run(self, stage: str, inputs: Mapping[str, Any], constants: Any = None) -> dict[str, Any]:
+        outputs: dict[str, Any] = self.engine.run(stage, inputs, constants)
+        if stage == "denoise":
+            read = {name: self.engine.get(array) for name, array in {**inputs, **outputs}.items()}
+            self.told.append({name: array.copy() for name, array in read.items()})
+        return outputs
+
+
+def test_every_level_is_drawn_by_its_own_solver(any_pipeline: Pipeline) -> None:
+    """Timesteps, coefficients and history of every call, with one name and one number for each level."""
+    manifest = any_pipeline.bundle.manifest
+    count = len(plan_of(manifest, settings_of(manifest)))
+    solver, steps = [SOLVERS[-1 - i] for i in range(count)], [2 + i % 2 for i in range(count)]
+    engine = Listening(any_pipeline.engine)
+    made = Pipeline(any_pipeline.bundle, engine).generate([1], [7], solver=solver, steps=steps, start=900)
+    assert made.images.shape[0] == 1
+    calls = iter(engine.told)
+    for step in plan_of(manifest, settings_of(manifest, {"solver": solver, "steps": steps, "start": 900})):
+        assert step.diffusion is not None
+        assert (step.diffusion.solver, step.diffusion.steps) == (solver[step.index], steps[step.index])
+        before = None
+        for timestep, coefficients in zip(*step.diffusion.table(manifest.model["prediction"]), strict=True):
+            call = next(calls)
+            assert call["timestep"].tolist() == [timestep]
+            assert call["coefficients"].tolist() == coefficients.tolist()
+            assert before is None or np.array_equal(call["history"], before)
+            before = call["next_history"]
+        if solver[step.index] != "ddpm":
+            assert np.allclose(call["next_state"], call["next_history"], atol=1e-6)  # it ends at the clean sample
+    assert next(calls, None) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--solver", "euler"], "--solver euler: unknown; known: ddpm, ddim, dpmpp-2m, dpmpp-2m-sde"),
+        (["--solver", ""], "--solver : unknown"),
+        (["--solver", "ddim,ddpm"], "--solver names 2 levels, the schedule has 4; give one name, or 4 names"),
+        (["--solver", "ddim, ddpm, ddim, euler"], "--solver euler: unknown"),
+        (["--start", "0"], "--start 0: expected 1 to 999"),
+        (["--start", "1000"], "--start 1000: expected 1 to 999"),
+        (["--start", "late"], "'late' is not a valid integer"),
+        (["--start", "20", "--steps", "2,3,21,22"], "--start 20: leaves 21 timesteps for 22 steps; use fewer --steps"),
+        (["--steps", "1001", "--solver", "ddim"], "1001 diffusion steps; expected 1 to 1000"),
+        (["--guidance-floor", "nan"], "--guidance-floor nan: expected 0 or more"),
+        (["--temperature", "-1", "--solver", "ddim"], "temperature -1: expected 0 or more"),
+    ],
+)
+def test_bad_settings_get_one_line_and_exit_code_2(far: Any, tiny: Any, arguments: list[str], reason: str) -> None:
+    result = far("generate", tiny.bundle, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1 and reason in result.err
+
+
+@pytest.mark.parametrize("start", ["late", [5], 2**70, float("nan")])
+def test_settings_of_another_kind_are_refused_in_python_too(pipeline: Pipeline, start: Any) -> None:
+    with pytest.raises(FarError, match=r"start|sampling settings"):
+        pipeline.generate([1], [0], solver="ddim", start=start)
+    with pytest.raises(FarError):
+        pipeline.generate([1], [0], solver=[start])
