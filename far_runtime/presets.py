@@ -22,15 +22,29 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "balanced": {"solver": "dpmpp-2m", "steps": 5},
     "fast": {"solver": "dpmpp-2m", "steps": 3},
 }
-"""Diffusion settings where a bundle was not tuned."""
+"""Diffusion settings where a bundle was not tuned. A FAR's samples are low-passed and drawn anew at the next level, so
+that all but the last may be coarse."""
+
+FEW_STEPS_OF_MAR: dict[str, dict[str, Any]] = {
+    "quality": {"solver": "ddpm", "steps": "50:5"},
+    "balanced": {"solver": "dpmpp-2m", "steps": "15:5"},
+    "fast": {"solver": "dpmpp-2m", "steps": "8:3"},
+}
+"""The same for MAR, whose tokens are drawn once and stay: the more are known, the fewer steps the next ones need.
+quality is DiSA's schedule, which kept MAR's FID (arXiv 2505.20297); the others follow its direction with DPM-Solver++ and
+were not tried on a trained MAR."""
 
 OF_THE_MODEL = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "more_smooth")
 """Settings that no preset changes."""
 
+OF_THE_BUNDLE = ("levels", "iterations")
+"""Settings that only the official preset and a tuned one change: a bundle may have graphs for its own levels alone."""
+
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings by name. measured: what `far tune` found of them (empty: they were not tuned for this bundle)."""
+    """Settings by name, the official code's where one is missing. measured: what `far tune` found of them (empty: they
+    were not tuned for this bundle)."""
 
     name: str
     settings: dict[str, Any]
@@ -60,6 +74,9 @@ def preset_of(manifest: Manifest, name: str) -> Preset:
     if name in manifest.presets:
         tuned = manifest.presets[name]
         return Preset(name, dict(tuned["settings"]), dict(tuned["measured"]))
-    kept = {key: value for key, value in manifest.schedule.items() if key in OF_THE_MODEL}
-    few = {} if name == OFFICIAL else FEW_STEPS[name]
-    return Preset(name, SAMPLERS[manifest.system].settle(manifest.model, {**kept, **few}))
+    names = OF_THE_MODEL if name == OFFICIAL else OF_THE_MODEL + OF_THE_BUNDLE
+    kept = {key: value for key, value in manifest.schedule.items() if key in names}
+    if name == OFFICIAL:
+        return Preset(name, kept)
+    # Not settled: a range of steps fits any number of levels or iterations that is given beside it.
+    return Preset(name, {**kept, **(FEW_STEPS_OF_MAR if manifest.system == "mar" else FEW_STEPS)[name]})

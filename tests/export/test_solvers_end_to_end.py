@@ -55,7 +55,10 @@ def test_one_solver_at_all_levels(case: str, solver: str, tiny: Tiny, capsys: py
     assert (report["settings"]["solver"], report["settings"]["start"]) == (solver, 900)
 
 
-@pytest.mark.parametrize("case", ["far", "mar"])
-def test_a_preset(case: str, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    report = verify(tiny, case, capsys, "--preset", "fast", "--solver", "ddim")
-    assert {name: report["settings"][name] for name in ("solver", "steps")} == {"solver": "ddim", "steps": 3}
+@pytest.mark.parametrize("case", CASES)
+def test_presets_of_a_bundle_that_was_not_tuned(case: str, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    """They keep the levels that it has graphs for."""
+    report = verify(tiny, case, capsys, "--preset", "fast")
+    assert report["settings"]["solver"] == "dpmpp-2m"
+    count = len(report["plan"])
+    assert [step["inner"] for step in report["plan"]] == ([8, 6, 5, 3] if case == "mar" else [3] * count)

@@ -380,3 +380,25 @@ def test_settings_of_another_kind_are_refused_in_python_too(pipeline: Pipeline, 
         pipeline.generate([1], [0], solver="ddim", start=start)
     with pytest.raises(FarError):
         pipeline.generate([1], [0], solver=[start])
+
+
+def test_ranges_of_steps_with_few_step_solvers(pipeline: Pipeline, mar_pipeline: Pipeline) -> None:
+    """The paper's rising steps and DiSA's falling ones, by level and by iteration, given or from a preset."""
+    far, mar = pipeline.bundle.manifest, mar_pipeline.bundle.manifest
+
+    def steps(manifest: Any, **given: Any) -> list[tuple[str, int]]:
+        plan = plan_of(manifest, settings_of(manifest, given))
+        return [(step.diffusion.solver, step.diffusion.steps) for step in plan if step.diffusion is not None]
+
+    assert steps(far, steps="2:8", solver="dpmpp-2m") == [("dpmpp-2m", number) for number in (2, 4, 6, 8)]
+    assert steps(far, steps="40:100", solver="ddim,ddim,ddpm,ddpm") == [
+        ("ddim", 40), ("ddim", 60), ("ddpm", 80), ("ddpm", 100)
+    ]  # fmt: skip
+    assert steps(mar, steps="50:5", solver="dpmpp-2m-sde") == [("dpmpp-2m-sde", number) for number in (50, 35, 20, 5)]
+    assert steps(mar, preset="quality", iterations=2) == [("ddpm", 50), ("ddpm", 5)]
+    assert steps(mar, preset="fast") == [("dpmpp-2m", number) for number in (8, 6, 5, 3)]
+    assert steps(mar, preset="official", iterations=3) == [("ddpm", 100)] * 3
+    assert steps(far, preset="balanced", levels="0,3", steps="1:2") == [("dpmpp-2m", 1), ("dpmpp-2m", 2)]
+    rising = pipeline.generate([1], [0], steps="1:6", solver="dpmpp-2m").images
+    falling = mar_pipeline.generate([1], [0], preset="fast").images
+    assert rising.std() > 0 and falling.std() > 0
