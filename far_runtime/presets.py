@@ -31,7 +31,7 @@ FEW_STEPS_OF_MAR: dict[str, dict[str, Any]] = {
     "fast": {"solver": "dpmpp-2m", "steps": "8:3"},
 }
 """The same for MAR, whose tokens are drawn once and stay: the more are known, the fewer steps the next ones need.
-quality is DiSA's schedule, which kept MAR's FID (arXiv 2505.20297); the others follow its direction with DPM-Solver++ and
+quality is DiSA's schedule, which kept MAR's FID (arXiv 2505.20297); the others fall likewise, with DPM-Solver++, and
 were not tried on a trained MAR."""
 
 OF_THE_MODEL = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "more_smooth")
