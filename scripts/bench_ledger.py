@@ -6,7 +6,8 @@ Checkpoints of the official sizes with random weights are exported (--keep DIR: 
 drawn through the ordinary Pipeline, one picture at a time. The released loop (scripts/released.py) would take minutes
 a picture, so its calls are timed one by one and multiplied by their number; --whole also runs one whole level of it, to
 show that this holds. VAR's is run whole. Both sides are measured in turn, round by round, each in a process of its own;
-medians over the rounds. The floor is the arithmetic at the rate of the machine's matrix products. A preset is the one for bundles that were not tuned: with random weights there is nothing to tune.
+medians over the rounds. The floor is the arithmetic at the rate of the machine's matrix products. A preset is the one
+for bundles that were not tuned: with random weights there is nothing to tune.
 """
 
 from __future__ import annotations
@@ -265,7 +266,7 @@ def measure(system: str, folder: Path, precisions: Sequence[str], rounds: int, q
 
 
 def released_flops(manifest: Manifest, official: Sequence[Step]) -> float:
-    """Operations of a picture by the released loop: both halves at every step. Without the embeddings that it repeats."""
+    """Operations of a picture by the released loop: both halves at every step, but not the embeddings it repeats."""
     costs = [
         call_flops(manifest, replace(call, rows=2) if call.stage in ("transformer", "denoise") else call)
         for step in official
