@@ -82,6 +82,7 @@ FILE = click.Path(path_type=Path)
     help="Diffusion steps of the picture that a bundle below fp32 is verified with at the end. Default: the bundle's "
     "own; fewer take less time with a large model.",
 )
+@click.option("--presets", type=FILE, help="Presets that far tune --save wrote for these weights.")
 def export(
     checkpoint: Path,
     vae: Path,
@@ -99,10 +100,12 @@ def export(
     precision: str,
     calibrate: int | None,
     verify_steps: str | None,
+    presets: Path | None,
 ) -> None:
     """Export CHECKPOINT (official checkpoint-last.pth, or .safetensors) with its VAE as a bundle that runs without
     torch."""
     from far_export.export import export_bundle
+    from far_export.tune.presets import read_presets
     from far_models.checkpoint import parse_overrides
     from far_runtime.schedule import parse_levels
     from far_runtime.subjects import takes_text
@@ -126,6 +129,7 @@ def export(
         precision=precision,
         calibrate=calibrate,
         verify_steps=verify_steps,
+        presets=read_presets(presets) if presets else None,
         report=click.echo,
     )
     size = sum(record.bytes for record in bundle.manifest.files.values())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLUMNS = 8
 SHOWN_CLASSES = 64
 LEVEL_PICTURES = 4
-MODEL, VAE = "far.safetensors", "vae.safetensors"
+MODEL, VAE, PRESETS = "far.safetensors", "vae.safetensors", "presets.json"
 
 PATH = click.Path(path_type=Path)
 
@@ -38,6 +38,7 @@ def demo(output: Path, model: str, zoo: Path | None, engine: str | None, seed: i
     """Make a bundle of a small trained model, draw a picture of every class, show how pictures grow from low to high
     frequency, and verify the bundle against its checkpoint."""
     from far_export.export import export_bundle
+    from far_export.tune.presets import read_presets
     from far_runtime.files import check_folder
 
     folder = zoo_folder(zoo, model)
@@ -55,7 +56,9 @@ def demo(output: Path, model: str, zoo: Path | None, engine: str | None, seed: i
         click.echo(f"  {line}")
 
     with part("export", output / "bundle"):
-        bundle = export_bundle(folder / MODEL, folder / VAE, output / "bundle", report=detail)
+        tuned = folder / PRESETS
+        presets = read_presets(tuned) if tuned.exists() else None
+        bundle = export_bundle(folder / MODEL, folder / VAE, output / "bundle", presets=presets, report=detail)
     engine, why = best_unless(engine, bundle)
     for line in why:
         detail(line)

@@ -49,6 +49,7 @@ def export_bundle(
     precision: str = "fp32",
     calibrate: int | None = None,
     verify_steps: str | None = None,
+    presets: Mapping[str, dict[str, Any]] | None = None,
     report: Report = lambda line: None,
 ) -> Bundle:
     """Export a checkpoint and its VAE as a bundle of ONNX stages in the folder `output`.
@@ -59,9 +60,9 @@ def export_bundle(
     Face folder of the text encoder, for a text-to-image model. precision: of the matrix products and convolutions, one
     of PRECISIONS. calibrate: pictures that int8 is calibrated on (CALIBRATION_PICTURES unless given). A bundle below
     FP32 is verified at the end: a picture drawn by it and by the float32 torch modules; verify_steps: diffusion steps
-    of that, in place of the bundle's own. The folder appears whole or not at all; an older bundle in its place stays
-    until the new one is complete. Raises FarError for bad input and CheckFailed where an exported graph does not
-    compute what the torch module computes.
+    of that, in place of the bundle's own. presets: those that far tune found for these weights. The folder appears
+    whole or not at all; an older bundle in its place stays until the new one is complete. Raises FarError for bad input
+    and CheckFailed where an exported graph does not compute what the torch module computes.
     """
     target = Path(output)
     check_target(target)
@@ -75,6 +76,8 @@ def export_bundle(
     settings = settled(system.name, info, given)
     if verify_steps is not None:
         settled(system.name, info, {**given, "steps": verify_steps})
+    for preset in (presets or {}).values():
+        settled(system.name, info, preset["settings"])
     if names and len(names) != info.get("classes", 0):
         raise FarError(
             f"{len(names)} class names for a model with {info.get('classes', 0)} classes; use --classes with one name "
@@ -114,6 +117,7 @@ def export_bundle(
             source=source,
             created_by=f"far-deploy {__version__}",
             precision="fp32" if precision == "int8" else precision,
+            presets=dict(presets or {}),
         )
         write_manifest(folder, manifest)
         report(check_graphs(Bundle(folder, manifest), cases))

@@ -32,6 +32,7 @@ SUMMARIES = {
     "generate": "Draw pictures from a bundle.",
     "inspect": "Show what a bundle holds and what a picture costs.",
     "train": "Train a VAE and a FAR model.",
+    "tune": "Find the cheapest schedules that keep the pictures' distribution.",
     "verify": "Compare a bundle with its checkpoint, stage by stage.",
 }
 """One line per command, known here so that the list can be shown without loading any."""

@@ -1,0 +1,1 @@
+"""`far tune`: the cheapest schedules whose pictures keep the distribution of the official one's."""

@@ -1,0 +1,66 @@
+"""Tuned presets: as the manifest has them, in a bundle, and in a file of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from far_export.tune.run import Tuned
+from far_runtime.bundle import Bundle, open_bundle, write_manifest
+from far_runtime.errors import FarError
+from far_runtime.files import whole_file
+from far_runtime.presets import FEW_STEPS
+from far_runtime.schedule import compact
+
+
+def presets_of(tuned: Tuned, how: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The presets as the manifest has them. how: count, engine and so on, for the record."""
+    found = {}
+    for name, one in tuned.chosen.items():
+        settings = {**one.judged.settings, "steps": compact(one.judged.settings["steps"])}
+        measured = {
+            "ratio": one.ratio, "image": [one.judged.image, one.again.image],
+            "latents": [one.judged.latents, one.again.latents], "flops": one.judged.flops,
+            "official_flops": tuned.official_flops, **how,
+        }  # fmt: skip
+        found[name] = {"settings": settings, "measured": measured}
+    return found
+
+
+def write_presets(bundle: Bundle, presets: Mapping[str, dict[str, Any]]) -> None:
+    """Put presets into a bundle's manifest, whole or not at all; others that it has stay. FarError where that fails."""
+    try:
+        current = open_bundle(bundle.path, check=False).manifest
+        write_manifest(bundle.path, replace(current, presets={**current.presets, **presets}))
+    except OSError as error:
+        (bundle.path / "manifest.json.part").unlink(missing_ok=True)
+        raise FarError(
+            f"{bundle.path}: its manifest cannot be written ({error.strerror or error}); tune a copy that can be, or "
+            "keep the presets with --save FILE"
+        ) from error
+
+
+def save_presets(path: Path, presets: Mapping[str, dict[str, Any]]) -> None:
+    """Presets as a file that `far export --presets` reads."""
+    with whole_file(path) as aside:
+        aside.write_text(json.dumps(presets, indent=1) + "\n", encoding="utf-8")
+
+
+def read_presets(path: Path, known: tuple[str, ...] = tuple(FEW_STEPS)) -> dict[str, dict[str, Any]]:
+    """Presets from a file of `save_presets`; FarError for anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = {
+            name: {"settings": dict(entry["settings"]), "measured": dict(entry["measured"])}
+            for name, entry in data.items()
+        }
+        if unknown := [name for name in found if name not in known]:
+            raise ValueError(f"unknown preset {unknown[0]!r}")
+        for entry in found.values():
+            float(entry["measured"]["ratio"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FarError(f"{path}: no file of presets ({error}); make one with far tune --save {path}") from error
+    return found
