@@ -36,7 +36,8 @@ class Judging(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """When to stop: after so many evaluations (None: no bound), or so many seconds. Those in the journal are free."""
+    """When the search stops: after so many evaluations (None: no bound), or so many seconds. Those in the journal are
+    free; the second looks at what was found, CONFIRMED at most for each preset, come on top."""
 
     evaluations: int | None = None
     seconds: float | None = None
@@ -89,13 +90,14 @@ def tune(
     def look(settings: Settings, which: str, compute: Callable[[Settings], Judged]) -> Judged:
         nonlocal made
         found = journal.find(settings, which)
-        if found is None:
+        if found is None and not which:
             late = budget.seconds is not None and time.monotonic() - started > budget.seconds
             if late or (budget.evaluations is not None and made >= budget.evaluations):
                 raise OutOfBudget
+            made += 1
+        if found is None:
             found = compute(settings)
             journal.keep(found, which)
-            made += 1
             report(f"{len(journal)}: {shown(found)}" + (" (other seeds)" if which else ""))
         return found
 
@@ -107,27 +109,21 @@ def tune(
         complete = False
     chosen: dict[str, Chosen] = {}
     for name, limit in LIMITS.items():
-        found, whole = _confirmed(name, search.within(limit), limit, lambda one: look(one, "again", judge.again))
-        complete = complete and whole
+        found = _confirmed(name, search.within(limit), limit, lambda one: look(one, "again", judge.again))
         if found is not None:
             chosen[name] = found
     official = judge.cost(settings_of(manifest, {"preset": "official"}))
     return Tuned(search.judged, chosen, complete, official)
 
 
-def _confirmed(
-    name: str, within: list[Judged], limit: float, again: Callable[[Settings], Judged]
-) -> tuple[Chosen | None, bool]:
-    """The cheapest whose two looks together are within the limit; and whether all of them that were needed were made.
-    The search picks what happened to do well with its seeds, so a second look has to agree."""
+def _confirmed(name: str, within: list[Judged], limit: float, again: Callable[[Settings], Judged]) -> Chosen | None:
+    """The cheapest whose two looks together are within the limit. The search picks what happened to do well with its
+    seeds, so a second look has to agree."""
     for judged in within[:CONFIRMED]:
-        try:
-            one = Chosen(name, judged, again(judged.settings))
-        except OutOfBudget:
-            return None, False
+        one = Chosen(name, judged, again(judged.settings))
         if one.ratio <= limit:
-            return one, True
-    return None, True
+            return one
+    return None
 
 
 def shown(judged: Judged) -> str:
