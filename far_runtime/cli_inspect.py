@@ -67,6 +67,7 @@ def describe(bundle: Any) -> dict[str, Any]:
         "model": manifest.model,
         "defaults": settings,
         "schedule": rows,
+        "presets": presets(manifest),
         "gflop": gflop,
         "gflop_total": sum(gflop.values()),
         "graphs": [asdict(graph) for graph in manifest.graphs],
@@ -74,6 +75,21 @@ def describe(bundle: Any) -> dict[str, Any]:
         "classes": list(manifest.classes),
         "engines": engines(bundle),
     }
+
+
+def presets(manifest: Any) -> list[dict[str, Any]]:
+    """The named settings of a bundle, and what a picture costs with each. measured: by `far tune` ({}: not tuned)."""
+    from far_runtime.cost import picture_cost
+    from far_runtime.defaults import plan_of, settings_of
+    from far_runtime.presets import preset_names, preset_of
+
+    found = []
+    for name in preset_names(manifest):
+        settings = settings_of(manifest, {"preset": name})
+        gflop = sum(picture_cost(manifest, plan_of(manifest, settings)).values()) / 1e9
+        measured = dict(preset_of(manifest, name).measured)
+        found.append({"name": name, "settings": settings, "measured": measured, "gflop": gflop})
+    return found
 
 
 def engines(bundle: Any) -> list[dict[str, Any]]:
@@ -116,7 +132,9 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(f"{part}: {said}")
     if facts["created_by"]:
         console.print(f"made by {facts['created_by']}")
-    tables = [_graph_table(facts), _schedule_table(facts), _cost_table(facts), _file_table(facts)]
+    tables = [
+        _graph_table(facts), _schedule_table(facts), _preset_table(facts), _cost_table(facts), _file_table(facts)
+    ]  # fmt: skip
     for table in [*tables, _engine_table(facts)] if facts["engines"] else tables:
         console.print()
         console.print(table)
@@ -178,6 +196,20 @@ def _schedule_table(facts: dict[str, Any]) -> Table:
             str(row["number"]), str(row["inner"]), f"{row['guidance']:.3g}", *(f"{row[name]:.4g}" for name in own),
             _number(row["gflop"]), row["graph"],
         )  # fmt: skip
+    return table
+
+
+def _preset_table(facts: dict[str, Any]) -> Table:
+    table = _table("Presets", preset="left", GFLOP="right", distance="right", settings="left")
+    for preset in facts["presets"]:
+        ratio = preset["measured"].get("ratio")
+        said = "1" if preset["name"] == "official" else "not tuned" if ratio is None else f"{ratio:.3f}"
+        shown = ", ".join(
+            f"{name} {','.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in preset["settings"].items()
+            if value is not None
+        )
+        table.add_row(preset["name"], _number(preset["gflop"]), said, shown)
     return table
 
 

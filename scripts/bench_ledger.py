@@ -56,6 +56,9 @@ EIGHTH = 8
 """MAR's transformer is timed at every eighth iteration."""
 
 STEPS = 100
+CALLS = 3
+"""Of every part of the released loop in a round."""
+
 ROUNDS = {True: 1, False: 3}
 
 
@@ -174,7 +177,7 @@ class Ours:
         self._pipeline = Pipeline.from_bundle(self.bundle, self.engine, check=False)
         return str(self._pipeline.engine.name)
 
-    def draw(self, preset: str, batch: int) -> dict[str, float]:
+    def draw(self, settings: Mapping[str, Any], batch: int) -> dict[str, float]:
         """Seconds of so many pictures of classes that were not drawn before, in all and by stage."""
         from far_runtime.bench.timing import TimedEngine
         from far_runtime.pipeline import Pipeline
@@ -184,7 +187,7 @@ class Ours:
         self._drawn += batch
         timed = TimedEngine(self._pipeline.engine)
         started = time.perf_counter()
-        made = Pipeline(self._pipeline.bundle, timed).generate(labels, labels, batch_size=batch, preset=preset)
+        made = Pipeline(self._pipeline.bundle, timed).generate(labels, labels, batch_size=batch, **settings)
         seconds = time.perf_counter() - started
         if not np.isfinite(made.latents).all() or float(made.images.std()) == 0:
             raise RuntimeError(f"{self.bundle}: its pictures are flat or not finite, which cannot be timed")
@@ -239,8 +242,12 @@ def measure(system: str, folder: Path, precisions: Sequence[str], rounds: int, q
     official = plan_of(manifest, settings_of(manifest, {"preset": "official"}))
     found.released_flops = released_flops(manifest, official)
     presets = [name for name in preset_names(manifest) if name != "official" or system == "var-d16"]
-    for name in preset_names(manifest):
-        found.flops[name] = picture_cost(manifest, plan_of(manifest, settings_of(manifest, {"preset": name})))
+    # The bundles' own settings are short ones, for their export.
+    loop = settings_of(manifest, {"preset": "official"})
+    loop = {name: loop[name] for name in ("levels", "iterations") if name in loop}
+    settings = {name: settings_of(manifest, {"preset": name, **loop}) for name in preset_names(manifest)}
+    for name, one in settings.items():
+        found.flops[name] = picture_cost(manifest, plan_of(manifest, one))
     kinds = {"fp32": (False, False), "bf16": (True, False)} | ({} if quick else {"compile": (False, True)})
     for name, (amp, compiled) in kinds.items():  # one after the other: the networks of all need not fit at once
         with running(Released(preset, folder / preset, amp, compiled)) as worker, contextlib.ExitStack() as stack:
@@ -251,13 +258,14 @@ def measure(system: str, folder: Path, precisions: Sequence[str], rounds: int, q
             parts = found.released.setdefault(name, {part: [] for part in found.counts[name]})
             for turn in range(rounds + 1):  # the first warms up
                 for part in parts:
-                    seconds = worker.call("part", part)
-                    if turn:
-                        parts[part].append(seconds)
+                    seconds = [worker.call("part", part) for _ in range(CALLS if turn else 1)]
+                    parts[part] += seconds if turn else []
                 for precision, one in opened.items():
                     for chosen in presets:
+                        if not turn and chosen != presets[-1]:
+                            continue
                         for batch in (1,) if quick else (1, 4):
-                            drawn = one.call("draw", chosen, batch)
+                            drawn = one.call("draw", settings[chosen], batch)
                             if turn:
                                 found.ours.setdefault((precision, HINT, chosen, batch), []).append(drawn)
             if whole and manifest.system == "far":
