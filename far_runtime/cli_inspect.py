@@ -78,14 +78,19 @@ def describe(bundle: Any) -> dict[str, Any]:
 
 
 def presets(manifest: Any) -> list[dict[str, Any]]:
-    """The named settings of a bundle, and what a picture costs with each. measured: by `far tune` ({}: not tuned)."""
+    """The named settings of a bundle, and what a picture costs with each. measured: by `far tune` ({}: not tuned). Those
+    that its graphs cannot compute, which are of some levels only, are left out."""
     from far_runtime.cost import picture_cost
     from far_runtime.defaults import plan_of, settings_of
+    from far_runtime.errors import FarError
     from far_runtime.presets import preset_names, preset_of
 
     found = []
     for name in preset_names(manifest):
-        settings = settings_of(manifest, {"preset": name})
+        try:
+            settings = settings_of(manifest, {"preset": name})
+        except FarError:
+            continue
         gflop = sum(picture_cost(manifest, plan_of(manifest, settings)).values()) / 1e9
         measured = dict(preset_of(manifest, name).measured)
         found.append({"name": name, "settings": settings, "measured": measured, "gflop": gflop})

@@ -246,8 +246,8 @@ def measure(system: str, folder: Path, precisions: Sequence[str], rounds: int, q
     loop = settings_of(manifest, {"preset": "official"})
     loop = {name: loop[name] for name in ("levels", "iterations") if name in loop}
     settings = {name: settings_of(manifest, {"preset": name, **loop}) for name in preset_names(manifest)}
-    for name, one in settings.items():
-        found.flops[name] = picture_cost(manifest, plan_of(manifest, one))
+    for name, given in settings.items():
+        found.flops[name] = picture_cost(manifest, plan_of(manifest, given))
     kinds = {"fp32": (False, False), "bf16": (True, False)} | ({} if quick else {"compile": (False, True)})
     for name, (amp, compiled) in kinds.items():  # one after the other: the networks of all need not fit at once
         with running(Released(preset, folder / preset, amp, compiled)) as worker, contextlib.ExitStack() as stack:
