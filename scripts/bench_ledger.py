@@ -1,6 +1,6 @@
 """The speed ledger: what a picture takes with the released code and with ours, at the true sizes, in one run.
 
-    python scripts/bench_ledger.py [--quick] [--system far-b ...] [--json FILE] [--keep DIR]
+    python scripts/bench_ledger.py [--quick] [--system far-b ...] [--json FILE] [--plot FILE.png] [--keep DIR]
 
 Checkpoints of the official sizes with random weights are exported (--keep DIR: once, a later run finds them there) and
 drawn through the ordinary Pipeline, one picture at a time. The released loop (scripts/released.py) would take minutes
@@ -27,6 +27,7 @@ import numpy as np
 
 from bench_export_memory import export, run_apart, write_checkpoints
 from far_runtime.bench.engines import CPU
+from far_runtime.bench.plot import check_plot
 from far_runtime.bench.process import Worker
 from far_runtime.bench.products import Products
 from far_runtime.bundle import Manifest, open_bundle
@@ -34,6 +35,7 @@ from far_runtime.cost import call_flops, picture_cost
 from far_runtime.defaults import plan_of, settings_of
 from far_runtime.presets import preset_names
 from far_runtime.samplers.base import Step
+from ledger_plot import save_plot
 
 SYSTEMS = {
     "far-b": "far_base",
@@ -387,6 +389,7 @@ def table(result: Mapping[str, Any], rates: Mapping[str, float]) -> str:
 @click.option("--whole", is_flag=True, help="Also one whole level of FAR's released loop.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 3; quick: 1.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Everything as JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Seconds of all as a picture (PNG or SVG).")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for checkpoints and bundles.")
 def main(
     systems: tuple[str, ...],
@@ -395,8 +398,11 @@ def main(
     whole: bool,
     rounds: int | None,
     file: Path | None,
+    plot: Path | None,
     keep: Path | None,
 ) -> None:
+    if plot is not None:
+        check_plot(plot)  # before the minutes that it takes
     rounds = rounds or ROUNDS[quick]
     with tempfile.TemporaryDirectory() as aside:
         rates = machine_rates(rounds)
@@ -412,6 +418,8 @@ def main(
             if file is not None:
                 file.write_text(json.dumps({**result, "rates": rates}, indent=1) + "\n")
         click.echo(table(result, rates))
+    if plot is not None:
+        save_plot(result, plot)
 
 
 if __name__ == "__main__":

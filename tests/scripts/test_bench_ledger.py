@@ -1,0 +1,110 @@
+"""scripts/bench_ledger.py: what it writes has the promised keys, and its reference counts every call of the loop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+
+import bench_ledger
+import ledger_plot
+from far_runtime.bundle import open_bundle
+from far_runtime.cost import picture_cost
+from far_runtime.defaults import plan_of, settings_of
+from far_runtime.errors import FarError
+
+if TYPE_CHECKING:
+    from conftest import Tiny
+
+RATES = {"fp32": 1e11, "bf16": 2e11, "int8": 4e11}
+
+
+def home(tiny: Tiny, system: str, folder: Path) -> Path:
+    """A folder as `bundle_of` leaves it: checkpoints, and the bundle beside them."""
+    checkpoint, bundle = (tiny.far, tiny.bundle) if system == "far" else (tiny.mar, tiny.mar_bundle)
+    shutil.copy(checkpoint, folder / "checkpoint-last.pth")
+    shutil.copy(tiny.vae, folder / "vae.pth")
+    shutil.copytree(bundle, folder / "fp32", ignore=shutil.ignore_patterns("engines"))
+    return folder
+
+
+def ledger(counts: dict[str, int], parts: dict[str, float], manifest: Any) -> Any:
+    """What was found of far-b, with given seconds."""
+    found = bench_ledger.Found("far-b")
+    for name, factor in (("fp32", 1.0), ("bf16", 0.5)):
+        found.counts[name] = counts
+        found.released[name] = {part: [9.0 * one * factor, one * factor, 0.0] for part, one in parts.items()}
+    for preset, seconds in (("quality", 5.0), ("balanced", 4.0)):
+        plan = plan_of(manifest, settings_of(manifest, {"preset": preset}))
+        found.flops[preset] = picture_cost(manifest, plan)
+        found.ours["int8", bench_ledger.HINT, preset, 1] = [{"": seconds, "denoise": 1.0}]
+    return found
+
+
+def test_a_report_has_the_promised_keys_and_sums_medians_times_calls(tiny: Tiny, tmp_path: Path) -> None:
+    manifest = open_bundle(tiny.bundle).manifest
+    found = ledger({"transformer": 4, "head": 400}, {"transformer": 2.0, "head": 0.5}, manifest)
+    report = bench_ledger.report(found, RATES)
+    assert {"seconds_reference", "seconds", "ratio", "engine", "preset"} <= set(report)
+    assert report["seconds_reference"] == 4 * 2.0 + 400 * 0.5
+    assert report["preset"] == "balanced" and report["seconds"] == 4.0  # not the slower one, nor the mean
+    assert report["ratio"] == 208 / 4
+    assert report["rows"][1]["ratio"]["bf16"] == 104 / 4
+    shown = bench_ledger.table({"far-b": json.loads(json.dumps(report))}, RATES)
+    assert "| 52.0 | 26.0 |" in shown
+    (tmp_path / "ledger.json").write_text(json.dumps({"far-b": report, "rates": RATES}))
+    ledger_plot.save_plot(ledger_plot.read_ledgers([tmp_path / "ledger.json"]), tmp_path / "ledger.png")
+    assert (tmp_path / "ledger.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_floor_takes_int8_for_what_was_quantised_only() -> None:
+    flops = {"transformer": 4e11, "denoise": 4e11, "decode": 2e11}
+    assert bench_ledger.floor("int8", flops, RATES) == pytest.approx(3.0)
+    assert bench_ledger.floor("bf16", flops, RATES) == pytest.approx(5.0)
+
+
+def test_the_released_loop_is_charged_for_both_halves_of_every_step(tiny: Tiny) -> None:
+    manifest = open_bundle(tiny.bundle).manifest
+    guided = plan_of(manifest, settings_of(manifest, {"preset": "official"}))
+    assert guided[0].guidance == 1  # its first level is not guided, and the released code computes both halves
+    alone = replace(guided[0], calls=tuple(replace(call, rows=2) for call in guided[0].calls))
+    least = sum(picture_cost(manifest, guided).values())
+    assert bench_ledger.released_flops(manifest, guided) == pytest.approx(
+        sum(picture_cost(manifest, (alone, *guided[1:])).values())
+    )
+    assert bench_ledger.released_flops(manifest, guided) > least
+
+
+@pytest.mark.parametrize("system", ["far", "mar"])
+def test_every_call_of_the_released_loop_is_counted_and_can_be_run(tiny: Tiny, tmp_path: Path, system: str) -> None:
+    folder = home(tiny, system, tmp_path)
+    manifest = open_bundle(folder / "fp32").manifest
+    plan = plan_of(manifest, settings_of(manifest, {"preset": "official"}))
+    released = bench_ledger.Released(f"{system}_tiny", folder, amp=False)
+    counts = released.open()
+    heads = [count for part, count in counts.items() if part.startswith("head")]
+    transformers = [count for part, count in counts.items() if part.startswith("transformer")]
+    assert sum(heads) == 100 * len(plan) and sum(transformers) == len(plan) and counts["decode"] == 1
+    assert all(released.part(part) > 0 for part in counts)
+
+
+def test_our_pictures_are_drawn_by_the_ordinary_pipeline_of_new_classes_each_time(tiny: Tiny, tmp_path: Path) -> None:
+    folder = home(tiny, "far", tmp_path)
+    ours = bench_ledger.Ours(folder / "fp32", "onnxruntime")
+    assert ours.open().startswith("onnxruntime")
+    drawn = ours.draw({"preset": "fast"}, 2)
+    assert {"", "transformer", "denoise", "decode"} <= set(drawn)
+    assert ours._drawn == 2 and ours.draw({"preset": "fast"}, 1)[""] > 0 and ours._drawn == 3
+
+
+def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(FarError, match=r"bench_ledger\.py --json"):
+        ledger_plot.read_ledgers([tmp_path / "a.json"])
+    with pytest.raises(click.ClickException, match="cannot be read"):
+        ledger_plot.main(["missing.json", "x.png"], standalone_mode=False)
