@@ -78,8 +78,10 @@ def describe(bundle: Any) -> dict[str, Any]:
 
 
 def presets(manifest: Any) -> list[dict[str, Any]]:
-    """The named settings of a bundle, and what a picture costs with each. measured: by `far tune` ({}: not tuned). Those
-    that its graphs cannot compute, which are of some levels only, are left out."""
+    """The named settings of a bundle, and what a picture costs with each. measured: by `far tune` ({}: not tuned).
+
+    Those that its graphs cannot compute, which are of some levels only, are left out.
+    """
     from far_runtime.cost import picture_cost
     from far_runtime.defaults import plan_of, settings_of
     from far_runtime.errors import FarError
