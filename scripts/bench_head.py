@@ -1,0 +1,203 @@
+"""One call of FAR-B's diffusion head in its possible forms, beside the machine's matrix products.
+
+    python scripts/bench_head.py [--bundle DIR] [--pictures 1] [--rounds 5]
+
+Forms: as it is exported; with the AdaLN modulations of all blocks and of the final layer as one matrix product, since
+all of them read SiLU(y); with three diffusion steps in one graph. On OpenVINO in f32 and with the bf16 hint, and from
+an int8 bundle of FAR-B (--bundle) in both; on ONNX Runtime in FP32. All in turn in one process, medians; the share is
+of the rate of a 2048 x 2048 product by OpenVINO in the same precision, measured in the same rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from far_export.graphs.far import DenoiseGraph, denoise_stage
+from far_export.onnx_export import export_stages
+from far_export.stages import Stage
+from far_models.far import FAR, PRESETS
+from far_models.head import DiffusionHead, modulate
+from far_runtime.bench.products import _openvino
+
+SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": "0"}
+
+
+class OneModulation(nn.Module):
+    """The head with all its modulations as one matrix product of SiLU(y)."""
+
+    def __init__(self, net: DiffusionHead) -> None:
+        super().__init__()
+        self.net = net
+        self.input_proj = net.input_proj
+        layers: list[Any] = [*net.res_blocks, net.final_layer]
+        linears = [layer.adaLN_modulation[1] for layer in layers]
+        self.sizes = [linear.out_features for linear in linears]
+        self.modulations = nn.Linear(linears[0].in_features, sum(self.sizes))
+        with torch.no_grad():
+            self.modulations.weight.copy_(torch.cat([linear.weight for linear in linears]))
+            self.modulations.bias.copy_(torch.cat([linear.bias for linear in linears]))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        y = nn.functional.silu(self.net.time_embed(t) + condition)
+        *blocks, last = self.modulations(y).split(self.sizes, dim=-1)
+        x = self.net.input_proj(x)
+        for block, modulation in zip(self.net.res_blocks, blocks, strict=True):
+            shift, scale, gate = modulation.chunk(3, dim=-1)
+            x = x + gate * block.mlp(modulate(block.in_ln(x), shift, scale))
+        shift, scale = last.chunk(2, dim=-1)
+        out: Tensor = self.net.final_layer.linear(modulate(self.net.final_layer.norm_final(x), shift, scale))
+        return out
+
+
+class SeveralSteps(nn.Module):
+    """Diffusion steps one after the other in one graph, with the same numbers: for its time."""
+
+    def __init__(self, step: DenoiseGraph, count: int) -> None:
+        super().__init__()
+        self.step, self.count = step, count
+
+    def forward(
+        self,
+        state: Tensor,
+        condition: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        guidance: Tensor,
+        noise: Tensor,
+        history: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        for _ in range(self.count):
+            state, history = self.step(state, condition, timestep, coefficients, guidance, noise, history)
+        return state, history
+
+
+def forms() -> dict[str, tuple[Stage, int]]:
+    """Stages of the forms, and how many diffusion steps each makes."""
+    torch.manual_seed(0)
+    far = FAR(PRESETS["far_base"]).eval()
+    for parameter in far.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    stage = denoise_stage(far, far.config.tokens)
+    fused: Any = DenoiseGraph(far)
+    fused.net = OneModulation(far.diffloss.net)
+    several = SeveralSteps(DenoiseGraph(far), 3)
+    return {
+        "as exported": (stage, 1),
+        "one modulation": (replace(stage, module=fused.eval()), 1),
+        "3 steps a graph": (replace(stage, module=several.eval()), 3),
+    }
+
+
+def openvino_call(path: Path, hint: str, inputs: dict[str, Any]) -> Callable[[], Any]:
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(str(path), "CPU", {**SETTINGS, "INFERENCE_PRECISION_HINT": hint})
+    request = compiled.create_infer_request()
+    for name, array in inputs.items():
+        request.set_tensor(name, ov.Tensor(array))
+    return lambda: request.infer()
+
+
+def onnxruntime_call(path: Path, inputs: dict[str, Any]) -> Callable[[], Any]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, inputs)
+
+
+def by_kind(path: Path, hint: str, inputs: dict[str, Any]) -> dict[str, float]:
+    """Share of one call's time by type and precision of OpenVINO's nodes."""
+    import openvino as ov
+
+    settings = {**SETTINGS, "INFERENCE_PRECISION_HINT": hint, "PERF_COUNT": True}
+    request = ov.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    for name, array in inputs.items():
+        request.set_tensor(name, ov.Tensor(array))
+    found: dict[str, float] = {}
+    for turn in range(4):
+        request.infer()
+        for node in request.get_profiling_info() if turn else ():
+            kind = f"{node.node_type} {node.exec_type.rpartition('_')[2]}"
+            found[kind] = found.get(kind, 0.0) + node.real_time.total_seconds()
+    total = sum(found.values())
+    return {
+        kind: value / total for kind, value in sorted(found.items(), key=lambda item: -item[1]) if value > 0.01 * total
+    }
+
+
+def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds, all in turn, after a round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+@click.command(help=__doc__)
+@click.option("--bundle", type=click.Path(path_type=Path), help="FAR-B in int8, as bench_ledger.py --keep leaves it.")
+@click.option("--pictures", "counts", type=int, multiple=True, default=(1,), show_default=True)
+@click.option("--rounds", type=int, default=5, show_default=True)
+def main(bundle: Path | None, counts: Sequence[int], rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as aside:
+        made = forms()
+        for name, (stage, _) in made.items():
+            (Path(aside) / name).mkdir()
+            export_stages([stage], Path(aside) / name)
+        flops = made["as exported"][0].flops[""]
+        for count in counts:
+            sizes = {"batch": count, "rows": 2 * count}
+            inputs = {name: tensor.numpy() for name, tensor in made["as exported"][0].example(sizes).items()}
+            ways: dict[str, Callable[[], Any]] = {}
+            work: dict[str, tuple[str, float]] = {}
+            for precision in ("fp32", "bf16", "int8"):
+                product = _openvino("cpu", precision, 2048, None)
+                if product is not None:
+                    ways[f"product {precision}"] = product
+                    work[f"product {precision}"] = (precision, 2.0 * 2048**3)
+            for name, (_, steps) in made.items():
+                path = Path(aside) / name / "denoise.onnx"
+                for hint, precision in (("f32", "fp32"), ("bf16", "bf16")):
+                    key = f"{name}, openvino {hint}"
+                    ways[key], work[key] = openvino_call(path, hint, inputs), (precision, steps * 2 * count * flops)
+            key = "as exported, onnxruntime"
+            ways[key] = onnxruntime_call(Path(aside) / "as exported" / "denoise.onnx", inputs)
+            work[key] = ("fp32", 2 * count * flops)
+            if bundle is not None:
+                for hint in ("f32", "bf16"):
+                    key = f"int8, openvino {hint}"
+                    ways[key] = openvino_call(bundle / "denoise.onnx", hint, inputs)
+                    work[key] = ("int8", 2 * count * flops)
+            found = measure(ways, rounds)
+            click.echo(
+                f"\n{count} pictures, {512 * count} rows\n\n"
+                "| form | ms | GFLOP/s | of the product |\n| --- | ---: | ---: | ---: |"
+            )
+            for key, seconds in found.items():
+                precision, operations = work[key]
+                rate = operations / seconds
+                of = rate / (work[f"product {precision}"][1] / found[f"product {precision}"])
+                click.echo(f"| {key} | {1000 * seconds:.1f} | {rate / 1e9:.0f} | {100 * of:.0f} % |")
+        paths = {"bf16": (Path(aside) / "as exported" / "denoise.onnx", "bf16")}
+        if bundle is not None:
+            paths["int8"] = (bundle / "denoise.onnx", "bf16")
+        for name, (path, hint) in paths.items():
+            shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in by_kind(path, hint, inputs).items())
+            click.echo(f"\n{name} on openvino with the {hint} hint: {shares}")
+
+
+if __name__ == "__main__":
+    main()
