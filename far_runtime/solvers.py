@@ -23,6 +23,9 @@ SOLVERS = ("ddpm", "ddim", "dpmpp-2m", "dpmpp-2m-sde")
 """DDPM with learned variance (the official sampler), DDIM (Song et al. 2021, eta 0), and DPM-Solver++ 2M (Lu et al.
 2022, algorithm 2), as an ODE and as an SDE. All are guided on the network's output, as officially."""
 
+ODE_SOLVERS = ("ddim", "dpmpp-2m")
+"""Those that draw no noise but the start's."""
+
 STARTS = {"epsilon": 950, "v": TRAIN_STEPS - 1}
 """Timestep at which the solvers other than ddpm begin. With epsilon prediction an error of the network at 999 is one of
 2e4 times its size in x0; at 950, of 13 times."""
@@ -33,7 +36,8 @@ COEFFICIENTS = ("state", "output", "log_beta", "log_posterior", "noise", "histor
 @dataclass(frozen=True)
 class Diffusion:
     """How one step of the loop draws from the head: so many steps of a solver, the first of them at timestep `start`
-    (None: the solver's own). temperature: factor of the noise that is added."""
+    (None: the solver's own). temperature: factor of the noise that is added, or of the start noise
+    where none is."""
 
     steps: int
     solver: str = "ddpm"
@@ -72,6 +76,12 @@ class Diffusion:
         if self.start is not None:
             return self.start
         return TRAIN_STEPS - 1 if self.solver == "ddpm" else max(STARTS[prediction], self.steps - 1)
+
+    @property
+    def start_scale(self) -> float:
+        """Factor of the start noise. The ODE solvers add no noise that a temperature could scale, so it scales what
+        they begin with: nearer to the official sampler's pictures than leaving it out (docs/performance.md)."""
+        return self.temperature if self.solver in ODE_SOLVERS else 1.0
 
 
 def trailing_timesteps(steps: int, start: int) -> NDArray[np.int64]:

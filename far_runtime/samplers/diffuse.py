@@ -29,8 +29,9 @@ def diffuse(
 
     finish: what turns the sample into the state that the step ends with.
     """
-    timesteps, table = diffusion_of(step).table(prediction)
-    state = engine.put(noise.start(step.index, *shape))
+    diffusion = diffusion_of(step)
+    timesteps, table = diffusion.table(prediction)
+    state = engine.put(noise.start(step.index, *shape) * np.float32(diffusion.start_scale))
     guidance, drawn, history = engine.put(scalar(step.guidance)), state, state
     for i, (timestep, coefficients) in enumerate(zip(timesteps, table, strict=True)):
         if coefficients[NOISE] != 0:  # otherwise the array of the step before is multiplied by 0
