@@ -1,11 +1,12 @@
 """One call of FAR-B's diffusion head in its possible forms, beside the machine's matrix products.
 
-    python scripts/bench_head.py [--bundle DIR] [--pictures 1] [--rounds 5]
+    python scripts/bench_head.py [--pictures 1 --pictures 4] [--tokens 256] [--rounds 5]
 
 Forms: as it is exported; with the AdaLN modulations of all blocks and of the final layer as one matrix product, since
-all of them read SiLU(y); with three diffusion steps in one graph. On OpenVINO in f32 and with the bf16 hint, and from
-an int8 bundle of FAR-B (--bundle) in both; on ONNX Runtime in FP32. All in turn in one process, medians; the share is
-of the rate of a 2048 x 2048 product by OpenVINO in the same precision, measured in the same rounds.
+all of them read SiLU(y); with three diffusion steps in one graph. The first two also quantised to INT8 (random
+weights, activations to +-8: for the time), on OpenVINO in f32 and with the bf16 hint; on ONNX Runtime in FP32 and INT8.
+--tokens 4 or 8 are the calls of MAR at its early iterations. All in turn in one process, medians; the share is of the
+rate of a 2048 x 2048 product by OpenVINO in the same precision, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import onnx
 import torch
 from torch import Tensor, nn
 
 from far_export.graphs.far import DenoiseGraph, denoise_stage
 from far_export.onnx_export import export_stages
+from far_export.quantize import products_of, quantize_graph
 from far_export.stages import Stage
 from far_models.far import FAR, PRESETS
 from far_models.head import DiffusionHead, modulate
 from far_runtime.bench.products import _openvino
+from far_runtime.bundle import Graph
+
+RANGE = 8.0
 
 SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": "0"}
 
@@ -60,7 +66,8 @@ class OneModulation(nn.Module):
 
 
 class SeveralSteps(nn.Module):
-    """Diffusion steps one after the other in one graph, with the same numbers: for its time."""
+    """Diffusion steps one after the other in one graph, for its time. Each has a timestep of its own, as in a schedule:
+    at one timestep all of them have the same modulations, which an engine then computes once."""
 
     def __init__(self, step: DenoiseGraph, count: int) -> None:
         super().__init__()
@@ -76,18 +83,42 @@ class SeveralSteps(nn.Module):
         noise: Tensor,
         history: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        for _ in range(self.count):
-            state, history = self.step(state, condition, timestep, coefficients, guidance, noise, history)
+        for step in range(self.count):
+            now = timestep * (1 - 0.25 * step)
+            state, history = self.step(state, condition, now, coefficients, guidance, noise, history)
         return state, history
 
 
-def forms() -> dict[str, tuple[Stage, int]]:
-    """Stages of the forms, and how many diffusion steps each makes."""
+def quantized(path: Path, stage: Stage) -> Path:
+    """The exported graph with the products in INT8 that an INT8 bundle has so, beside it."""
+    graph = Graph(stage.name, stage.stage, path.name, tuple(one.spec for one in stage.inputs), stage.outputs, 1.0)
+    products = products_of(path, graph, PRESETS["far_base"].channels)
+    ranges = {one.activation: RANGE for one in products}
+    made = path.with_name("int8.onnx")
+    onnx.save(quantize_graph(onnx.load(str(path)), products, ranges), str(made))
+    return made
+
+
+def at_tokens(stage: Stage, before: int, tokens: int) -> Stage:
+    """The stage over another number of tokens a picture, its arithmetic with it."""
+    inputs = tuple(replace(one, shape=tuple(tokens if n == before else n for n in one.shape)) for one in stage.inputs)
+    outputs = tuple(replace(one, shape=tuple(tokens if n == before else n for n in one.shape)) for one in stage.outputs)
+    return replace(stage, inputs=inputs, outputs=outputs, flops={"": stage.flops[""] * tokens / before})
+
+
+def inputs_of(stage: Stage, pictures: int) -> dict[str, Any]:
+    """Random inputs of a guided call; the scalars small, so that several steps stay finite."""
+    made = stage.example({"batch": pictures, "rows": 2 * pictures})
+    return {name: (tensor if tensor.dim() > 1 else 0.1 * tensor).numpy() for name, tensor in made.items()}
+
+
+def forms(tokens: int) -> dict[str, tuple[Stage, int]]:
+    """Stages of the forms over so many tokens a picture, and how many diffusion steps each makes."""
     torch.manual_seed(0)
     far = FAR(PRESETS["far_base"]).eval()
     for parameter in far.parameters():
         nn.init.normal_(parameter, std=0.02)
-    stage = denoise_stage(far, far.config.tokens)
+    stage = at_tokens(denoise_stage(far, far.config.tokens), far.config.tokens, tokens)
     fused: Any = DenoiseGraph(far)
     fused.net = OneModulation(far.diffloss.net)
     several = SeveralSteps(DenoiseGraph(far), 3)
@@ -148,19 +179,24 @@ def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]
 
 
 @click.command(help=__doc__)
-@click.option("--bundle", type=click.Path(path_type=Path), help="FAR-B in int8, as bench_ledger.py --keep leaves it.")
 @click.option("--pictures", "counts", type=int, multiple=True, default=(1,), show_default=True)
+@click.option("--tokens", type=int, default=256, show_default=True, help="Tokens a picture that a call denoises.")
 @click.option("--rounds", type=int, default=5, show_default=True)
-def main(bundle: Path | None, counts: Sequence[int], rounds: int) -> None:
+def main(counts: Sequence[int], tokens: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as aside:
-        made = forms()
-        for name, (stage, _) in made.items():
-            (Path(aside) / name).mkdir()
-            export_stages([stage], Path(aside) / name)
+        made = forms(tokens)
+        paths: dict[str, tuple[Path, int, dict[str, str]]] = {}
+        for name, (stage, steps) in made.items():
+            folder = Path(aside) / name
+            folder.mkdir()
+            export_stages([stage], folder)
+            float_kinds, int_kinds = {"f32": "fp32", "bf16": "bf16"}, {"f32": "int8", "bf16": "int8"}
+            paths[name] = (folder / "denoise.onnx", steps, float_kinds)
+            if steps == 1:
+                paths[f"int8, {name}"] = (quantized(folder / "denoise.onnx", stage), steps, int_kinds)
         flops = made["as exported"][0].flops[""]
         for count in counts:
-            sizes = {"batch": count, "rows": 2 * count}
-            inputs = {name: tensor.numpy() for name, tensor in made["as exported"][0].example(sizes).items()}
+            inputs = inputs_of(made["as exported"][0], count)
             ways: dict[str, Callable[[], Any]] = {}
             work: dict[str, tuple[str, float]] = {}
             for precision in ("fp32", "bf16", "int8"):
@@ -168,22 +204,17 @@ def main(bundle: Path | None, counts: Sequence[int], rounds: int) -> None:
                 if product is not None:
                     ways[f"product {precision}"] = product
                     work[f"product {precision}"] = (precision, 2.0 * 2048**3)
-            for name, (_, steps) in made.items():
-                path = Path(aside) / name / "denoise.onnx"
-                for hint, precision in (("f32", "fp32"), ("bf16", "bf16")):
+            for name, (path, steps, kinds) in paths.items():
+                for hint, precision in kinds.items():
                     key = f"{name}, openvino {hint}"
                     ways[key], work[key] = openvino_call(path, hint, inputs), (precision, steps * 2 * count * flops)
-            key = "as exported, onnxruntime"
-            ways[key] = onnxruntime_call(Path(aside) / "as exported" / "denoise.onnx", inputs)
-            work[key] = ("fp32", 2 * count * flops)
-            if bundle is not None:
-                for hint in ("f32", "bf16"):
-                    key = f"int8, openvino {hint}"
-                    ways[key] = openvino_call(bundle / "denoise.onnx", hint, inputs)
-                    work[key] = ("int8", 2 * count * flops)
+            for name in ("as exported", "int8, as exported"):
+                key = f"{name}, onnxruntime"
+                ways[key] = onnxruntime_call(paths[name][0], inputs)
+                work[key] = ("int8" if name.startswith("int8") else "fp32", 2 * count * flops)
             found = measure(ways, rounds)
             click.echo(
-                f"\n{count} pictures, {512 * count} rows\n\n"
+                f"\n{count} pictures, {2 * tokens * count} rows\n\n"
                 "| form | ms | GFLOP/s | of the product |\n| --- | ---: | ---: | ---: |"
             )
             for key, seconds in found.items():
@@ -191,12 +222,10 @@ def main(bundle: Path | None, counts: Sequence[int], rounds: int) -> None:
                 rate = operations / seconds
                 of = rate / (work[f"product {precision}"][1] / found[f"product {precision}"])
                 click.echo(f"| {key} | {1000 * seconds:.1f} | {rate / 1e9:.0f} | {100 * of:.0f} % |")
-        paths = {"bf16": (Path(aside) / "as exported" / "denoise.onnx", "bf16")}
-        if bundle is not None:
-            paths["int8"] = (bundle / "denoise.onnx", "bf16")
-        for name, (path, hint) in paths.items():
-            shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in by_kind(path, hint, inputs).items())
-            click.echo(f"\n{name} on openvino with the {hint} hint: {shares}")
+            for name in ("as exported", "int8, as exported"):
+                shares = by_kind(paths[name][0], "bf16", inputs)
+                told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
+                click.echo(f"\n{name} on openvino with the bf16 hint: {told}")
 
 
 if __name__ == "__main__":
