@@ -19,6 +19,7 @@ OWNERS = {
     "mode": ("openvino",),
     "pinning": ("openvino",),
     "arena": ("onnxruntime",),
+    "low_memory": ("onnxruntime", "openvino"),
     "cuda_graph": ("tensorrt", "tensorrt-rtx"),
     "weight_budget": ("tensorrt", "tensorrt-rtx"),
 }
@@ -65,6 +66,11 @@ def engine_options(default: str, several: bool = False) -> Callable[[Callable[..
             default=True,
             show_default=True,
             help="ONNX Runtime keeps the CPU's memory for the next call; without, it gives it back: slower, smaller.",
+        )(command)
+        command = click.option(
+            "--low-memory",
+            is_flag=True,
+            help="OpenVINO and ONNX Runtime load a stage only while it is used, one at a time: slower, smaller.",
         )(command)
         command = click.option(
             "--threads",

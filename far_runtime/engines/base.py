@@ -19,7 +19,8 @@ class EngineOptions:
 
     threads: of the CPU; None is the engine's own choice. mode: what OpenVINO plans for, "latency" or "throughput".
     pinning: OpenVINO keeps each thread on a core; None is its own choice. arena: ONNX Runtime keeps memory of the CPU
-    for the next call. cuda_graph: whether TensorRT captures whole generations. weight_budget: MiB of the weights of
+    for the next call. low_memory: OpenVINO and ONNX Runtime hold one graph at a time, and load a stage whenever it is
+    used after another. cuda_graph: whether TensorRT captures whole generations. weight_budget: MiB of the weights of
     each TensorRT engine with weight streaming that stay on the GPU; None: all.
     """
 
@@ -27,6 +28,7 @@ class EngineOptions:
     mode: str = "latency"
     pinning: bool | None = None
     arena: bool = True
+    low_memory: bool = False
     cuda_graph: bool = True
     weight_budget: int | None = None
 

@@ -72,6 +72,8 @@ class OnnxRuntimeEngine:
 
     def _session(self, graph: Graph) -> Any:
         if graph.name not in self._sessions:
+            if self._options.low_memory:
+                self._sessions.clear()
             self._sessions[graph.name] = self._open(graph)
         return self._sessions[graph.name]
 
@@ -100,7 +102,7 @@ class OnnxRuntimeEngine:
     def _session_options(self, graph: Graph) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
-        options.enable_cpu_mem_arena = self._options.arena
+        options.enable_cpu_mem_arena = self._options.arena and not self._options.low_memory
         if self._options.threads:
             options.intra_op_num_threads = self._options.threads
         if graph.constants:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.bundle import Bundle, Graph
+from far_runtime.bundle import WEIGHTS, Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
 from far_runtime.engines.cache import EngineCache
 from far_runtime.engines.sidecar import CachedEngine, EngineKey, bundle_facts
 from far_runtime.errors import FarError
+from far_runtime.memory import unmapping
 
 HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Precisions to compute in, and what a device that can calls them."""
@@ -31,10 +32,13 @@ SUFFIX = ".blob"
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A compiled graph and its one request."""
+    """A compiled graph and its one request. sizes: where an output's dynamic axis is found, as input and dimension (an
+    axis that no input has is left out). bound: the request's inputs, which need not be set twice."""
 
     request: Any
     graph: Graph
+    sizes: Mapping[str, tuple[str, int]]
+    bound: dict[str, Array]
 
 
 class OpenVinoEngine:
@@ -75,6 +79,7 @@ class OpenVinoEngine:
         self.name = f"openvino:{device}" + ("" if hint == usual == "f32" else f":{hint}")
         self.version: str = self._ov.__version__.partition("-")[0]
         self._bundle = bundle
+        self._alone = options.low_memory
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": options.mode.upper(),
@@ -88,6 +93,7 @@ class OpenVinoEngine:
             if options.pinning is not None:
                 self._settings["ENABLE_CPU_PINNING"] = options.pinning
         self._loaded: dict[str, _Loaded] = {}
+        self._scalars: dict[int, Array] = {}
 
     def put(self, array: NDArray[Any]) -> Array:
         # A tensor of its own: the caller may change or drop its array.
@@ -101,12 +107,20 @@ class OpenVinoEngine:
         self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
     ) -> dict[str, Array]:
         constants = constants or {}
-        loaded = self._load(self._bundle.manifest.graph(stage, constants))
-        sizes: dict[str, int] = {}
+        graph = self._bundle.manifest.graph(stage, constants)
+        if graph.name not in self._loaded:
+            # It packs the weights into memory of its own, most of them when it first runs.
+            with unmapping(self._bundle.path / WEIGHTS):
+                return self._run(self._load(graph), inputs, constants)
+        return self._run(self._loaded[graph.name], inputs, constants)
+
+    def _run(self, loaded: _Loaded, inputs: Mapping[str, Array], constants: Mapping[str, int]) -> dict[str, Array]:
         for spec in loaded.graph.inputs:
-            tensor = inputs[spec.name] if spec.name in inputs else self.put(scalar(constants[spec.name], np.int64))
-            sizes |= {axis: size for axis, size in zip(spec.shape, tensor.shape, strict=True) if isinstance(axis, str)}
-            loaded.request.set_tensor(spec.name, tensor)
+            tensor = inputs[spec.name] if spec.name in inputs else self._scalar(constants[spec.name])
+            if loaded.bound.get(spec.name) is not tensor:
+                loaded.request.set_tensor(spec.name, tensor)
+                loaded.bound[spec.name] = tensor
+        sizes = {axis: inputs[name].shape[place] for axis, (name, place) in loaded.sizes.items()}
         outputs = {}
         for spec in loaded.graph.outputs:
             # A new tensor each time: the one of the last call is still in use as another stage's input. An axis that no
@@ -146,14 +160,21 @@ class OpenVinoEngine:
         return EngineCache(self._bundle).find(self._key)
 
     def _load(self, graph: Graph) -> _Loaded:
-        if graph.name not in self._loaded:
-            ahead = self._ahead
-            if ahead is None:
-                compiled = self._compiled(graph)
-            else:
-                compiled = self._core.import_model(ahead.read(graph.name), self._device, self._settings)
-            self._loaded[graph.name] = _Loaded(compiled.create_infer_request(), graph)
+        if self._alone:
+            self._loaded.clear()
+        ahead = self._ahead
+        if ahead is None:
+            compiled = self._compiled(graph)
+        else:
+            compiled = self._core.import_model(ahead.read(graph.name), self._device, self._settings)
+        self._loaded[graph.name] = _Loaded(compiled.create_infer_request(), graph, _dynamic_axes(graph), {})
         return self._loaded[graph.name]
+
+    def _scalar(self, value: int) -> Array:
+        """A constant as a graph's input; each number is put once."""
+        if value not in self._scalars:
+            self._scalars[value] = self.put(scalar(value, np.int64))
+        return self._scalars[value]
 
     def _compiled(self, graph: Graph) -> Any:
         path: Path = self._bundle.path / graph.file
@@ -165,3 +186,14 @@ class OpenVinoEngine:
                 f"{path}: openvino {self.version} does not compile it for {self._device} ({detail}); use another "
                 "--engine, or export the bundle again"
             ) from error
+
+
+def _dynamic_axes(graph: Graph) -> dict[str, tuple[str, int]]:
+    """The first input and dimension that has each dynamic axis of the graph's outputs."""
+    wanted = {axis for spec in graph.outputs for axis in spec.shape if isinstance(axis, str)}
+    found: dict[str, tuple[str, int]] = {}
+    for spec in graph.inputs:
+        for place, axis in enumerate(spec.shape):
+            if axis in wanted:
+                found.setdefault(str(axis), (spec.name, place))
+    return found
