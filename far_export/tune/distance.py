@@ -42,8 +42,8 @@ class Judge:
     """Distances of candidates to a reference set, in units of the distance of two reference sets.
 
     The reference is the official preset, with the seeds A (seed .. seed + count - 1) and B (the `count` behind them);
-    a candidate is drawn with the seeds A, so that a schedule that changes nothing has the ratio 1. A second look
-    (`again`) uses the seeds C behind those.
+    a candidate is drawn with the seeds A and compared with set B, so that a schedule that changes nothing has the ratio
+    1. A second look (`again`) exchanges the two.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Judge:
     ) -> None:
         self._pipeline, self._network, self._cache, self._report = pipeline, network, cache, report
         self._manifest = pipeline.bundle.manifest
-        self._seeds = [range(seed + i * count, seed + (i + 1) * count) for i in range(3)]
+        self._seeds = [range(seed + i * count, seed + (i + 1) * count) for i in range(2)]
         self._subjects = spread_subjects(self._manifest, count)
         self._reference: tuple[Vectors, Vectors] | None = None
         self.seconds = 0.0
@@ -67,8 +67,8 @@ class Judge:
         return self._judge(settings, 0)
 
     def again(self, settings: Settings) -> Judged:
-        """Judge it once more, with other seeds."""
-        return self._judge(settings, 2)
+        """Judge it once more, with the seeds B and against set A."""
+        return self._judge(settings, 1)
 
     def cost(self, settings: Settings) -> float:
         """Arithmetic of a picture."""
@@ -90,7 +90,7 @@ class Judge:
         return self._reference
 
     def _judge(self, settings: Settings, which: int) -> Judged:
-        a, b = self.references()
+        a, b = self.references()[:: -1 if which else 1]
         ours = self._draw(settings, self._seeds[which])
         basis = principal_components(b[:, :FEATURES])
 

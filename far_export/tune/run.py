@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from far_export.tune.journal import Journal
-from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space
+from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space, front
 from far_runtime.bundle import Manifest
 from far_runtime.defaults import plan_of, settings_of
 from far_runtime.errors import FarError
 from far_runtime.presets import LIMITS, preset_names
 from far_runtime.schedule import compact
 
-CONFIRMED = 6
-"""Candidates within a limit that get a second look with other seeds, the cheapest first."""
+CONFIRMED = 8
+"""Candidates within a limit that get a second look with other seeds: those that none beats, the cheapest first."""
 
 Report = Callable[[str], None]
 
@@ -109,17 +109,22 @@ def tune(
         complete = False
     chosen: dict[str, Chosen] = {}
     for name, limit in LIMITS.items():
-        found = _confirmed(name, search.within(limit), limit, lambda one: look(one, "again", judge.again))
+        found = _confirmed(within(search.judged, limit), name, limit, lambda one: look(one, "again", judge.again))
         if found is not None:
             chosen[name] = found
     official = judge.cost(settings_of(manifest, {"preset": "official"}))
     return Tuned(search.judged, chosen, complete, official)
 
 
-def _confirmed(name: str, within: list[Judged], limit: float, again: Callable[[Settings], Judged]) -> Chosen | None:
+def within(judged: dict[str, Judged], limit: float) -> list[Judged]:
+    """Candidates within a limit that none beats in both arithmetic and ratio, the cheapest first."""
+    return [one for one in front(judged) if one.ratio <= limit]
+
+
+def _confirmed(candidates: list[Judged], name: str, limit: float, again: Callable[[Settings], Judged]) -> Chosen | None:
     """The cheapest whose two looks together are within the limit. The search picks what happened to do well with its
     seeds, so a second look has to agree."""
-    for judged in within[:CONFIRMED]:
+    for judged in candidates[:CONFIRMED]:
         one = Chosen(name, judged, again(judged.settings))
         if one.ratio <= limit:
             return one
