@@ -110,7 +110,8 @@ class OpenVinoEngine:
         graph = self._bundle.manifest.graph(stage, constants)
         if graph.name not in self._loaded:
             # It packs the weights into memory of its own, most of them when it first runs.
-            with unmapping(self._bundle.path / WEIGHTS):
+            read = self._ahead.file(graph.name) if self._ahead else self._bundle.path / WEIGHTS
+            with unmapping(read):
                 return self._run(self._load(graph), inputs, constants)
         return self._run(self._loaded[graph.name], inputs, constants)
 
@@ -154,19 +155,16 @@ class OpenVinoEngine:
 
     @cached_property
     def _ahead(self) -> CachedEngine | None:
-        """What `far build` compiled, its checksums compared."""
-        if not any(place.is_dir() for place in EngineCache(self._bundle).places):
+        """What `far build` compiled, its checksums compared. Not for low memory: OpenVINO copies the weights of a
+        compiled graph, and maps those of a bundle."""
+        if self._alone or not any(place.is_dir() for place in EngineCache(self._bundle).places):
             return None
         return EngineCache(self._bundle).find(self._key)
 
     def _load(self, graph: Graph) -> _Loaded:
         if self._alone:
             self._loaded.clear()
-        ahead = self._ahead
-        if ahead is None:
-            compiled = self._compiled(graph)
-        else:
-            compiled = self._core.import_model(ahead.read(graph.name), self._device, self._settings)
+        compiled = self._imported(self._ahead, graph) if self._ahead else self._compiled(graph)
         self._loaded[graph.name] = _Loaded(compiled.create_infer_request(), graph, _dynamic_axes(graph), {})
         return self._loaded[graph.name]
 
@@ -175,6 +173,15 @@ class OpenVinoEngine:
         if value not in self._scalars:
             self._scalars[value] = self.put(scalar(value, np.int64))
         return self._scalars[value]
+
+    def _imported(self, ahead: CachedEngine, graph: Graph) -> Any:
+        """A graph as it was compiled before; its file is mapped where this openvino can."""
+        if hasattr(self._ov, "tensor_from_file"):
+            blob = self._ov.tensor_from_file(ahead.file(graph.name))
+            ahead.check(graph.name, blob.data)
+        else:
+            blob = ahead.read(graph.name)
+        return self._core.import_model(blob, self._device, self._settings)
 
     def _compiled(self, graph: Graph) -> Any:
         path: Path = self._bundle.path / graph.file

@@ -96,11 +96,15 @@ class CachedEngine:
 
     def read(self, graph: str) -> bytes:
         """The file of one graph; FarError unless its bytes have the sidecar's SHA-256."""
+        data = self.file(graph).read_bytes()
+        self.check(graph, data)
+        return data
+
+    def check(self, graph: str, data: Any) -> None:
+        """FarError unless the bytes (any contiguous buffer) of one graph's file have the sidecar's SHA-256."""
         name = self._file(graph)
-        data = (self.path / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.files[name].sha256:
             raise FarError(f"{self.path / name}: changed since it was built; remove it with: far clean, build it again")
-        return data
 
     def _file(self, graph: str) -> str:
         for name in self.files:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.base import EngineOptions
+from far_runtime.memory import unmapping
 from far_runtime.pipeline import Pipeline
 
 
@@ -23,3 +27,22 @@ def test_one_graph_is_held_at_a_time_and_the_pictures_are_the_same(tiny: Any, en
             graphs: Any = getattr(pipeline.engine, held)
             assert len(graphs) == 1 if low_memory else len(graphs) >= 3
     assert np.array_equal(found[True], found[False])
+
+
+def test_pages_that_were_read_do_not_stay(tmp_path: Path) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads what Linux says of mapped memory")
+    size = 8 << 20
+    (tmp_path / "weights").write_bytes(bytes(size))
+
+    def resident() -> int:
+        return int(next(line for line in open("/proc/self/status") if line.startswith("RssFile")).split()[1]) * 1024
+
+    with (tmp_path / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        before = resident()
+        assert not any(mapped[::4096])
+        assert resident() - before > size / 2
+        with unmapping(tmp_path / "weights"):
+            pass
+        assert resident() - before < size / 2
+        assert mapped[:] == bytes(size)
