@@ -23,8 +23,8 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "fast": {"solver": "dpmpp-2m", "steps": 3},
 }
 """Diffusion settings where a bundle was not tuned. A FAR's samples are low-passed and drawn anew at the next level, so
-that all but the last may be coarse. On the zoo's model they came to ratios of 0.94, 0.95 and 1.03 (docs/performance.md);
-other models may need more, which far tune finds."""
+that all but the last may be coarse. On the zoo's model the ratios were 0.94, 0.95 and 1.03 (docs/performance.md); other
+models may need more, which far tune finds."""
 
 FEW_STEPS_OF_MAR: dict[str, dict[str, Any]] = {
     "quality": {"solver": "ddpm", "steps": "50:5"},

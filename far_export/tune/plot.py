@@ -25,17 +25,19 @@ def save_plot(tuned: Tuned, title: str, path: Path) -> None:
         axes.scatter([one.flops / 1e9 for one in own], [one.ratio for one in own], s=16, color=colour, label=solver)
     edge = front(tuned.judged)
     axes.plot([one.flops / 1e9 for one in edge], [one.ratio for one in edge], color="#8a8f98", linewidth=0.8, zorder=0)
-    for name, limit in LIMITS.items():
+    for limit in LIMITS.values():
         axes.axhline(limit, color="#d9a441", linewidth=0.8, linestyle="--")
-        one = tuned.chosen.get(name)
-        if one is not None:
-            at = (one.judged.flops / 1e9, one.judged.ratio)
-            axes.scatter(*at, s=90, facecolors="none", edgecolors="#2f3e52")
-            axes.annotate(name, at, textcoords="offset points", xytext=(7, 7), fontsize=9)
+    places: dict[tuple[float, float], list[str]] = {}
+    for name, one in tuned.chosen.items():
+        places.setdefault((one.judged.flops / 1e9, one.judged.ratio), []).append(name)
+    for at, names in places.items():
+        axes.scatter(*at, s=90, facecolors="none", edgecolors="#2f3e52")
+        axes.annotate(", ".join(names), at, textcoords="offset points", xytext=(7, 7), fontsize=9)
     axes.axvline(tuned.official_flops / 1e9, color="#2f3e52", linewidth=0.8, linestyle=":")
     axes.annotate("official", (tuned.official_flops / 1e9, 1.02), rotation=90, fontsize=8, ha="right", va="bottom")
     axes.set(xscale="log", xlabel="GFLOP a picture", ylabel="distance, in distances of two official sets")
-    axes.set_ylim(0.95, min(max((one.ratio for one in tuned.judged.values()), default=2.0) * 1.03, 3.0))
+    ratios = [one.ratio for one in tuned.judged.values()] or [1.0, 2.0]
+    axes.set_ylim(0.95 * min(ratios), min(1.03 * max(ratios), 3.0))
     axes.legend(fontsize=8)
     with whole_file(path) as aside:
         figure.savefig(aside, format=path.suffix.lower()[1:])
