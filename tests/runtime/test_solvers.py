@@ -18,7 +18,7 @@ from far_runtime.noise import SeedNoise
 from far_runtime.pipeline import Pipeline
 from far_runtime.samplers.base import Step
 from far_runtime.samplers.diffuse import diffuse
-from far_runtime.solvers import COEFFICIENTS, SOLVERS, STARTS, Diffusion, trailing_timesteps
+from far_runtime.solvers import COEFFICIENTS, ODE_SOLVERS, SOLVERS, STARTS, Diffusion, trailing_timesteps
 
 ALPHAS = cosine_alphas_cumprod()
 WEIGHTS, MEANS, DEVIATIONS = np.array([0.3, 0.5, 0.2]), np.array([-1.5, 0.2, 1.8]), np.array([0.5, 0.4, 0.6])
@@ -157,6 +157,31 @@ def test_the_first_step_of_epsilon_prediction_is_well_conditioned_from_its_start
     assert spoilt("v", 999, error=0.01) < 0.05
     assert spoilt("epsilon", 950, dtype=np.float32) < 2e-6
     assert spoilt("epsilon", 999, dtype=np.float32) > 20 * spoilt("epsilon", 950, dtype=np.float32)
+
+
+GAUSSIAN = {"weights": np.ones(1), "means": np.array([0.7]), "deviations": np.array([0.45])}
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("ddim", 100), ("dpmpp-2m", 50)])
+def test_temperature_narrows_what_an_ode_solver_draws_as_it_does_for_the_official_sampler(
+    solver: str, steps: int
+) -> None:
+    """Of a Gaussian to the temperature times its deviation, about the same mean; of the mixture as ddpm does."""
+    narrow = sample(MixtureHead("v", **GAUSSIAN), Diffusion(steps, solver, temperature=0.8), 4000)
+    noise = SeedNoise([5]).start(0, 4000, 1).std()
+    assert narrow.std() == pytest.approx(0.8 * 0.45 * noise, rel=0.02)
+    assert narrow.mean() == pytest.approx(0.7, abs=0.02)
+    official = sample(MixtureHead("v"), Diffusion(100, "ddpm", temperature=0.8), 20_000)
+    ours = sample(MixtureHead("v"), Diffusion(steps, solver, temperature=0.8), 20_000)
+    assert ours.std() == pytest.approx(official.std(), rel=0.03) and official.std() < 0.85 * DEVIATION
+    assert rms(np.sort(ours), np.sort(official)) < 0.06  # 0.25 between temperatures 1 and 0.8
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_without_any_temperature_every_sample_is_the_same_for_ode_solvers_alone(solver: str) -> None:
+    drawn = sample(MixtureHead("v"), Diffusion(8, solver, temperature=0.0))
+    assert (np.ptp(drawn) < 1e-12) == (solver in ODE_SOLVERS)
+    assert Diffusion(8, solver, temperature=0.7).start_scale == (0.7 if solver in ODE_SOLVERS else 1.0)
 
 
 class Recorder:
