@@ -81,7 +81,6 @@ class Released:
         from far_export.export import load_pair
         from far_export.graphs.vae import DecodeGraph
 
-        torch.set_grad_enabled(False)
         model, decoder = load_pair(self.folder / "checkpoint-last.pth", self.folder / "vae.pth")
         network, vae = model.model.eval(), decoder.model.eval()
         manifest = open_bundle(next(path.parent for path in self.folder.glob("*/manifest.json")), check=False).manifest
@@ -95,17 +94,16 @@ class Released:
 
     def part(self, name: str) -> float:
         """Seconds of one call of a part."""
+        import torch
+
         started = time.perf_counter()
-        self._parts[name]()
+        with torch.no_grad():
+            self._parts[name]()
         return time.perf_counter() - started
 
     def level(self) -> float:
         """Seconds of one whole level: the transformer once and every diffusion step."""
-        started = time.perf_counter()
-        self._parts["transformer"]()
-        for _ in range(STEPS):
-            self._parts["head"]()
-        return time.perf_counter() - started
+        return self.part("transformer") + sum(self.part("head") for _ in range(STEPS))
 
     def _with_autocast(self, compute: Any) -> Any:
         from released import autocast

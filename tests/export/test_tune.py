@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,13 +103,20 @@ def test_a_search_goes_on_where_it_was_ended(tiny: Tiny, tmp_path: Path) -> None
 
 def test_a_second_look_refuses_what_was_luck(tiny: Tiny, tmp_path: Path) -> None:
     class Lucky(Fake):
-        def again(self, settings: Settings) -> Judged:
-            found = Fake()(settings)
-            lucky = settings["guidance_floor"] > 1
-            return Judged(settings, found.flops, found.image + (1.0 if lucky else 0), found.latents, 0.1)
+        """More steps are always a little better, and those with few of them do badly at the second look."""
 
-    found = run.tune(open_bundle(tiny.bundle).manifest, Lucky(), Journal(tmp_path / "j", {}), run.Budget())
-    assert found.chosen["quality"].judged.settings["guidance_floor"] == 1
+        def __call__(self, settings: Settings) -> Judged:
+            found = super().__call__(settings)
+            return replace(found, image=found.image + 0.04 / sum(settings["steps"]))
+
+        def again(self, settings: Settings) -> Judged:
+            found = self(settings)
+            return replace(found, image=found.image + (1.0 if sum(settings["steps"]) <= 7 else 0))
+
+    judge = Lucky()
+    found = run.tune(open_bundle(tiny.bundle).manifest, judge, Journal(tmp_path / "j", {}), run.Budget())
+    assert min(sum(one.settings["steps"]) for one in found.judged.values() if one.ratio <= 1.05) <= 7
+    assert sum(found.chosen["quality"].judged.settings["steps"]) > 7
 
 
 def test_nothing_is_drawn_beyond_the_budget() -> None:
