@@ -109,10 +109,11 @@ def compare_distributions(
     )
 
 
-def check_possible(count: int) -> torch.nn.Module:
-    """The feature network, before long work; FarError where it is missing, or for fewer pictures than make sense."""
+def check_possible(count: int, option: str = "--distribution") -> torch.nn.Module:
+    """The feature network, before long work; FarError where it is missing, and for fewer pictures than make sense,
+    which `option` changes."""
     if count < SMALLEST:
-        raise FarError(f"{count} pictures for the distribution: expected {SMALLEST} or more; use --distribution 256")
+        raise FarError(f"{count} pictures for the distribution: expected {SMALLEST} or more; use {option} 256")
     return feature_network()
 
 

@@ -129,7 +129,8 @@ def parse_solvers(solver: str | Sequence[str], count: int, of: str = "levels") -
 def check_guidance(guidance: float, option: str = "guidance") -> None:
     """FarError for a scale below 0 or not finite."""
     if guidance < 0 or not math.isfinite(guidance):
-        raise FarError(f"{option} {guidance:g}: expected 0 or more (1 is no guidance); use --guidance 3, say")
+        use = "--guidance 3" if option == "guidance" else f"{option} 1"
+        raise FarError(f"{option} {guidance:g}: expected 0 or more (1 is no guidance); use {use}, say")
 
 
 def check_temperature(temperature: float) -> None:

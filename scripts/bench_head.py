@@ -11,9 +11,7 @@ rate of a 2048 x 2048 product by OpenVINO in the same precision, measured in the
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +22,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from bench_settings import in_turn
 from far_export.graphs.far import DenoiseGraph, denoise_stage
 from far_export.onnx_export import export_stages
 from far_export.quantize import products_of, quantize_graph
 from far_export.stages import Stage
 from far_models.far import FAR, PRESETS
 from far_models.head import DiffusionHead, modulate
-from far_runtime.bench.products import _openvino
+from far_runtime.bench.products import openvino_product
 from far_runtime.bundle import Graph
 
 RANGE = 8.0
@@ -146,38 +145,6 @@ def onnxruntime_call(path: Path, inputs: dict[str, Any]) -> Callable[[], Any]:
     return lambda: session.run(None, inputs)
 
 
-def by_kind(path: Path, hint: str, inputs: dict[str, Any]) -> dict[str, float]:
-    """Share of one call's time by type and precision of OpenVINO's nodes."""
-    import openvino as ov
-
-    settings = {**SETTINGS, "INFERENCE_PRECISION_HINT": hint, "PERF_COUNT": True}
-    request = ov.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    for name, array in inputs.items():
-        request.set_tensor(name, ov.Tensor(array))
-    found: dict[str, float] = {}
-    for turn in range(4):
-        request.infer()
-        for node in request.get_profiling_info() if turn else ():
-            kind = f"{node.node_type} {node.exec_type.rpartition('_')[2]}"
-            found[kind] = found.get(kind, 0.0) + node.real_time.total_seconds()
-    total = sum(found.values())
-    return {
-        kind: value / total for kind, value in sorted(found.items(), key=lambda item: -item[1]) if value > 0.01 * total
-    }
-
-
-def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds, all in turn, after a round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(found) for name, found in seconds.items()}
-
-
 @click.command(help=__doc__)
 @click.option("--pictures", "counts", type=int, multiple=True, default=(1,), show_default=True)
 @click.option("--tokens", type=int, default=256, show_default=True, help="Tokens a picture that a call denoises.")
@@ -200,7 +167,7 @@ def main(counts: Sequence[int], tokens: int, rounds: int) -> None:
             ways: dict[str, Callable[[], Any]] = {}
             work: dict[str, tuple[str, float]] = {}
             for precision in ("fp32", "bf16", "int8"):
-                product = _openvino("cpu", precision, 2048, None)
+                product = openvino_product("cpu", precision, 2048, None)
                 if product is not None:
                     ways[f"product {precision}"] = product
                     work[f"product {precision}"] = (precision, 2.0 * 2048**3)
@@ -212,7 +179,7 @@ def main(counts: Sequence[int], tokens: int, rounds: int) -> None:
                 key = f"{name}, onnxruntime"
                 ways[key] = onnxruntime_call(paths[name][0], inputs)
                 work[key] = ("int8" if name.startswith("int8") else "fp32", 2 * count * flops)
-            found = measure(ways, rounds)
+            found = in_turn(ways, rounds)
             click.echo(
                 f"\n{count} pictures, {2 * tokens * count} rows\n\n"
                 "| form | ms | GFLOP/s | of the product |\n| --- | ---: | ---: | ---: |"
@@ -222,10 +189,6 @@ def main(counts: Sequence[int], tokens: int, rounds: int) -> None:
                 rate = operations / seconds
                 of = rate / (work[f"product {precision}"][1] / found[f"product {precision}"])
                 click.echo(f"| {key} | {1000 * seconds:.1f} | {rate / 1e9:.0f} | {100 * of:.0f} % |")
-            for name in ("as exported", "int8, as exported"):
-                shares = by_kind(paths[name][0], "bf16", inputs)
-                told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
-                click.echo(f"\n{name} on openvino with the bf16 hint: {told}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from far_runtime.bench.products import Products
 from far_runtime.bundle import Manifest, open_bundle
 from far_runtime.cost import call_flops, picture_cost
 from far_runtime.defaults import plan_of, settings_of
+from far_runtime.errors import FarError
 from far_runtime.presets import preset_names
 from far_runtime.samplers.base import Step
 from ledger_plot import save_plot
@@ -45,8 +46,7 @@ SYSTEMS = {
     "var-d16": "var_d16",
 }
 PRECISIONS = {"far-b": ("int8",), "far-l": ("int8",), "far-h": ("bf16",), "mar-b": ("int8",), "var-d16": ("int8",)}
-"""Of the bundles that are drawn unless --precision names others. FAR-H's calibration for int8 takes more memory than
-20 GB."""
+"""Of the bundles that are drawn unless --precision names others. FAR-H in int8 was not tried."""
 
 HINT = "openvino:cpu:bf16"
 """The engine: what is not int8 is computed in BF16."""
@@ -225,7 +225,7 @@ def bundle_of(folder: Path, preset: str, precision: str) -> Path:
     if not (home / "vae.pth").exists():
         write_checkpoints(preset, home)
     target = home / precision
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(FarError):
         open_bundle(target, check=False)
         return target
     seconds, peak = run_apart(export, home, preset, precision, target)

@@ -10,31 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bench_settings import in_turn
 from far_runtime.pipeline import Pipeline
 
 STEPS = (1, 2, 4, 8, 16)
 BATCHES = (1, 2, 4, 8, 16)
 GRIDS = (4, 8, 16, 32)
-
-
-def in_turn(ways: Mapping[int, Callable[[], Any]], rounds: int) -> dict[int, float]:
-    """Median seconds of each, all in turn, after a first round that is not counted."""
-    seconds: dict[int, list[float]] = {size: [] for size in ways}
-    for _ in range(rounds + 1):
-        for size, way in ways.items():
-            started = time.perf_counter()
-            way()
-            seconds[size].append(time.perf_counter() - started)
-    return {size: statistics.median(found[1:]) for size, found in seconds.items()}
 
 
 def write_model(grid: int, folder: Path) -> Path:

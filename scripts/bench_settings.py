@@ -14,9 +14,9 @@ import hashlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -29,9 +29,12 @@ from far_runtime.pipeline import Pipeline
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": "0"}
 
 
-def in_turn(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+Name = TypeVar("Name", bound=Hashable)
+
+
+def in_turn(ways: Mapping[Name, Callable[[], Any]], rounds: int) -> dict[Name, float]:
     """Median seconds of each, all in turn, after a first round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[Name, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, way in ways.items():
             started = time.perf_counter()

@@ -74,8 +74,10 @@ def tune(
         check_plot(plot)
     opened = open_bundle(bundle)
     check_system(opened)
+    if not dry_run:
+        written.check_writable(opened)
     run.space_of(opened.manifest)
-    network = check_possible(count)
+    network = check_possible(count, "--count")
     name, engine_settings = take_engine(options)
     name, why = best_unless(name, opened)
     with Pipeline.over(opened, name, engine_settings) as pipeline:

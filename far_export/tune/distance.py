@@ -104,7 +104,6 @@ class Judge:
 
     def _draw(self, settings: Settings, seeds: Sequence[int]) -> Vectors:
         """Features and frequencies [N, 1280 + L C] of the pictures of these settings; notes the seconds."""
-
         started = time.perf_counter()
         made = self._pipeline.generate(self._subjects, seeds, batch_size=BATCH, **settings)
         self.seconds = time.perf_counter() - started

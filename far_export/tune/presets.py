@@ -11,7 +11,7 @@ from typing import Any
 from far_export.tune.run import Tuned
 from far_runtime.bundle import Bundle, open_bundle, write_manifest
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.files import check_folder, whole_file
 from far_runtime.presets import FEW_STEPS
 from far_runtime.schedule import compact
 
@@ -28,6 +28,17 @@ def presets_of(tuned: Tuned, how: Mapping[str, Any]) -> dict[str, dict[str, Any]
         }  # fmt: skip
         found[name] = {"settings": settings, "measured": measured}
     return found
+
+
+def check_writable(bundle: Bundle) -> None:
+    """FarError, before long work, where presets cannot be put into a bundle."""
+    try:
+        check_folder(bundle.path)
+    except FarError:
+        raise FarError(
+            f"{bundle.path}: cannot be written, so it takes no presets; tune a copy that can be, or use --dry-run with "
+            "--save FILE"
+        ) from None
 
 
 def write_presets(bundle: Bundle, presets: Mapping[str, dict[str, Any]]) -> None:
@@ -62,5 +73,7 @@ def read_presets(path: Path, known: tuple[str, ...] = tuple(FEW_STEPS)) -> dict[
         for entry in found.values():
             float(entry["measured"]["ratio"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FarError(f"{path}: no file of presets ({error}); make one with far tune --save {path}") from error
+        raise FarError(
+            f"{path}: no file of presets ({error}); make one with: far tune BUNDLE --save presets.json"
+        ) from error
     return found

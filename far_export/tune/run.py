@@ -101,7 +101,14 @@ def tune(
             report(f"{len(journal)}: {shown(found)}" + (" (other seeds)" if which else ""))
         return found
 
-    search = Search(space, lambda settings: look(settings, "", judge), judge.cost, base)
+    def possible(settings: Settings) -> bool:
+        try:
+            settings_of(manifest, settings)
+        except FarError:
+            return False
+        return True
+
+    search = Search(space, lambda settings: look(settings, "", judge), judge.cost, base, possible)
     complete = True
     try:
         search.run(list(LIMITS.values()))
@@ -109,14 +116,16 @@ def tune(
         complete = False
     chosen: dict[str, Chosen] = {}
     for name, limit in LIMITS.items():
-        found = _confirmed(within(search.judged, limit), name, limit, lambda one: look(one, "again", judge.again))
+        found = _confirmed(
+            worth_a_second_look(search.judged, limit), name, limit, lambda one: look(one, "again", judge.again)
+        )
         if found is not None:
             chosen[name] = found
     official = judge.cost(settings_of(manifest, {"preset": "official"}))
     return Tuned(search.judged, chosen, complete, official)
 
 
-def within(judged: dict[str, Judged], limit: float) -> list[Judged]:
+def worth_a_second_look(judged: dict[str, Judged], limit: float) -> list[Judged]:
     """Candidates within a limit that none beats in both arithmetic and ratio, the cheapest first."""
     return [one for one in front(judged) if one.ratio <= limit]
 

@@ -51,20 +51,26 @@ class Search:
     """Draws candidates through `judge` and remembers all of them; `cost` is the arithmetic of one, not yet drawn."""
 
     def __init__(
-        self, space: Space, judge: Callable[[Settings], Judged], cost: Callable[[Settings], float], base: Settings
+        self,
+        space: Space,
+        judge: Callable[[Settings], Judged],
+        cost: Callable[[Settings], float],
+        base: Settings,
+        possible: Callable[[Settings], bool] = lambda settings: True,
     ) -> None:
-        """base: the settings that are not varied."""
+        """base: the settings that are not varied. possible: whether the bundle can draw a candidate, which is passed
+        over otherwise: lists of levels have rules, and a bundle may have graphs for some levels only."""
         self.space, self.base = space, base
-        self._judge, self._cost = judge, cost
+        self._judge, self._cost, self._possible = judge, cost, possible
         self.judged: dict[str, Judged] = {}
 
     def run(self, limits: Sequence[float]) -> None:
         """The grid, then a descent for every limit, the strictest first. Raises OutOfBudget where `judge` does; what
         was judged until then is kept."""
-        for settings in self.grid():
+        for settings in filter(self._possible, self.grid()):
             self.judge(settings)
         solver = self.best_solver(max(limits))
-        for settings in self.finer(solver):
+        for settings in filter(self._possible, self.finer(solver)):
             self.judge(settings)
         for limit in sorted(limits):
             self.descend(limit)
@@ -114,7 +120,11 @@ class Search:
         first, as long as it stays within. What was refused once is not tried again later, when less is left."""
         best, refused = self.cheapest(limit), set()
         while best is not None:
-            moves = [(name, settings) for name, settings in self.moves(best.settings) if name not in refused]
+            moves = [
+                (name, settings)
+                for name, settings in self.moves(best.settings)
+                if name not in refused and self._possible(settings)
+            ]
             moves.sort(key=lambda move: self._cost(move[1]))
             for name, settings in moves:
                 found = self.judge(settings)

@@ -40,7 +40,7 @@ class Products:
 
     def open(self) -> dict[Kind, list[str]]:
         """Prepare and warm up; the methods of each kind, an empty list where there is none."""
-        makers = {"numpy": _numpy, "openvino": _openvino, **self._added()}
+        makers = {"numpy": _numpy, "openvino": openvino_product, **self._added()}
         for kind in self.kinds:
             self._ready[kind] = {}
             for name, make in makers.items():
@@ -91,7 +91,7 @@ def _numpy(device: str, precision: str, size: int, threads: int | None) -> Produ
     return lambda: np.matmul(a, b, out=out)
 
 
-def _openvino(device: str, precision: str, size: int, threads: int | None) -> Product | None:
+def openvino_product(device: str, precision: str, size: int, threads: int | None) -> Product | None:
     """The second factor is a constant, as weights are; INT8 by fake quantisation of both."""
     hints = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
     if device == GPU:

@@ -21,6 +21,7 @@ from far_export.tune.presets import read_presets, write_presets
 from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space, front
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import cli
+from far_runtime.defaults import settings_of
 from far_runtime.errors import FarError
 from far_runtime.presets import LIMITS, preset_of
 
@@ -119,6 +120,40 @@ def test_a_second_look_refuses_what_was_luck(tiny: Tiny, tmp_path: Path) -> None
     assert sum(found.chosen["quality"].judged.settings["steps"]) > 7
 
 
+def test_candidates_that_the_bundle_cannot_draw_are_passed_over(tiny: Tiny, tmp_path: Path) -> None:
+    """A masked model's levels have rules of their own, and a bundle with graphs per level has these levels only."""
+    manifest = open_bundle(tiny.masked_bundle).manifest
+    space, base = Space((0, 2), 2, (1.0, 2.0), epsilon=False), {"guidance_floor": 1.0}
+    drawn: list[Settings] = []
+
+    def judge(one: Settings) -> Judged:
+        drawn.append(one)
+        settings_of(manifest, one)
+        return Judged(one, float(sum(one["steps"])), 1.0, 1.0, 0.1)
+
+    def possible(one: Settings) -> bool:
+        return len(one["levels"]) == 2
+
+    Search(space, judge, lambda one: float(sum(one["steps"])), base, possible).run([1.1])
+    assert drawn and all(one["levels"] == [0, 2] for one in drawn)
+    assert min(sum(one["steps"]) for one in drawn) == 2
+
+
+def test_a_system_without_diffusion_is_refused(tiny: Tiny) -> None:
+    manifest = replace(open_bundle(tiny.bundle).manifest, system="var")
+    with pytest.raises(FarError, match="a var bundle has no diffusion steps to tune"):
+        run.space_of(manifest)
+
+
+def test_a_bundle_that_cannot_be_written_is_told_before_the_search(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("far_runtime.files.tempfile.TemporaryFile", refuse)
+    result = tune(tiny.bundle)
+    assert "takes no presets; tune a copy that can be" in str(result.exception) + result.output
+
+
 def test_nothing_is_drawn_beyond_the_budget() -> None:
     def refuse(settings: Settings) -> Judged:
         raise OutOfBudget
@@ -178,12 +213,15 @@ def test_from_a_bundle_to_its_presets(tiny: Tiny, tmp_path: Path, quick: None) -
             cli, ["generate", str(bundle), "--label", "1", "--preset", name, "-o", str(tmp_path / "out.png")]
         )
         assert made.exit_code == 0 and f"preset {name}: tuned" in made.output
+    with pytest.raises(FarError, match=r"--levels: preset .* has steps .*, for its own levels; give --steps beside it"):
+        uneven = {"settings": {"levels": [0, 1, 3], "steps": [1, 2, 1]}, "measured": {"ratio": 1.0}}
+        settings_of(replace(after, presets={"fast": uneven}), {"preset": "fast", "levels": [0, 1]})
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--count", 5], "5 pictures for the distribution: expected 96 or more"),
+        (["--count", 5], "5 pictures for the distribution: expected 96 or more; use --count 256"),
         (["--plot", "x.gif"], "a plot is written as PNG or SVG"),
         (["--save", "a.json", "--json", "a.json"], "--save and --json would both write it"),
         (["--engine", "abacus"], "engine 'abacus': unknown"),
