@@ -1,10 +1,12 @@
-"""Post-training quantisation of an exported FP32 bundle: int8 matrix products in QDQ form, everything else as it was.
+"""Post-training quantisation of an exported FP32 bundle: int8 matrix products and convolutions in QDQ form, everything
+else as it was.
 
-Quantised are the products with a constant weight in the transformer, the diffusion head and VAR's logits: weights per
-output channel, activations per tensor, both symmetric, biases in FP32, as TensorRT, TensorRT-RTX and OpenVINO take it.
-Left in FP32 are attention's two products; those that read the latents or predict them (the projection in, the head's
-final layer: a small part of the arithmetic, and the part that costs most accuracy); and what is the same for all rows
-(the timestep's and the level's embedding). docs/precision.md has the figures behind these choices.
+Quantised are the products with a constant weight in the transformer, the diffusion head and VAR's logits, and the
+convolutions of the VAE's decoder: weights per output channel, activations per tensor, both symmetric, biases in FP32,
+as TensorRT, TensorRT-RTX and OpenVINO take it. Left in FP32 are attention's two products; those that read the latents
+or predict them, or the pixels (the projection in, the head's final layer, the decoder's first and last convolution: a
+small part of the arithmetic, and the part that costs most accuracy); and what is the same for all rows (the timestep's
+and the level's embedding). docs/precision.md has the figures behind these choices.
 """
 
 from __future__ import annotations
@@ -30,8 +32,11 @@ from far_export.onnx_export import INLINE_BYTES, WeightFile
 from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph, Manifest, record_of
 from far_runtime.errors import CheckFailed
 
-STAGES = ("transformer", "denoise", "logits")
-PRODUCTS = ("MatMul", "Gemm")
+MATRICES = ("MatMul", "Gemm")
+CONVOLUTIONS = ("Conv",)
+PRODUCTS = (*MATRICES, *CONVOLUTIONS)
+STAGES = {"transformer": MATRICES, "denoise": MATRICES, "logits": MATRICES, "decode": CONVOLUTIONS}
+"""The operators that are quantised, by stage."""
 
 TOLERANCE = LIMITS["int8"].stage
 """Relative error of a quantised graph's output that verify accepts. It tells a broken quantisation from a sound one;
@@ -59,7 +64,7 @@ def quantize_bundle(folder: Path, manifest: Manifest, count: int, report: Callab
         for graph in manifest.graphs
         if graph.stage in STAGES
     }
-    if not any(found.values()):
+    if not any(found[graph.name] for graph in manifest.graphs if STAGES.get(graph.stage) is MATRICES):
         raise CheckFailed(f"{folder}: no matrix product to quantise; export it with --precision fp32")
     watched = {name: list(dict.fromkeys(one.activation for one in products)) for name, products in found.items()}
     ranges = calibrate(bundle, watched, count, report)
@@ -76,7 +81,7 @@ def quantize_bundle(folder: Path, manifest: Manifest, count: int, report: Callab
                 model = _load(folder / graph.file, products, ranges.get(graph.name, {}))
                 _write(model, aside / graph.file, weights)
                 if products:
-                    report(f"quantised {graph.name}: {len(products)} of {_count(model)} matrix products")
+                    report(f"quantised {graph.name}: {len(products)} of {_count(model, STAGES[graph.stage])} {_kind(graph)}")
                 del model
         for path in aside.iterdir():
             os.replace(path, folder / path.name)
@@ -96,7 +101,10 @@ def products_of(path: Path, graph: Graph, channels: int) -> list[Product]:
     """The products of an ONNX file that are to be quantised. channels: of the latents, which the excluded products read
     (channels in) or predict (twice as many out, with the variance)."""
     model = onnx.load(str(path), load_external_data=False).graph
-    weights = {one.name: tuple(one.dims) for one in model.initializer if len(one.dims) == 2}
+    weights = {one.name: tuple(one.dims) for one in model.initializer if len(one.dims) in (2, 4)}
+    operators = STAGES.get(graph.stage, MATRICES)
+    convolutions = [node.name for node in model.node if node.op_type in CONVOLUTIONS]
+    ends = {*convolutions[:2], *convolutions[-1:]}  # post_quant_conv and conv_in read latents, conv_out gives pixels
     # What depends on an input with an axis of any length differs from row to row; the rest is computed once a call.
     varying = {spec.name for spec in graph.inputs if any(isinstance(axis, str) for axis in spec.shape)}
     for node in model.node:
@@ -105,10 +113,11 @@ def products_of(path: Path, graph: Graph, channels: int) -> list[Product]:
     return [
         Product(node.name, node.input[0])
         for node in model.node
-        if node.op_type in PRODUCTS
+        if node.op_type in operators
+        and node.name not in ends
         and node.input[0] in varying
         and node.input[1] in weights
-        and not _touches_latents(node, weights[node.input[1]], channels)
+        and (node.op_type in CONVOLUTIONS or not _touches_latents(node, weights[node.input[1]], channels))
     ]
 
 
@@ -160,8 +169,12 @@ def _write(model: ir.Model, path: Path, weights: WeightFile) -> None:
     onnx.checker.check_model(str(path))
 
 
-def _count(model: ir.Model) -> int:
-    return sum(node.op_type in PRODUCTS for node in model.graph)
+def _kind(graph: Graph) -> str:
+    return "convolutions" if STAGES[graph.stage] is CONVOLUTIONS else "matrix products"
+
+
+def _count(model: ir.Model, operators: Sequence[str]) -> int:
+    return sum(node.op_type in operators for node in model.graph)
 
 
 @contextlib.contextmanager

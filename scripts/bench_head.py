@@ -34,7 +34,7 @@ from far_runtime.bundle import Graph
 
 RANGE = 8.0
 
-SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": "0"}
+SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "SNIPPETS_MODE": "DISABLE"}
 
 
 class OneModulation(nn.Module):

@@ -3,7 +3,7 @@
     python scripts/bench_settings.py BUNDLE [BUNDLE ...] [--pictures 8] [--rounds 7]
 
 The first part draws whole pictures: every bundle on its usual engine and on OpenVINO with the bf16 hint, and the first
-bundle with OpenVINO's modes, without pinned threads, and with its cache of kernels. The second loads every graph of
+bundle with OpenVINO's modes, without pinned threads, and with fused attention. The second loads every graph of
 the first bundle: compiled or imported (OpenVINO), as it is or optimised before (ONNX Runtime), with the checksum's
 time. The third runs the head with dynamic and with fixed sizes. Medians; ratios are to the first row.
 """
@@ -26,7 +26,7 @@ from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.openvino import OpenVinoEngine
 from far_runtime.pipeline import Pipeline
 
-SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "CPU_RUNTIME_CACHE_CAPACITY": "0"}
+SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "SNIPPETS_MODE": "DISABLE"}
 
 
 Name = TypeVar("Name", bound=Hashable)
@@ -53,8 +53,8 @@ def show(title: str, found: Mapping[str, float]) -> None:
 
 def pictures(bundles: list[Bundle], count: int, rounds: int) -> None:
     first = bundles[0]
-    with_kernels = OpenVinoEngine(first)
-    del with_kernels._settings["CPU_RUNTIME_CACHE_CAPACITY"]
+    fused = OpenVinoEngine(first)
+    del fused._settings["SNIPPETS_MODE"]
     opened = {}
     for bundle in bundles:
         precision = bundle.manifest.precision
@@ -67,7 +67,7 @@ def pictures(bundles: list[Bundle], count: int, rounds: int) -> None:
         "throughput": EngineOptions(mode="throughput"), "no pinning": EngineOptions(pinning=False)
     }.items():  # fmt: skip
         opened[f"{own}, openvino, {name}"] = Pipeline.over(first, "openvino", options)
-    opened[f"{own}, openvino, with its cache of kernels"] = Pipeline(first, with_kernels)
+    opened[f"{own}, openvino, with fused attention"] = Pipeline(first, fused)
     draws = {
         name: lambda pipeline=pipeline: pipeline.generate([0] * count, range(count))  # type: ignore[misc]
         for name, pipeline in opened.items()

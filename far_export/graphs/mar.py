@@ -26,8 +26,8 @@ class TransformerGraph(nn.Module):
     def forward(self, latents: Tensor, labels: Tensor, visible: Tensor, restore: Tensor, predicted: Tensor) -> Tensor:
         rows = labels.shape[0]
         x, visible, restore, predicted = (spread(tensor, rows) for tensor in (latents, visible, restore, predicted))
-        z = self.mar.features(x.to(self.class_table.dtype), pick(self.class_table, labels), visible, restore)
-        z = z.gather(1, predicted.unsqueeze(-1).expand(-1, -1, z.shape[-1]))
+        classes = pick(self.class_table, labels)
+        z = self.mar.features(x.to(self.class_table.dtype), classes, visible, restore, predicted)
         return self.mar.diffloss.net.condition(z)
 
 
@@ -60,8 +60,12 @@ def _flops(config: FARConfig) -> dict[str, float]:
     with torch.device("meta"):
         mar = MAR(config)
     terms = in_visible_tokens(lambda count: features_flops(mar, count), config.tokens)
-    per_token = 2.0 * config.decoder_width * config.head_width  # the projection of z, of the predicted tokens only
-    return {**terms, "": terms[""] - per_token * config.tokens, "tokens": per_token}
+    # Of the predicted tokens only: the last block's queries, and what follows them up to the projection of z.
+    width, every = config.decoder_width, config.tokens + config.buffer
+    block = 4.0 * width * every + 2.0 * width**2 * (1 + 2 * config.mlp_ratio)
+    projection = 2.0 * width * config.head_width
+    rest = terms[""] - block * every - projection * config.tokens
+    return {**terms, "": rest, "tokens": block + projection}
 
 
 def stages(mar: MAR) -> list[Stage]:

@@ -85,9 +85,9 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": options.mode.upper(),
         }
         if self._device == "CPU":
-            # Without its cache of kernels: attention over a length that changes from call to call (VAR's keys so far)
-            # took a kernel made for another length and was wrong, in 2026.4 at least.
-            self._settings["CPU_RUNTIME_CACHE_CAPACITY"] = "0"
+            # Without its fused attention, whose kernel is kept by the first length's shape: over a length that changes
+            # from call to call (VAR's keys so far) the cached kernel is wrong, in 2026.4 at least.
+            self._settings["SNIPPETS_MODE"] = "DISABLE"
             if options.threads:
                 self._settings["INFERENCE_NUM_THREADS"] = options.threads
             if options.pinning is not None:

@@ -33,9 +33,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """All tokens' output [B, L, width], or that of the tokens at the places wanted [B, n]."""
         _, length, width = x.shape
         q, k, v = self.qkv(x).reshape(-1, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        if wanted is not None:
+            length = wanted.shape[1]
+            q = q.gather(2, wanted[:, None, :, None].expand(-1, self.heads, -1, q.shape[-1]))
         x = attend(q, k, v, self.dropout if self.training else 0.0)
         x = self.proj(x.transpose(1, 2).reshape(-1, length, width))
         return nn.functional.dropout(x, self.dropout, self.training)
@@ -65,8 +69,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, hidden, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """All tokens, or in the last block of a network those alone that something reads: at the places wanted
+        [B, n]."""
+        out = self.attn(self.norm1(x), wanted)
+        x = out + (x if wanted is None else take_tokens(x, wanted))
         return x + self.mlp(self.norm2(x))
 
 

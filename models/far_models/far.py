@@ -107,14 +107,20 @@ class FAR(nn.Module):
         class_embedding: Tensor,
         visible: Tensor | None = None,
         restore: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Tensor:
-        """Decoder output z [B, L, decoder_width] for low-passed latents [B, L, C].
+        """Decoder output z [B, L, decoder_width] for low-passed latents [B, L, C], or with predicted [B, T] of the
+        tokens at those places alone, [B, T, decoder_width]: then the last block computes no others.
 
         Masked: `visible` [B, V] holds the indices of the tokens that the encoder sees, and `restore` [B, L] says for
         every position where it stands in `visible`, or V where it is masked; latents None: no token is visible at all.
         """
-        z = self.decode(self.encode(latents, class_embedding, visible), restore, hidden=latents is None)
-        return z[:, self.config.buffer :] + self.diffusion_pos_embed_learned
+        buffer, positions = self.config.buffer, self.diffusion_pos_embed_learned
+        x = self.encode(latents, class_embedding, visible)
+        if predicted is None:
+            return self.decode(x, restore, hidden=latents is None)[:, buffer:] + positions
+        z = self.decode(x, restore, hidden=latents is None, wanted=predicted + buffer)
+        return z + take_tokens(positions.expand(len(predicted), -1, -1), predicted)
 
     def encode(self, latents: Tensor | None, class_embedding: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encoder output [B, buffer + L (or V), encoder_width]."""
@@ -131,8 +137,11 @@ class FAR(nn.Module):
         out: Tensor = self.encoder_norm(x)
         return out
 
-    def decode(self, x: Tensor, restore: Tensor | None = None, hidden: bool = False) -> Tensor:
-        """Decoder output [B, buffer + L, decoder_width]; with `restore`, mask tokens fill the gaps first."""
+    def decode(
+        self, x: Tensor, restore: Tensor | None = None, hidden: bool = False, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Decoder output [B, buffer + L, decoder_width], or of the places wanted [B, T] alone; with `restore`, mask
+        tokens fill the gaps first."""
         buffer = self.config.buffer
         x = self.decoder_embed(x)
         if restore is not None:
@@ -140,8 +149,9 @@ class FAR(nn.Module):
         elif hidden:
             x = torch.cat([x, self.mask_token.expand(x.shape[0], self.config.tokens, -1)], dim=1)
         x = x + self.decoder_pos_embed_learned
-        for block in self.decoder_blocks:
-            x = block(x)
+        last = len(self.decoder_blocks) - 1
+        for i, block in enumerate(self.decoder_blocks):
+            x = block(x, wanted if i == last else None)
         out: Tensor = self.decoder_norm(x)
         return out
 

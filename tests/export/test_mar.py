@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from far_export.compare import compare
 from far_export.export import load_pair
+from far_export.flops import count_flops
 from far_export.parity import reference_stages
 from far_export.torch_engine import TorchEngine
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
+from far_runtime.cost import row_flops
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.pictures import read_settings
@@ -209,3 +212,17 @@ def test_the_checkpoint_of_another_system_is_named(tiny: Tiny, capfd: pytest.Cap
     code, out, err = far(capfd, "verify", tiny.mar_bundle, "--checkpoint", tiny.masked)
     assert (code, out) == (2, "")
     assert err == f"error: {tiny.masked}: is a far checkpoint; expected mar here\n"
+
+
+def test_the_arithmetic_is_counted_of_what_is_computed(tiny: Tiny) -> None:
+    """The last block computes the predicted tokens alone."""
+    bundle = open_bundle(tiny.mar_bundle)
+    mar = load_pair(tiny.mar, tiny.vae)[0].model.to("meta")
+    graph = bundle.manifest.graph("transformer", {})
+    with torch.device("meta"):
+        latents, classes = torch.empty(1, 16, 4), torch.empty(1, mar.config.encoder_width)
+        for count, tokens in ((1, 1), (5, 3), (8, 8)):
+            indices = [torch.empty(1, n, dtype=torch.int64) for n in (count, 16, tokens)]
+            wanted = count_flops(mar.features, (latents, classes, *indices))
+            wanted += 2.0 * tokens * mar.config.decoder_width * mar.config.head_width
+            assert row_flops(graph, {"count": count, "tokens": tokens}) == pytest.approx(wanted)

@@ -14,7 +14,7 @@ import pytest
 
 from far_export.calibration import BINS, CalibrationEngine, Histogram
 from far_export.parity import compare_engines
-from far_export.quantize import TOLERANCE, products_of, quantize_bundle
+from far_export.quantize import PRODUCTS, TOLERANCE, products_of, quantize_bundle
 from far_export.verdict import Report
 from far_runtime.bundle import WEIGHTS, Bundle, open_bundle, write_manifest
 from far_runtime.defaults import settings_of
@@ -93,7 +93,7 @@ def test_the_manifest_says_int8_of_what_was_quantised_and_nothing_else(pair: tup
     source, bundle = pair
     assert bundle.manifest.precision == "int8"
     stages = {graph.stage for graph in bundle.manifest.graphs if graph.precision == "int8"}
-    assert stages and stages <= {"transformer", "denoise", "logits"}
+    assert "decode" in stages and stages <= {"transformer", "denoise", "logits", "decode"}
     for before, after in zip(source.manifest.graphs, bundle.manifest.graphs, strict=True):
         if after.precision == "fp32":
             assert after == before
@@ -108,7 +108,7 @@ def test_weights_are_int8_by_channel_and_activations_symmetric(pair: tuple[Bundl
         makers = {output: node for node in model.node for output in node.output}
         seen = 0
         for node in model.node:
-            maker = makers.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
+            maker = makers.get(node.input[1]) if node.op_type in PRODUCTS else None
             if maker is None or maker.op_type != "DequantizeLinear":
                 continue
             weight, scale, zero = (arrays[name] for name in maker.input)
@@ -165,6 +165,17 @@ def test_what_touches_the_latents_or_is_the_same_for_all_rows_stays_fp32(tiny: T
     left = [shapes[n.input[1]] for n in model.node if n.op_type in ("MatMul", "Gemm") and n.name not in chosen]
     # The timestep's two layers (256 frequencies to width 32), the projection of 4 channels, the final layer to 8.
     assert sorted(left) == sorted([(32, 256), (32, 32), (4, 32), (32, 8)])
+
+
+def test_the_decoder_reads_latents_and_gives_pixels_in_fp32(tiny: Tiny) -> None:
+    bundle = open_bundle(tiny.bundle)
+    graph = bundle.manifest.graph("decode", {})
+    model = onnx.load(str(bundle.path / graph.file), load_external_data=False).graph
+    convolutions = [node.name for node in model.node if node.op_type == "Conv"]
+    chosen = [product.node for product in products_of(bundle.path / graph.file, graph, channels=4)]
+    # What reads the 4 channels of the latents: post_quant_conv and conv_in. What gives the pixels: conv_out.
+    assert chosen == convolutions[2:-1]
+    assert not [node.name for node in model.node if node.op_type == "MatMul" and node.name in chosen]
 
 
 def test_a_broken_quantisation_is_refused(tiny: Tiny, tmp_path: Path) -> None:
