@@ -81,7 +81,7 @@ def quantize_bundle(folder: Path, manifest: Manifest, count: int, report: Callab
                 model = _load(folder / graph.file, products, ranges.get(graph.name, {}))
                 _write(model, aside / graph.file, weights)
                 if products:
-                    report(f"quantised {graph.name}: {len(products)} of {_count(model, STAGES[graph.stage])} {_kind(graph)}")
+                    report(f"quantised {graph.name}: {len(products)} of {_count(model, graph)}")
                 del model
         for path in aside.iterdir():
             os.replace(path, folder / path.name)
@@ -169,12 +169,10 @@ def _write(model: ir.Model, path: Path, weights: WeightFile) -> None:
     onnx.checker.check_model(str(path))
 
 
-def _kind(graph: Graph) -> str:
-    return "convolutions" if STAGES[graph.stage] is CONVOLUTIONS else "matrix products"
-
-
-def _count(model: ir.Model, operators: Sequence[str]) -> int:
-    return sum(node.op_type in operators for node in model.graph)
+def _count(model: ir.Model, graph: Graph) -> str:
+    operators = STAGES[graph.stage]
+    kind = "matrix products" if operators is MATRICES else "convolutions"
+    return f"{sum(node.op_type in operators for node in model.graph)} {kind}"
 
 
 @contextlib.contextmanager

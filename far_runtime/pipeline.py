@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime import __version__
-from far_runtime.bundle import Bundle, open_bundle
+from far_runtime.bundle import Bundle, Manifest, open_bundle
 from far_runtime.defaults import check_system, option, plan_of, sampler_of, settings_of, unguided
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions, draw
@@ -21,11 +21,27 @@ from far_runtime.errors import FarError
 from far_runtime.generation import Generation, OnProgress, joined, reporter
 from far_runtime.noise import SeedNoise
 from far_runtime.once import LIMIT, Once
+from far_runtime.samplers import SAMPLERS
 from far_runtime.samplers.base import Known, Step
 from far_runtime.settings import PictureSettings
 from far_runtime.subjects import Subject, condition_of, is_null, resolve_subjects, takes_text
 
 DEFAULT_BATCH = 8
+
+
+LARGEST_DEVIATION = 10.0
+"""Of latents, whose scale is about 1. What a network far off at the first timestep leaves is hundreds of times that."""
+
+
+def unsteady(manifest: Manifest, latents: NDArray[np.float32]) -> tuple[str, ...]:
+    """A warning where a diffusion system's latents [B, L, C] are far larger than any that it was trained on."""
+    deviation = float(latents.std())
+    if "steps" not in SAMPLERS[manifest.system].OPTIONS or deviation <= LARGEST_DEVIATION:
+        return ()
+    return (
+        f"the latents' standard deviation is {deviation:.0f} where about 1 is right: the network may be unsteady at "
+        "the first diffusion steps; try --start 950, a --preset other than official, or less --guidance",
+    )
 
 
 class Pipeline:
@@ -284,7 +300,8 @@ class Pipeline:
             raise FarError(
                 f"the latents are not finite with {used}; try less --guidance, or far verify to see where it begins"
             )
-        made = Generation(images, latents, pictures, warnings=(*cut, *warnings))
+        warnings = (*cut, *warnings, *unsteady(manifest, latents))
+        made = Generation(images, latents, pictures, warnings=warnings)
         if not save_levels:
             return made
         seen = [self.decode(view) for view in sampler.views(manifest.model, settings, samples)[:-1]]

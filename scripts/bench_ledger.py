@@ -45,8 +45,8 @@ SYSTEMS = {
     "mar-b": "mar_base",
     "var-d16": "var_d16",
 }
-PRECISIONS = {"far-b": ("int8",), "far-l": ("int8",), "far-h": ("bf16",), "mar-b": ("int8",), "var-d16": ("int8",)}
-"""Of the bundles that are drawn unless --precision names others. FAR-H in int8 was not tried."""
+PRECISIONS = ("int8",)
+"""Of the bundles that are drawn unless --precision names others."""
 
 HINT = "openvino:cpu:bf16"
 """The engine: what is not int8 is computed in BF16."""
@@ -382,7 +382,7 @@ def table(result: Mapping[str, Any], rates: Mapping[str, float]) -> str:
 
 @click.command(help=__doc__)
 @click.option("--system", "systems", multiple=True, type=click.Choice(list(SYSTEMS)), help="Default: all.")
-@click.option("--precision", "precisions", multiple=True, help="Of our bundles. Default: int8; FAR-H bf16.")
+@click.option("--precision", "precisions", multiple=True, help="Of our bundles. Default: int8.")
 @click.option("--quick", is_flag=True, help="One round, one picture at a time, without torch.compile.")
 @click.option("--whole", is_flag=True, help="Also one whole level of FAR's released loop.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Default: 3; quick: 1.")
@@ -406,7 +406,7 @@ def main(
         rates = machine_rates(rounds)
         result = {}
         for system in systems or SYSTEMS:
-            chosen = precisions or PRECISIONS[system]
+            chosen = precisions or PRECISIONS
             result[system] = report(measure(system, keep or Path(aside), chosen, rounds, quick, whole), rates)
             one = result[system]
             click.echo(

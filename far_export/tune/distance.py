@@ -54,11 +54,14 @@ class Judge:
         seed: int,
         cache: FeatureCache,
         report: Callable[[str], None] = lambda line: None,
+        reference: Settings | None = None,
     ) -> None:
+        """reference: settled settings of the reference sets, in place of the official preset's."""
         self._pipeline, self._network, self._cache, self._report = pipeline, network, cache, report
         self._manifest = pipeline.bundle.manifest
         self._seeds = [range(seed + i * count, seed + (i + 1) * count) for i in range(2)]
         self._subjects = spread_subjects(self._manifest, count)
+        self._settings = reference or settings_of(self._manifest, {"preset": "official"})
         self._reference: tuple[Vectors, Vectors] | None = None
         self.seconds = 0.0
 
@@ -77,13 +80,12 @@ class Judge:
     def references(self) -> tuple[Vectors, Vectors]:
         """The official sets, drawn or taken from the cache."""
         if self._reference is None:
-            official = settings_of(self._manifest, {"preset": "official"})
             found = []
             for name, seeds in zip("AB", self._seeds[:2], strict=True):
                 kept = self._cache.find(seeds)
                 if kept is None:
                     self._report(f"drawing {len(seeds)} pictures by the official schedule (set {name})")
-                    kept = self._draw(official, seeds)
+                    kept = self._draw(self._settings, seeds)
                     self._cache.keep(seeds, kept)
                 found.append(kept)
             self._reference = found[0], found[1]

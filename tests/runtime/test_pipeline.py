@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from far_runtime.defaults import plan_of, settings_of
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass
 from far_runtime.generation import Generation, Progress
-from far_runtime.pipeline import Pipeline
+from far_runtime.pipeline import Pipeline, unsteady
 
 
 def relative_error(a: Any, b: Any) -> float:
@@ -221,3 +222,23 @@ class Broken:
 def test_latents_that_are_not_finite_make_no_picture(pipeline: Pipeline) -> None:
     with pytest.raises(FarError, match=r"not finite with --levels \[0, 1, 2, 3\], .*--guidance 3\.0"):
         Pipeline(pipeline.bundle, Broken(pipeline.engine)).generate([1], [0])
+
+
+def test_latents_beyond_all_measure_are_told_of(pipeline: Pipeline) -> None:
+    manifest = pipeline.bundle.manifest
+    latents = np.random.default_rng(0).standard_normal((2, 16, 4), np.float32)
+    assert unsteady(manifest, 2 * latents) == ()
+    (warning,) = unsteady(manifest, 565 * latents)
+    assert "56" in warning and "where about 1 is right" in warning and "--start 950" in warning
+    assert unsteady(replace(manifest, system="var"), 565 * latents) == ()  # feature maps have no such scale
+
+
+def test_untuned_presets_of_mar_leave_the_first_iterations_unguided(mar_pipeline: Pipeline) -> None:
+    manifest = mar_pipeline.bundle.manifest
+    unguided = {}
+    for name in ("official", "quality", "balanced", "fast"):
+        steps = plan_of(manifest, settings_of(manifest, {"preset": name, "iterations": 16, "guidance": 2.9}))
+        halves = [call.rows for step in steps for call in step.calls if call.stage == "transformer"]
+        assert halves == sorted(halves), "guidance rises, so only the first may be unguided"
+        unguided[name] = halves.count(1)
+    assert unguided["official"] <= unguided["quality"] < unguided["balanced"] == unguided["fast"] < 8

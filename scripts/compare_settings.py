@@ -1,0 +1,73 @@
+"""Sampling settings of one's own against a bundle's official schedule, by the distances that far tune judges by.
+
+    python scripts/compare_settings.py BUNDLE preset=fast preset=fast,guidance_floor=1.2 [--count 256]
+
+Every argument is one candidate: settings by name, separated by commas. Two sets by the official schedule (--reference:
+by another), of different seeds, come first. A candidate's figure is its distance to one of them over the distance of
+the two, by image features and by the latents' frequencies, at a first look and at a second with the seeds exchanged; 1
+is what the reference itself has. calls: of the transformer, each half of guidance one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from far_export.distribution import FeatureCache, feature_network
+from far_export.tune.distance import Judge
+from far_runtime.defaults import plan_of, settings_of
+from far_runtime.files import user_cache
+from far_runtime.pipeline import Pipeline
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Settings of one candidate, numbers as numbers."""
+    found: dict[str, Any] = {}
+    for item in text.split(","):
+        name, _, value = item.partition("=")
+        try:
+            found[name] = float(value) if "." in value else int(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+@click.command(help=__doc__)
+@click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("candidates", nargs=-1, required=True)
+@click.option("--count", type=click.IntRange(min=2), default=256, show_default=True, help="Pictures of a set.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--engine", default="openvino:cpu:bf16", show_default=True)
+@click.option("--threads", type=int)
+@click.option("--reference", default="preset=official", show_default=True, help="Settings of the two sets.")
+def main(
+    path: Path, candidates: tuple[str, ...], count: int, seed: int, engine: str, threads: int | None, reference: str
+) -> None:
+    with Pipeline.from_bundle(path, engine, threads) as pipeline:
+        manifest = pipeline.bundle.manifest
+        settings = {text: settings_of(manifest, parsed(text)) for text in candidates}
+        facts = {"bundle": manifest.id, "count": count, "seed": seed, **pipeline.surroundings()}
+        facts["official"] = settings_of(manifest, parsed(reference))
+        cache = FeatureCache(user_cache() / "tune", facts)
+        judge = Judge(
+            pipeline, feature_network(), count, seed, cache, lambda line: click.echo(line, err=True), facts["official"]
+        )
+        click.echo(
+            "| settings | calls | GFLOP | images, both looks | latents, both looks | mean |\n" + "| --- " * 6 + "|"
+        )
+        for text, given in settings.items():
+            looks = judge(given), judge.again(given)
+            steps = plan_of(manifest, given)
+            calls = sum(call.rows for step in steps for call in step.calls if call.stage == "transformer")
+            images, latents = [look.image for look in looks], [look.latents for look in looks]
+            mean = sum(look.ratio for look in looks) / 2
+            click.echo(
+                f"| {text} | {calls} | {looks[0].flops / 1e9:.1f} | {images[0]:.2f}, {images[1]:.2f} | "
+                f"{latents[0]:.2f}, {latents[1]:.2f} | {mean:.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
