@@ -26,6 +26,7 @@ import click
 import numpy as np
 
 from bench_export_memory import export, run_apart, write_checkpoints
+from far_export.quantize import STAGES as QUANTISED
 from far_runtime.bench.engines import CPU
 from far_runtime.bench.plot import check_plot
 from far_runtime.bench.process import Worker
@@ -274,7 +275,8 @@ def measure(system: str, folder: Path, precisions: Sequence[str], rounds: int, q
 
 
 def released_flops(manifest: Manifest, official: Sequence[Step]) -> float:
-    """Operations of a picture by the released loop: both halves at every step, but not the embeddings it repeats."""
+    """Operations of a picture by the released loop: both halves at every step, but not the embeddings that it repeats,
+    nor what its last block computes of tokens that nothing reads (MAR)."""
     costs = [
         call_flops(manifest, replace(call, rows=2) if call.stage in ("transformer", "denoise") else call)
         for step in official
@@ -304,9 +306,8 @@ def machine_rates(rounds: int) -> dict[str, float]:
 
 def floor(manifest_precision: str, flops: Mapping[str, float], rates: Mapping[str, float]) -> float:
     """Seconds that the arithmetic alone takes at the machine's rates: int8 where it is, the rest in BF16."""
-    quantised = ("transformer", "denoise")
     return sum(
-        value / rates["int8" if manifest_precision == "int8" and stage in quantised else "bf16"]
+        value / rates["int8" if manifest_precision == "int8" and stage in QUANTISED else "bf16"]
         for stage, value in flops.items()
     )
 

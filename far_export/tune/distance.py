@@ -63,6 +63,7 @@ class Judge:
         self._subjects = spread_subjects(self._manifest, count)
         self._settings = reference or settings_of(self._manifest, {"preset": "official"})
         self._reference: tuple[Vectors, Vectors] | None = None
+        self._told: set[str] = set()
         self.seconds = 0.0
 
     def __call__(self, settings: Settings) -> Judged:
@@ -109,6 +110,9 @@ class Judge:
         started = time.perf_counter()
         made = self._pipeline.generate(self._subjects, seeds, batch_size=BATCH, **settings)
         self.seconds = time.perf_counter() - started
+        for warning in set(made.warnings) - self._told:
+            self._told.add(warning)
+            self._report(f"warning: {warning}")
         return np.concatenate([self._features(made.images), frequencies(made.latents, self._grid)], axis=1)
 
     def _features(self, images: NDArray[np.uint8]) -> Vectors:

@@ -63,7 +63,7 @@ def test_a_report_has_the_promised_keys_and_sums_medians_times_calls(tiny: Tiny,
 
 
 def test_the_floor_takes_int8_for_what_was_quantised_only() -> None:
-    flops = {"transformer": 4e11, "denoise": 4e11, "decode": 2e11}
+    flops = {"transformer": 4e11, "denoise": 3e11, "decode": 1e11, "condition": 2e11}
     assert bench_ledger.floor("int8", flops, RATES) == pytest.approx(3.0)
     assert bench_ledger.floor("bf16", flops, RATES) == pytest.approx(5.0)
 
