@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from far_export.quantize import STAGES as QUANTISED
 from far_runtime.bundle import Manifest, open_bundle
 from far_runtime.cost import ONCE, call_flops
 from far_runtime.defaults import plan_of, settings_of
@@ -48,7 +49,7 @@ def seconds(manifest: Manifest, plan: Sequence[Step], device: Device, precision:
     calls = [*(call for step in plan for call in step.calls), *(Call(stage) for stage in ONCE if stage in have)]
     total = 0.0
     for call in calls:
-        quantised = precision == "int8" and call.stage in ("transformer", "denoise")
+        quantised = precision == "int8" and call.stage in QUANTISED
         rate, width = (device.int8, 1) if quantised else (device.fp16, 2)
         parameters = manifest.graph(call.stage, call.constants).parameters
         arithmetic = batch * call_flops(manifest, call) / (SHARE * rate)
