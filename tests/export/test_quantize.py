@@ -258,14 +258,16 @@ def test_openvino_computes_the_products_in_int8(tiny: Tiny, tmp_path: Path) -> N
     if "INT8" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has no int8 products")
     bundle = quantised(open_bundle(tiny.bundle), tmp_path / "int8")
-    compiled = core.compile_model(str(bundle.path / "denoise.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    kinds = Counter(
-        operation.get_rt_info()["runtimePrecision"].astype(str)
-        for operation in compiled.get_runtime_model().get_ops()
-        if operation.get_rt_info()["layerType"].astype(str) == "FullyConnected"
-    )
-    products = products_of(tiny.bundle / "denoise.onnx", bundle.manifest.graph("denoise", {}), 4)
-    assert kinds["i8"] + kinds["u8"] == len(products), kinds
+    for stage, layer in (("denoise", "FullyConnected"), ("decode", "Convolution")):
+        graph = bundle.manifest.graph(stage, {})
+        compiled = core.compile_model(str(bundle.path / graph.file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        kinds = Counter(
+            operation.get_rt_info()["runtimePrecision"].astype(str)
+            for operation in compiled.get_runtime_model().get_ops()
+            if operation.get_rt_info()["layerType"].astype(str) == layer
+        )
+        products = products_of(tiny.bundle / graph.file, graph, 4)
+        assert products and kinds["i8"] + kinds["u8"] == len(products), (stage, kinds)
 
 
 @pytest.mark.slow
