@@ -420,7 +420,7 @@ def test_ranges_of_steps_with_few_step_solvers(pipeline: Pipeline, mar_pipeline:
         ("ddim", 40), ("ddim", 60), ("ddpm", 80), ("ddpm", 100)
     ]  # fmt: skip
     assert steps(mar, steps="50:5", solver="dpmpp-2m-sde") == [("dpmpp-2m-sde", number) for number in (50, 35, 20, 5)]
-    assert steps(mar, preset="quality", iterations=2) == [("ddpm", 50), ("ddpm", 5)]
+    assert steps(mar, preset="quality", iterations=2) == [("dpmpp-2m", 25), ("dpmpp-2m", 8)]
     assert steps(mar, preset="fast") == [("dpmpp-2m", number) for number in (8, 6, 5, 3)]
     assert steps(mar, preset="official", iterations=3) == [("ddpm", 100)] * 3
     assert steps(far, preset="balanced", levels="0,3", steps="1:2") == [("dpmpp-2m", 1), ("dpmpp-2m", 2)]
