@@ -102,9 +102,9 @@ def products_of(path: Path, graph: Graph, channels: int) -> list[Product]:
     (channels in) or predict (twice as many out, with the variance)."""
     model = onnx.load(str(path), load_external_data=False).graph
     weights = {one.name: tuple(one.dims) for one in model.initializer if len(one.dims) in (2, 4)}
-    operators = STAGES.get(graph.stage, MATRICES)
     convolutions = [node.name for node in model.node if node.op_type in CONVOLUTIONS]
-    ends = {*convolutions[:2], *convolutions[-1:]}  # post_quant_conv and conv_in read latents, conv_out gives pixels
+    # post_quant_conv and conv_in read the latents, conv_out gives the pixels.
+    ends = {*convolutions[:2], *convolutions[-1:]}
     # What depends on an input with an axis of any length differs from row to row; the rest is computed once a call.
     varying = {spec.name for spec in graph.inputs if any(isinstance(axis, str) for axis in spec.shape)}
     for node in model.node:
@@ -113,15 +113,16 @@ def products_of(path: Path, graph: Graph, channels: int) -> list[Product]:
     return [
         Product(node.name, node.input[0])
         for node in model.node
-        if node.op_type in operators
-        and node.name not in ends
+        if node.op_type in STAGES[graph.stage]
         and node.input[0] in varying
         and node.input[1] in weights
-        and (node.op_type in CONVOLUTIONS or not _touches_latents(node, weights[node.input[1]], channels))
+        and not (node.name in ends or _touches_latents(node, weights[node.input[1]], channels))
     ]
 
 
 def _touches_latents(node: onnx.NodeProto, weight: tuple[int, ...], channels: int) -> bool:
+    if node.op_type in CONVOLUTIONS:
+        return False  # a decoder's inner convolutions may be as narrow as latents are
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     rows, columns = reversed(weight) if transposed else weight
     return rows <= channels or columns <= 2 * channels

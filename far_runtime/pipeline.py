@@ -252,7 +252,9 @@ class Pipeline:
         plan = plan_of(self.bundle.manifest, settings)
         report = reporter(plan, len(batches), on_progress)
         parts = [self._batch(batch, settings, report(i), save_levels, known) for i, batch in enumerate(batches)]
-        return replace(joined(parts), step_names=tuple(step.name for step in plan))
+        made = joined(parts)
+        warnings = (*made.warnings, *unsteady(self.bundle.manifest, made.latents))
+        return replace(made, step_names=tuple(step.name for step in plan), warnings=warnings)
 
     def _batch(
         self,
@@ -300,8 +302,7 @@ class Pipeline:
             raise FarError(
                 f"the latents are not finite with {used}; try less --guidance, or far verify to see where it begins"
             )
-        warnings = (*cut, *warnings, *unsteady(manifest, latents))
-        made = Generation(images, latents, pictures, warnings=warnings)
+        made = Generation(images, latents, pictures, warnings=(*cut, *warnings))
         if not save_levels:
             return made
         seen = [self.decode(view) for view in sampler.views(manifest.model, settings, samples)[:-1]]

@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from far_export.calibration import calibrate
-from far_export.quantize import PRODUCTS, Product, products_of, quantize_graph
+from far_export.quantize import MATRICES, Product, products_of, quantize_graph
 from far_runtime.bundle import Bundle, Graph, open_bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array
@@ -84,7 +84,7 @@ def products_with_weights(path: Path) -> list[Product]:
     """All products with a constant weight."""
     graph = onnx.load(str(path), load_external_data=False).graph
     weights = {one.name for one in graph.initializer}
-    return [Product(n.name, n.input[0]) for n in graph.node if n.op_type in PRODUCTS and n.input[1] in weights]
+    return [Product(n.name, n.input[0]) for n in graph.node if n.op_type in MATRICES and n.input[1] in weights]
 
 
 def static(path: Path, target: Path, calls: Sequence[Call], method: str, outputs: bool, **options: Any) -> None:
@@ -100,11 +100,11 @@ def static(path: Path, target: Path, calls: Sequence[Call], method: str, outputs
 
     own = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, **options}
     if not outputs:
-        own["OpTypesToExcludeOutputQuantization"] = list(PRODUCTS)
+        own["OpTypesToExcludeOutputQuantization"] = list(MATRICES)
     with contextlib.redirect_stdout(None):  # it says what it does
         quantization.quantize_static(
             str(path), str(target), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-            op_types_to_quantize=list(PRODUCTS), nodes_to_quantize=[one.node for one in products_with_weights(path)],
+            op_types_to_quantize=list(MATRICES), nodes_to_quantize=[one.node for one in products_with_weights(path)],
             activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
             calibrate_method=getattr(quantization.CalibrationMethod, method), extra_options=own,
         )  # fmt: skip
@@ -126,8 +126,8 @@ def with_nncf(path: Path, target: Path, calls: Sequence[Call], smooth: float, ra
         settings.activations_range_estimator_params = getattr(RangeEstimatorParametersSet, ranges)
     nodes = model.graph.node
     left = nncf.IgnoredScope(
-        names=[node.name for node in nodes if node.op_type in PRODUCTS and node.name not in keep],
-        types=sorted({node.op_type for node in nodes} - set(PRODUCTS)), validate=False,
+        names=[node.name for node in nodes if node.op_type in MATRICES and node.name not in keep],
+        types=sorted({node.op_type for node in nodes} - set(MATRICES)), validate=False,
     )  # fmt: skip
     data = nncf.Dataset([given for given, _ in calls])
     made = nncf.quantize(

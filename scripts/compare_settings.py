@@ -1,8 +1,8 @@
 """Sampling settings of one's own against a bundle's official schedule, by the distances that far tune judges by.
 
-    python scripts/compare_settings.py BUNDLE preset=fast preset=fast,guidance_floor=1.2 [--count 256]
+    python scripts/compare_settings.py BUNDLE preset=fast "preset=fast guidance_floor=1.2" [--count 256]
 
-Every argument is one candidate: settings by name, separated by commas. Two sets by the official schedule (--reference:
+Every argument is one candidate: NAME=VALUE, separated by spaces. Two sets by the official schedule (--reference:
 by another), of different seeds, come first. A candidate's figure is its distance to one of them over the distance of
 the two, by image features and by the latents' frequencies, at a first look and at a second with the seeds exchanged; 1
 is what the reference itself has. calls: of the transformer, each half of guidance one.
@@ -11,27 +11,15 @@ is what the reference itself has. calls: of the transformer, each half of guidan
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from far_export.distribution import FeatureCache, feature_network
 from far_export.tune.distance import Judge
+from far_models.checkpoint_config import parse_overrides
 from far_runtime.defaults import plan_of, settings_of
 from far_runtime.files import user_cache
 from far_runtime.pipeline import Pipeline
-
-
-def parsed(text: str) -> dict[str, Any]:
-    """Settings of one candidate, numbers as numbers."""
-    found: dict[str, Any] = {}
-    for item in text.split(","):
-        name, _, value = item.partition("=")
-        try:
-            found[name] = float(value) if "." in value else int(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 @click.command(help=__doc__)
@@ -47,9 +35,9 @@ def main(
 ) -> None:
     with Pipeline.from_bundle(path, engine, threads) as pipeline:
         manifest = pipeline.bundle.manifest
-        settings = {text: settings_of(manifest, parsed(text)) for text in candidates}
+        settings = {text: settings_of(manifest, parse_overrides(tuple(text.split()), text)) for text in candidates}
         facts = {"bundle": manifest.id, "count": count, "seed": seed, **pipeline.surroundings()}
-        facts["official"] = settings_of(manifest, parsed(reference))
+        facts["official"] = settings_of(manifest, parse_overrides(tuple(reference.split()), "--reference"))
         cache = FeatureCache(user_cache() / "tune", facts)
         judge = Judge(
             pipeline, feature_network(), count, seed, cache, lambda line: click.echo(line, err=True), facts["official"]

@@ -41,9 +41,9 @@ def spectral_distance(a: Vectors, b: Vectors) -> float:
 class Judge:
     """Distances of candidates to a reference set, in units of the distance of two reference sets.
 
-    The reference is the official preset, with the seeds A (seed .. seed + count - 1) and B (the `count` behind them);
-    a candidate is drawn with the seeds A and compared with set B, so that a schedule that changes nothing has the ratio
-    1. A second look (`again`) exchanges the two.
+    The reference is the official preset unless other settings are given, with the seeds A (seed .. seed + count - 1)
+    and B (the `count` behind them); a candidate is drawn with the seeds A and compared with set B, so that a schedule
+    that changes nothing has the ratio 1. A second look (`again`) exchanges the two.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Judge:
         return sum(picture_cost(self._manifest, plan_of(self._manifest, settings)).values())
 
     def references(self) -> tuple[Vectors, Vectors]:
-        """The official sets, drawn or taken from the cache."""
+        """The reference sets, drawn or taken from the cache."""
         if self._reference is None:
             found = []
             for name, seeds in zip("AB", self._seeds[:2], strict=True):
                 kept = self._cache.find(seeds)
                 if kept is None:
-                    self._report(f"drawing {len(seeds)} pictures by the official schedule (set {name})")
+                    self._report(f"drawing {len(seeds)} pictures by the reference schedule (set {name})")
                     kept = self._draw(self._settings, seeds)
                     self._cache.keep(seeds, kept)
                 found.append(kept)
