@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -45,17 +46,35 @@ def bicubic_matrix(size: int, to: int) -> NDArray[np.float64]:
     return matrix
 
 
+def fourier_matrix(size: int, level: int) -> NDArray[np.float64]:
+    """[size, size] matrix that keeps the `level` lowest frequencies of `size` samples and drops the others.
+
+    An ideal filter in the Fourier domain: the mean, then pairs +-1, +-2, ...; of an even level's last pair half.
+    """
+    frequency = np.abs(np.fft.fftfreq(size, 1 / size))
+    kept = np.where(frequency < level / 2, 1.0, np.where(frequency == level / 2, 0.5, 0.0))
+    matrix: NDArray[np.float64] = np.fft.ifft(kept[:, None] * np.fft.fft(np.eye(size), axis=0), axis=0).real
+    return matrix
+
+
+FILTERS: dict[str, Callable[[int, int], NDArray[np.float64]]] = {
+    "spatial": lambda grid, level: bicubic_matrix(level, grid) @ area_matrix(grid, level),
+    "fourier": fourier_matrix,
+}
+"""FAR's two low-pass filters (section 3.2): (a), down and up in space, which the released models use; (b), Fourier."""
+
+
 @lru_cache(maxsize=64)
-def lowpass_matrices(grid: int) -> NDArray[np.float32]:
+def lowpass_matrices(grid: int, kind: str = "spatial") -> NDArray[np.float32]:
     """[grid + 1, grid, grid] matrices M so that the latents x [..., grid, grid] low-passed to level k are M[k] x
     M[k]^T.
 
-    Level 0 is all zeros, level k is area-down to k x k and bicubic back up, level `grid` is the identity (FAR section
-    3.2; `processingpregt_latent` in the official models/far.py).
+    Level 0 is all zeros, level `grid` is the identity; level k between them is by default area-down to k x k and
+    bicubic back up (FAR section 3.2; `processingpregt_latent` in the official models/far.py). kind: one of FILTERS.
     """
     matrices = np.zeros((grid + 1, grid, grid))
     for level in range(1, grid):
-        matrices[level] = bicubic_matrix(level, grid) @ area_matrix(grid, level)
+        matrices[level] = FILTERS[kind](grid, level)
     matrices[grid] = np.eye(grid)
     rounded = matrices.astype(np.float32)
     rounded.flags.writeable = False

@@ -54,7 +54,7 @@ class TransformerGraph(nn.Module):
         super().__init__()
         self.far = far
         self.step = step
-        matrices = torch.from_numpy(lowpass_matrices(far.config.grid).copy())
+        matrices = torch.from_numpy(lowpass_matrices(far.config.grid, far.config.filter).copy())
         self.register_buffer("lowpass", matrices if step is None else matrices[step.constants["lowpass"]])
         self.register_buffer("class_table", torch.cat([far.class_emb.weight, far.fake_latent]))
 

@@ -20,7 +20,9 @@ from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.mar import PRESETS as MAR_PRESETS
 from far_runtime.diffusion import PREDICTIONS
 from far_runtime.errors import FarError
+from far_runtime.frequency import FILTERS
 
+ALLOWED = {"prediction": PREDICTIONS, "filter": tuple(FILTERS)}
 WORDS = {"true": True, "yes": True, "false": False, "no": False}
 FAR_RANKS = {
     "z_proj.weight": 2,
@@ -33,7 +35,7 @@ FAR_RANKS = {
     "diffloss.net.input_proj.weight": 2,
 }
 VAE_RANKS = {"encoder.conv_in.weight": 4, "post_quant_conv.weight": 4}
-NOT_STATED = ("encoder_heads", "decoder_heads", "masked", "prediction", "latent_scale")  # by FAR's tensors
+NOT_STATED = ("encoder_heads", "decoder_heads", "masked", "prediction", "latent_scale", "filter")  # by FAR's tensors
 
 
 def json_entry(contents: Contents, key: str, default: Any) -> Any:
@@ -83,7 +85,7 @@ def checked(name: str, value: Any, kind: str, where: str) -> Any:
         fits = (whole and abs(value) < 2**53) or isinstance(value, float)
         wanted = "" if fits and math.isfinite(value) and value > 0 else "a finite number above 0"
     elif kind == "str":
-        wanted = "" if isinstance(value, str) and value in PREDICTIONS else " or ".join(PREDICTIONS)
+        wanted = "" if isinstance(value, str) and value in ALLOWED[name] else " or ".join(ALLOWED[name])
     else:
         value = tuple(value) if isinstance(value, (list, tuple)) else value
         fits = isinstance(value, tuple) and all(type(item) is int and item > 0 for item in value)

@@ -19,7 +19,8 @@ class FARConfig:
     1.
 
     `masked`: the variant whose encoder sees only part of the tokens. `prediction`: what the head outputs, "epsilon"
-    (official) or "v". `latent_scale`: the VAE's latents are multiplied by it (0.2325 officially).
+    (official) or "v". `latent_scale`: the VAE's latents are multiplied by it (0.2325 officially). `filter`: the
+    low-pass filter, one of far_runtime.frequency.FILTERS.
     """
 
     grid: int = 16
@@ -38,6 +39,7 @@ class FARConfig:
     masked: bool = False
     prediction: str = "epsilon"
     latent_scale: float = 0.2325
+    filter: str = "spatial"
 
     @property
     def tokens(self) -> int:

@@ -23,6 +23,20 @@ def test_every_level_is_area_down_and_bicubic_up(grid: int) -> None:
         assert np.abs(filtered - wanted).max() < 2e-6
 
 
+@pytest.mark.parametrize("grid", [8, 16])
+def test_the_fourier_filter_keeps_the_lowest_frequencies(grid: int) -> None:
+    cells = np.random.default_rng(grid).standard_normal((grid, grid))
+    frequency = np.abs(np.fft.fftfreq(grid, 1 / grid))
+    for level in range(1, grid, 2):  # an odd number of frequencies: the mean and whole pairs
+        kept = frequency <= level // 2
+        assert kept.sum() == level
+        wanted = np.fft.ifft2(np.fft.fft2(cells) * np.outer(kept, kept)).real
+        matrix = lowpass_matrices(grid, "fourier")[level].astype(np.float64)
+        assert np.abs(matrix @ cells @ matrix.T - wanted).max() < 1e-6
+    halved = lowpass_matrices(grid, "fourier")[2] @ np.cos(2 * np.pi * np.arange(grid) / grid)
+    assert np.allclose(halved, 0.5 * np.cos(2 * np.pi * np.arange(grid) / grid), atol=1e-6)
+
+
 def test_the_ends_are_nothing_and_everything() -> None:
     tokens = np.random.default_rng(0).standard_normal((1, 64, 2)).astype(np.float32)
     assert not lowpass(tokens, 0).any()

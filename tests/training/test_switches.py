@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from far_export.graphs.far import TransformerGraph
 from far_models.far import FARConfig
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.far import FARLosses, FARLossSettings, far_task
@@ -66,8 +67,8 @@ def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, 
     return seen["shown"], seen["target"]
 
 
-def filtered(latents: Tensor, levels: Tensor) -> Tensor:
-    matrices = torch.tensor(lowpass_matrices(4))
+def filtered(latents: Tensor, levels: Tensor, kind: str = "spatial") -> Tensor:
+    matrices = torch.tensor(lowpass_matrices(4, kind))
     rows = [matrices[level] @ x @ matrices[level].T for x, level in zip(latents, levels.tolist(), strict=True)]
     return torch.stack(rows).flatten(2).transpose(1, 2)
 
@@ -95,6 +96,15 @@ def test_input_noise_disturbs_the_input_alone(monkeypatch: pytest.MonkeyPatch) -
     changed = (shown - clean).flatten(1).abs().max(1).values > 1e-6
     assert (changed == (batch[3] > 0)).all()
     torch.testing.assert_close(target.squeeze(2), batch[0].flatten(2).transpose(1, 2))
+
+
+def test_fourier_filter_is_what_training_and_drawing_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(replace(PLAIN, per_sample=True), replace(CONFIG, filter="fourier"))
+    batch = batch_of(task)
+    shown, _ = target_of(task, monkeypatch, batch)
+    torch.testing.assert_close(shown, filtered(batch[0], batch[3], "fourier"))
+    graph = TransformerGraph(task.model)  # type: ignore[arg-type]
+    torch.testing.assert_close(graph.lowpass, torch.tensor(lowpass_matrices(4, "fourier")))
 
 
 def test_level_weight_scales_the_loss() -> None:

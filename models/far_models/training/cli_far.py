@@ -24,6 +24,13 @@ from far_models.training.options_loop import loop_options, threads_option
     help="Frequency-aware mask: the paper's or the released code's direction.",
 )
 @click.option(
+    "--filter",
+    type=click.Choice(["spatial", "fourier"]),
+    default="spatial",
+    show_default=True,
+    help="Low-pass filter: the paper's (a), which the released models use, or (b).",
+)
+@click.option(
     "--levels",
     type=click.Choice(["batch", "sample"]),
     default="batch",

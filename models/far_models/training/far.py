@@ -73,12 +73,19 @@ class LevelLoss(nn.Module):
     """
 
     def __init__(
-        self, grid: int, prediction: str, simplify: bool, weight_levels: bool, draws: int, learned_variance: bool
+        self,
+        grid: int,
+        prediction: str,
+        simplify: bool,
+        weight_levels: bool,
+        draws: int,
+        learned_variance: bool,
+        filter: str = "spatial",
     ) -> None:
         super().__init__()
         self.grid, self.simplify, self.weight_levels, self.draws = grid, simplify, weight_levels, draws
         self.diffusion = DiffusionLoss(prediction, learned_variance)
-        self.register_buffer("filters", torch.tensor(lowpass_matrices(grid)), persistent=False)
+        self.register_buffer("filters", torch.tensor(lowpass_matrices(grid, filter)), persistent=False)
 
     def forward(
         self,
@@ -119,6 +126,7 @@ class FARLosses(nn.Module):
             settings.weight_levels,
             settings.draws,
             settings.learned_variance,
+            model.config.filter,
         )
 
     def forward(
