@@ -1,17 +1,20 @@
 """Writes a zoo folder from finished runs: weights as float16 .safetensors, figures, and a card of measured numbers.
 
-    python scripts/model_card.py --vae-run runs/vae --vae-run runs/decoder --far-run runs/far --data data/emoji \
+    python scripts/model_card.py --vae-run runs/vae --vae-run runs/decoder --run runs/far --data data/emoji \
         --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji
 
-Needs the `train` and `export` extras. Several --vae-run: the last one's weights count, the others are told of.
+--run: of FAR, FAR-T2I (with --text), MAR or VAR. Several --vae-run: the last one's weights count, the others are told
+of. --vae: the model draws through a VAE that is in the zoo already. Needs the extras `train`, `export` and `evaluate`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +22,26 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
+from card_figures import distance_figures, drawing, drawn_samples, reconstruction_figures, sample_figures
 from emoji_sources import EMOJIBASE, STYLES, Package
+from far_export.graphs import SYSTEMS
 from far_models.checkpoint import load_checkpoint
-from far_models.far import FAR
-from far_models.kl_vae import AutoencoderKL
+from far_models.checkpoint_config import parse_overrides
 from far_models.training.data import PictureSet, open_pictures
 from far_models.training.metrics import METRICS, read_metrics
-from far_models.training.sampling import sample_pictures
-from far_models.training.sheets import draw_curves, save_picture, tile
+from far_models.training.prompts import open_text_cache
+from far_models.training.sheets import draw_curves
 from far_models.training.state import STATE
-from far_models.training.vae import comparison, evenly, reconstruction_psnr
 from far_models.training.zoo import export_checkpoint
 from far_runtime.errors import FarError
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 LIMIT = 30_000_000
+TITLES = {"far": "FAR", "far_t2i": "FAR-T2I", "mar": "MAR", "var": "VAR", "klvae": "KL-VAE", "vqvae": "VQ-VAE"}
+VAE_FILES = {"klvae": "vae.safetensors", "vqvae": "vqvae.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,11 @@ class Run:
     records: list[dict[str, float]]
     steps: int
     minutes: float
+
+    @property
+    def system(self) -> str:
+        """What was trained, a key of TITLES."""
+        return str(self.args["system"])
 
     def mean(self, name: str, last: int = 10) -> float:
         """Mean of the last records of a value."""
@@ -62,62 +73,6 @@ def open_run(folder: Path) -> Run:
     except FileNotFoundError as error:
         raise FarError(f"{folder / STATE}: no such file; give the folder of a finished run") from error
     return Run(folder, vars(state["args"]), read_metrics(folder / METRICS), state["step"], state["elapsed"] / 60)
-
-
-def nearest(
-    pictures: NDArray[np.uint8], pool: NDArray[np.uint8], skip_self: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each picture [N, S, S, 3] the nearest of `pool` [M, S, S, 3]: its index and its distance, both [N].
-
-    The distance is the root mean square difference of pixel values (0 to 255), of the picture or its mirror image.
-    `skip_self`: picture i is pool[i], which does not count.
-    """
-    flat = pool.reshape(len(pool), -1).astype(np.float32)
-    mirrored = pool[:, :, ::-1].reshape(len(pool), -1).astype(np.float32)
-    indices, distances = [], []
-    for i, picture in enumerate(pictures.reshape(len(pictures), -1).astype(np.float32)):
-        error = np.minimum(((flat - picture) ** 2).mean(1), ((mirrored - picture) ** 2).mean(1))
-        if skip_self:
-            error[i] = np.inf
-        indices.append(int(error.argmin()))
-        distances.append(float(np.sqrt(error.min())))
-    return np.array(indices), np.array(distances)
-
-
-def sample_figures(
-    far: FAR, vae: AutoencoderKL, data: PictureSet, out: Path, steps: str, guidance: float, per_class: int
-) -> dict[str, float]:
-    """Write samples.png (one of each class) and nearest.png; numbers over `per_class` samples of each class."""
-    classes = len(data.names)
-    labels = [label for _ in range(per_class) for label in range(classes)]
-    pictures = sample_pictures("far", far, vae, labels, list(range(len(labels))), steps=steps, guidance=guidance)
-    save_picture(tile(pictures[:classes], 16), out / "samples.png")
-    pool = data.read(data.train)
-    found, distance = nearest(pictures, pool)
-    _, apart = nearest(pool, pool, skip_self=True)
-    chosen = np.linspace(0, classes - 1, 32).round().astype(int)
-    pairs = np.stack([pictures[chosen], pool[found[chosen]]], axis=1)
-    save_picture(tile(pairs.reshape(-1, *pairs.shape[2:]), 16), out / "nearest.png")
-    same = data.labels[data.train][found] == np.array(labels)
-    return {
-        "samples": len(labels),
-        "same_class": float(same.mean()),
-        "distance": float(np.median(distance)),
-        "closest": float(distance.min()),
-        "apart": float(np.median(apart)),
-    }
-
-
-def reconstruction_figures(
-    vae: AutoencoderKL, data: PictureSet, others: PictureSet | None, out: Path
-) -> dict[str, float]:
-    """Write reconstructions.png; mean PSNR in dB of training and held-out pictures."""
-    save_picture(comparison(vae, data, evenly(data.train, 32)), out / "reconstructions.png")
-    numbers = {"psnr_train": reconstruction_psnr(vae, data, data.train)}
-    held = others if others is not None and len(others.held_out) else data
-    if len(held.held_out):
-        numbers |= {"psnr_held_out": reconstruction_psnr(vae, held, held.held_out), "held_out": len(held.held_out)}
-    return numbers
 
 
 def licence_lines(data: PictureSet) -> list[str]:
@@ -141,7 +96,7 @@ def run_table(runs: dict[str, Run]) -> list[str]:
     lines = ["| | " + " | ".join(runs) + " |", "| --- |" + " --- |" * len(runs)]
     lines += [f"| {key} | " + " | ".join(str(run.args[key]) for run in runs.values()) + " |" for key in keys]
     lines.append("| steps | " + " | ".join(str(run.steps) for run in runs.values()) + " |")
-    lines.append("| training minutes | " + " | ".join(f"{run.minutes:.1f}" for run in runs.values()) + " |")
+    lines.append("| training hours | " + " | ".join(f"{run.minutes / 60:.2f}" for run in runs.values()) + " |")
     lines.append("| loss at the end | " + " | ".join(f"{run.mean('loss'):.4f}" for run in runs.values()) + " |")
     settings = sorted({key for run in runs.values() for key in run.args if key.startswith("loss_")})
     for key in settings:
@@ -149,60 +104,18 @@ def run_table(runs: dict[str, Run]) -> list[str]:
     return lines
 
 
-def card(
-    name: str,
-    far: FAR,
-    vae: AutoencoderKL,
-    data: PictureSet,
-    runs: dict[str, Run],
-    numbers: dict[str, Any],
-    recipe: Path,
-) -> str:
-    """The text of README.md."""
-    count = {part: sum(p.numel() for p in model.parameters()) / 1e6 for part, model in (("far", far), ("vae", vae))}
-    blocks = [
-        f"# {name}",
-        f"A FAR of {count['far']:.2f} M parameters and its KL-VAE of {count['vae']:.2f} M that draw {data.size} x "
-        f"{data.size} emoji of {len(data.names)} concepts, trained on two CPU cores. A demonstration of the pipeline: "
-        "small data, short training, no more than that.",
-        "![one sample of each class](samples.png)",
-        f"One sample of each concept, seeds 0 to {len(data.names) - 1}, guidance {numbers['guidance']:g} (rising), "
-        f"{numbers['steps']} DDPM steps at each of {far.config.grid} levels. Concepts in order: "
-        f"{', '.join(data.names)}.",
-        "## Numbers",
-        "\n".join(number_lines(numbers, len(data.train))),
-        "![reconstructions](reconstructions.png)",
-        "Training pictures, each with its reconstruction to the right.",
-        "![nearest training pictures](nearest.png)",
-        "Samples, each with its nearest training picture to the right. With so few pictures per concept the model "
-        "stays close to what it has seen.",
-        "## Data and licences",
-        f"{len(data.train)} pictures of {len(data.names)} concepts, made by scripts/prepare_emoji.py:",
-        "\n".join(licence_lines(data)),
-        "The weights are derived from these drawings; credit their authors when you publish pictures.",
-        "## Recipe",
-        "```bash\n" + recipe.read_text(encoding="utf-8").strip() + "\n```",
-        "\n".join(run_table(runs)),
-        "Minutes are those of the training steps, by the clock, on a machine that had other work to do as well.",
-        *numbers["notes"],
-        "![loss curves of FAR](far-curves.png)",
-        "![loss curves of the VAE](vae-curves.png)",
-        "## Sizes",
-        f"FAR: `{json.dumps(vars(far.config))}`",
-        f"KL-VAE: `{json.dumps(vars(vae.config))}`",
-        "Figures and numbers of this card: scripts/model_card.py.",
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def number_lines(numbers: dict[str, Any], train: int) -> list[str]:
+def number_lines(numbers: Mapping[str, Any], train: int) -> list[str]:
     """What was measured, as a list."""
     lines = [f"- Reconstruction by the VAE: {numbers['psnr_train']:.1f} dB PSNR on the {train} training pictures."]
     if "psnr_held_out" in numbers:
         lines.append(
             f"- The same on {numbers['held_out']} pictures held out of all training: {numbers['psnr_held_out']:.1f} dB."
         )
+    ratio = numbers["frechet_samples"] / numbers["frechet_reconstructions"]
     lines += [
+        f"- Frechet distance to the training pictures (48 principal components of efficientnet-lite0's features; no "
+        f"Inception FID): {numbers['samples']} samples {numbers['frechet_samples']:.1f}, the training pictures' "
+        f"reconstructions {numbers['frechet_reconstructions']:.1f}, ratio {ratio:.2f}.",
         f"- Of {numbers['samples']} samples, {100 * numbers['same_class']:.0f} % have their nearest training picture "
         "(pixel distance, mirror images included) in the concept that was asked for.",
         f"- Distance of a sample to its nearest training picture: median {numbers['distance']:.1f} of 255 (root mean "
@@ -212,67 +125,155 @@ def number_lines(numbers: dict[str, Any], train: int) -> list[str]:
     return lines
 
 
-@click.command()
-@click.option(
-    "--vae-run", type=FOLDER, multiple=True, required=True, help="Folder of a KL-VAE run; the last one's weights count."
-)
-@click.option("--far-run", type=FOLDER, required=True, help="Folder of a FAR run.")
+def weak_lines(numbers: Mapping[str, Any], classes: int, weak: tuple[str, ...]) -> list[str]:
+    """What the model is bad at: by measure, and as seen."""
+    missed = numbers["missed"]
+    which = f" ({', '.join(missed)})" if missed else ""
+    return [
+        f"- {len(missed)} of {classes} concepts have no sample whose nearest training picture is one of theirs{which}.",
+        *(f"- {line}" for line in weak),
+    ]
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that the card is made of. vae_from: the zoo folder that holds the VAE, if it is another's."""
+
+    name: str
+    run: Run
+    model: nn.Module
+    vae: nn.Module
+    vae_from: str
+    data: PictureSet
+    runs: dict[str, Run]
+    numbers: dict[str, Any]
+    settings: str
+    weak: tuple[str, ...]
+    notes: tuple[str, ...]
+    recipe: Path
+
+    def text(self) -> str:
+        """The text of README.md."""
+        title, data = TITLES[self.run.system], self.data
+        vae_title = "VQ-VAE" if self.run.system == "var" else "KL-VAE"
+        own, of_vae = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (self.model, self.vae))
+        where = f" (of [{self.vae_from}](../{self.vae_from}/README.md))" if self.vae_from else ""
+        asked = " of its first prompt" if self.run.system == "far_t2i" else ""
+        blocks = [
+            f"# {self.name}",
+            f"A {title} of {own:.2f} M parameters and its {vae_title} of {of_vae:.2f} M{where} that draw {data.size} x "
+            f"{data.size} emoji of {len(data.names)} concepts, trained on two CPU cores. A demonstration of the "
+            "pipeline: small data, short training, no more than that.",
+            "![one sample of each class](samples.png)",
+            f"One sample of each concept{asked}, seeds 0 to {len(data.names) - 1}, {self.settings}. Concepts in order: "
+            f"{', '.join(data.names)}.",
+            "## Numbers",
+            "\n".join(number_lines(self.numbers, len(data.train))),
+            "![reconstructions](reconstructions.png)",
+            "Training pictures, each with its reconstruction to the right.",
+            "![nearest training pictures](nearest.png)",
+            "Samples, each with its nearest training picture to the right. With so few pictures per concept the model "
+            "stays close to what it has seen.",
+            "## What it is bad at",
+            "\n".join(weak_lines(self.numbers, len(data.names), self.weak)),
+            "## Data and licences",
+            f"{len(data.train)} pictures of {len(data.names)} concepts, made by scripts/prepare_emoji.py:",
+            "\n".join(licence_lines(data)),
+            "The weights are derived from these drawings; credit their authors when you publish pictures.",
+            "## Recipe",
+            "```bash\n" + self.recipe.read_text(encoding="utf-8").strip() + "\n```",
+            "\n".join(run_table(self.runs)),
+            "Hours are those of the training steps, by the clock, on a machine that had other work to do as well.",
+            *self.notes,
+            *(f"![loss curves of {name}]({curves_of(i)})" for i, name in enumerate(self.runs)),
+            "## Sizes",
+            f"{title}: `{json.dumps(vars(self.model.config))}`",
+            f"{vae_title}: `{json.dumps(vars(self.vae.config))}`",
+            "Figures and numbers of this card: scripts/model_card.py.",
+        ]
+        return "\n\n".join(blocks) + "\n"
+
+
+def curves_of(place: int) -> str:
+    """The picture with the loss curves of a run."""
+    return f"curves-{place + 1}.png"
+
+
+def store(run: Run, out: Path, name: str, data: PictureSet, sampling: Mapping[str, Any]) -> nn.Module:
+    """Write a run's averaged weights in float16; the model as it reads from there, which is what is measured."""
+    model = load_checkpoint(run.folder / STATE, "model_ema", expect=run.system).model
+    summary = {
+        "steps": run.steps,
+        "minutes": round(run.minutes, 1),
+        "loss": round(run.mean("loss"), 5),
+        "data": data.source.name,
+    }
+    names = data.names if run.system in ("far", "mar", "var") else ()
+    export_checkpoint(model, out / name, names, summary, sampling=sampling)
+    return load_checkpoint(out / name, expect=run.system).model
+
+
+def stored_vae(vae_runs: tuple[Path, ...], vae_file: Path | None, kind: str, out: Path, data: PictureSet) -> nn.Module:
+    """The VAE of the last run, written to the folder, or one that lies elsewhere."""
+    if bool(vae_runs) == bool(vae_file):
+        raise FarError("give either --vae-run, a run whose VAE is written, or --vae, a file that is there already")
+    if vae_file:
+        return load_checkpoint(vae_file, expect=kind).model
+    return store(open_run(vae_runs[-1]), out, VAE_FILES[kind], data, {})
+
+
+@click.command(help=__doc__)
+@click.option("--vae-run", type=FOLDER, multiple=True, help="Folder of a VAE's run; the last one's weights count.")
+@click.option("--vae", "vae_file", type=FILE, help="A VAE of another zoo folder.")
+@click.option("--run", "run_folder", type=FOLDER, required=True, help="Folder of the model's run.")
+@click.option("--text", type=FOLDER, help="Cached prompts, for FAR-T2I.")
 @click.option("--data", type=FOLDER, required=True, help="Folder of training pictures.")
 @click.option("--extra", type=FOLDER, help="Folder whose held-out pictures measure the VAE.")
+@click.option("--recipe", type=FILE, required=True, help="Script that trained it.")
 @click.option(
-    "--recipe",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    required=True,
-    help="Script that trained it.",
+    "--settings",
+    default="steps=10 guidance=2",
+    show_default=True,
+    help="How samples are drawn, and what a bundle takes as its default: NAME=VALUE, separated by spaces.",
 )
-@click.option("--steps", default="10", show_default=True, help="Diffusion steps per level.")
-@click.option("--guidance", type=click.FloatRange(0), default=2.0, show_default=True)
 @click.option(
-    "--per-class", type=click.IntRange(1), default=2, show_default=True, help="Samples per class for the numbers."
+    "--per-class", type=click.IntRange(1), default=4, show_default=True, help="Samples per class for the numbers."
 )
+@click.option("--weak", multiple=True, help="Something that it is bad at.")
 @click.option("--note", multiple=True, help="A remark on how the runs went.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True)
-def main(
-    vae_run: tuple[Path, ...], far_run: Path, data: Path, extra: Path | None, recipe: Path, steps: str, guidance: float,
-    per_class: int, note: tuple[str, ...], out: Path,
-) -> None:  # fmt: skip
-    """Write weights, figures and card of a trained pair."""
+def main(**options: Any) -> None:
     try:
-        build(vae_run, far_run, data, extra, recipe, steps, guidance, per_class, note, out)
+        build(**options)
     except FarError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
 
 
 def build(
-    vae_run: tuple[Path, ...], far_run: Path, data: Path, extra: Path | None, recipe: Path, steps: str, guidance: float,
-    per_class: int, note: tuple[str, ...], out: Path,
+    vae_run: tuple[Path, ...], vae_file: Path | None, run_folder: Path, text: Path | None, data: Path,
+    extra: Path | None, recipe: Path, settings: str, per_class: int, weak: tuple[str, ...], note: tuple[str, ...],
+    out: Path,
 ) -> None:  # fmt: skip
     """Do what the command says; the weights that are measured are the float16 ones that are written."""
-    pictures = open_pictures(data)
-    runs = {f"KL-VAE {i + 1} ({folder.name})": open_run(folder) for i, folder in enumerate(vae_run)}
-    runs["FAR"] = open_run(far_run)
+    run, pictures = open_run(run_folder), open_pictures(data)
+    if run.system == "far_t2i" and text is None:
+        raise FarError("a FAR-T2I draws from prompts; give their cache: --text")
+    sampling = parse_overrides(tuple(settings.split()), "--settings")
     out.mkdir(parents=True, exist_ok=True)
-    for kind, name, folder in (("klvae", "vae", vae_run[-1]), ("far", "far", far_run)):
-        run = open_run(folder)
-        model = load_checkpoint(folder / STATE, "model_ema", expect=kind).model
-        summary = {
-            "steps": run.steps,
-            "minutes": round(run.minutes, 1),
-            "loss": round(run.mean("loss"), 5),
-            "data": data.name,
-        }
-        names, sampling = (pictures.names, {"steps": steps, "guidance": guidance}) if kind == "far" else ((), {})
-        export_checkpoint(model, out / f"{name}.safetensors", names, summary, sampling=sampling)
-    vae = load_checkpoint(out / "vae.safetensors", expect="klvae").model
-    far = load_checkpoint(out / "far.safetensors", expect="far").model
-    assert isinstance(vae, AutoencoderKL) and isinstance(far, FAR)
-    numbers: dict[str, Any] = {"steps": steps, "guidance": guidance, "notes": list(note)}
-    numbers |= reconstruction_figures(vae, pictures, open_pictures(extra) if extra else None, out)
-    numbers |= sample_figures(far, vae, pictures, out, steps, guidance, per_class)
-    draw_curves(runs["FAR"].records, out / "far-curves.png")
-    draw_curves(next(iter(runs.values())).records, out / "vae-curves.png")
-    (out / "README.md").write_text(card(out.name, far, vae, pictures, runs, numbers, recipe), encoding="utf-8")
+    vae = stored_vae(vae_run, vae_file, SYSTEMS[run.system].vae, out, pictures)
+    model = store(run, out, f"{run.system}.safetensors", pictures, sampling)
+    prompts = open_text_cache(text, pictures.labels) if text else None
+    draw = drawing(run.system, model, vae, sampling, prompts, pictures.labels)
+    samples = drawn_samples(draw, pictures, per_class)
+    numbers: dict[str, Any] = reconstruction_figures(vae, pictures, open_pictures(extra) if extra else None, out)
+    numbers |= sample_figures(samples, pictures, out) | distance_figures(samples, vae, pictures)
+    runs = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), run)}
+    for place, each in enumerate(runs.values()):
+        draw_curves(each.records, out / curves_of(place))
+    vae_from = os.path.basename(vae_file.parent) if vae_file else ""
+    card = Card(out.name, run, model, vae, vae_from, pictures, runs, numbers, settings, weak, note, recipe)
+    (out / "README.md").write_text(card.text(), encoding="utf-8")
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     click.echo(json.dumps(numbers))
     click.echo(f"{out}: {size / 1e6:.1f} MB; {shutil.disk_usage(out).free / 1e9:.0f} GB free")

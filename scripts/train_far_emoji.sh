@@ -38,5 +38,5 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
     --lowpass 0.1 --latent-noise 0.1 \
     --batch 16 --lr 8e-4 --warmup 20 --schedule cosine --ema 0.998 --weight-decay 0 --beta2 0.99 --clip 1
 
-python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --far-run "$runs/far" \
+python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --run "$runs/far" \
     --data data/emoji --extra data/emoji-all --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
-from click.testing import CliRunner
+import pytest
+from click.testing import CliRunner, Result
 from PIL import Image
 
+import card_figures
 import model_card
 from far_models.checkpoint import load_checkpoint
 from far_models.training.data import open_pictures
@@ -17,52 +20,85 @@ from far_models.training.vae import reconstruction_psnr
 def test_nearest_finds_the_mirror_image() -> None:
     pool = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     asked = np.stack([pool[4, :, ::-1], np.clip(pool[2].astype(int) + 3, 0, 255).astype(np.uint8)])
-    found, distance = model_card.nearest(asked, pool)
+    found, distance = card_figures.nearest(asked, pool)
     assert found.tolist() == [4, 2]
-    assert distance[0] == 0
+    assert distance[0] < 0.1
     assert 2 < distance[1] <= 3
-    others, apart = model_card.nearest(pool, pool, skip_self=True)
+    others, apart = card_figures.nearest(pool, pool, skip_self=True)
     assert (others != np.arange(6)).all()
     assert apart.min() > 0
 
 
-def test_card_holds_what_was_measured(vae_run: Path, far_run: Path, pictures: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.sh"
-    recipe.write_text("far train the-very-command\n")
+def card(*arguments: object) -> Result:
+    return CliRunner().invoke(model_card.main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.sh"
+    path.write_text("far train the-very-command\n")
+    return path
+
+
+def test_card_holds_what_was_measured(
+    vae_run: Path, far_run: Path, pictures: Path, recipe: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "tiny"
-    options = {
-        "--vae-run": vae_run,
-        "--far-run": far_run,
-        "--data": pictures,
-        "--recipe": recipe,
-        "--steps": 2,
-        "-o": out,
-    }
-    result = CliRunner().invoke(model_card.main, [str(part) for pair in options.items() for part in pair])
+    runs = ("--vae-run", vae_run, "--run", far_run, "--data", pictures)
+    result = card(*runs, "--recipe", recipe, "--settings", "steps=2 guidance=2", "--weak", "it is tiny", "-o", out)
     assert result.exit_code == 0, result.output
     text = (out / "README.md").read_text()
     vae = load_checkpoint(out / "vae.safetensors", expect="klvae").model
     data = open_pictures(pictures)
     assert f"{reconstruction_psnr(vae, data, data.train):.1f} dB PSNR on the 10 training pictures" in text
-    assert "the-very-command" in text
-    assert "Apache-2.0" in text
-    assert "| steps | 2 | 6 |" in text
-    assert load_checkpoint(out / "far.safetensors", expect="far").classes == ("ant", "bee", "cat")
-    for name in ("samples", "nearest", "reconstructions", "far-curves", "vae-curves"):
+    numbers = json.loads(result.output.splitlines()[0])
+    assert f"12 samples {numbers['frechet_samples']:.1f}" in text
+    assert f"reconstructions {numbers['frechet_reconstructions']:.1f}" in text
+    for missed in numbers["missed"]:
+        assert missed in text.partition("## What it is bad at")[2]
+    for said in ("the-very-command", "Apache-2.0", "| steps | 2 | 6 |", "- it is tiny", "steps=2 guidance=2"):
+        assert said in text
+    far = load_checkpoint(out / "far.safetensors", expect="far")
+    assert far.classes == ("ant", "bee", "cat")
+    assert far.sampling == {"steps": 2, "guidance": 2}
+    for name in ("samples", "nearest", "reconstructions", "curves-1", "curves-2"):
         assert Image.open(out / f"{name}.png").size[0] > 20
         assert f"({name}.png)" in text
 
 
-def test_run_without_a_state_is_refused(vae_run: Path, pictures: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.sh"
-    recipe.write_text("true\n")
-    options = {
-        "--vae-run": vae_run,
-        "--far-run": tmp_path,
-        "--data": pictures,
-        "--recipe": recipe,
-        "-o": tmp_path / "x",
-    }
-    result = CliRunner().invoke(model_card.main, [str(part) for pair in options.items() for part in pair])
+@pytest.mark.parametrize(("system", "settings"), [("mar", "iterations=2 steps=2"), ("far_t2i", "steps=2"), ("var", "")])
+def test_other_systems_have_cards(
+    system: str,
+    settings: str,
+    runs: dict[str, Path],
+    vae_run: Path,
+    vqvae_run: Path,
+    text: Path,
+    pictures: Path,
+    recipe: Path,
+    tmp_path: Path,
+) -> None:
+    vae = vqvae_run / "vqvae.safetensors" if system == "var" else vae_run / "vae.safetensors"
+    common = ("--data", pictures, "--recipe", recipe, "--settings", settings, "-o", tmp_path / "out", "--per-class", 1)
+    options = ("--run", runs[system], "--vae", vae, *common)
+    if system == "far_t2i":
+        assert "--text" in card(*options).output
+        options = (*options, "--text", text)
+    result = card(*options)
+    assert result.exit_code == 0, result.output
+    card_text = (tmp_path / "out" / "README.md").read_text()
+    assert f"(../{vae.parent.name}/README.md)" in card_text
+    assert (tmp_path / "out" / f"{system}.safetensors").exists()
+    assert not list((tmp_path / "out").glob("v*vae.safetensors"))
+
+
+def test_runs_that_cannot_be_told_of_are_refused(
+    vae_run: Path, far_run: Path, pictures: Path, recipe: Path, tmp_path: Path
+) -> None:
+    common = ("--data", pictures, "--recipe", recipe, "-o", tmp_path / "x")
+    result = card("--vae-run", vae_run, "--run", tmp_path, *common)
     assert result.exit_code == 2
     assert "checkpoint-last.pth: no such file" in result.output
+    result = card("--run", far_run, *common)
+    assert result.exit_code == 2
+    assert "--vae-run" in result.output

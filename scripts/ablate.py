@@ -1,0 +1,270 @@
+"""FAR's techniques one at a time: small runs that differ in one thing each, several seeds, and a table of figures.
+
+    python scripts/ablate.py --data data/emoji64 --latents runs/latents64 --vae runs/vae/vae.safetensors \
+        --runs runs/ablation -o docs/ablations.md
+
+Every run is `far train far` with one option changed. Its figure is the Frechet distance of its samples to the
+training pictures: 48 principal components (of the training pictures) of efficientnet-lite0's features, smaller is
+better. The differences are taken seed by seed, so that what the seed does is left out. A run that is there is not made
+again, and an interrupted one goes on; the table says how many seeds each row has. Needs the extras `train`, `export`
+and `evaluate`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from far_runtime.errors import FarError
+from far_runtime.files import whole_file
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FIGURES = "figures.json"
+SIZES = (
+    "--width 128 --depth 3 --heads 4 --buffer 8 --head-width 192 --head-depth 3 --prediction v --dropout 0 --draws 2 "
+    "--batch 32 --lr 1.5e-3 --warmup 60 --schedule cosine --clip 1 --ema 0.99"
+)
+BASE = "base"
+SAMPLING = {"steps": "10", "guidance": 2.0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change of the base run. options: of far train far. title: what is different. claim: what is said of it."""
+
+    title: str
+    options: str
+    claim: str
+
+
+TRAINED = {
+    BASE: Variant("FAR as in the paper, unmasked, one level a batch", "", ""),
+    "plain": Variant(
+        "target: the next level's latents",
+        "--no-simplify",
+        "paper: predicting the full latents at every level (simplification) is better",
+    ),
+    "unweighted": Variant(
+        "no loss weight by level", "--no-level-weight", "paper: more weight on high levels is better"
+    ),
+    "mask-paper": Variant(
+        "mask, share falling with the level (paper)",
+        "--mask paper",
+        "paper: masking makes the model better; in an unmasked schedule it is not used",
+    ),
+    "mask-code": Variant(
+        "mask, share rising with the level (released code)", "--mask code", "the released code's direction"
+    ),
+    "fourier": Variant("filter (b), Fourier", "--filter fourier", "paper: filter (a) by default, (b) works as well"),
+    "per-sample": Variant("one level a sample", "--levels sample", "released T2I code; not compared in the paper"),
+    "low": Variant("low levels drawn twice as often", "--low 1", "of our recipe"),
+    "noise": Variant("noise 0.3 on the input latents", "--input-noise 0.3", "of our recipe"),
+    "epsilon": Variant("epsilon prediction", "--prediction epsilon", "official; of our recipe: v"),
+}
+"""Runs that are trained."""
+
+DRAWN: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"levels-{count}": (
+            f"{count} of 8 levels",
+            {"levels": [int(level) for level in np.linspace(0, 7, count).round()]},
+        )
+        for count in (4, 5, 6, 7)
+    },
+    **{f"steps-{steps}": (f"{steps} diffusion steps", {"steps": str(steps)}) for steps in (3, 5, 25, 50)},
+    "rising": ("5 rising to 15 diffusion steps", {"steps": "5:15"}),
+    "falling": ("15 falling to 5 diffusion steps", {"steps": "15:5"}),
+}
+"""What is changed when the base runs' samples are drawn: title, settings."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs share."""
+
+    data: Path
+    latents: Path
+    vae: Path
+    runs: Path
+    steps: int
+    count: int
+
+
+def folder_of(plan: Plan, name: str, seed: int) -> Path:
+    """Where a run lies."""
+    return plan.runs / f"{name}-{seed}"
+
+
+def train(plan: Plan, name: str, seed: int) -> None:
+    """Train one run to its end, or go on with it; FarError where it fails."""
+    folder = folder_of(plan, name, seed)
+    command = [sys.executable, "-m", "far_models.training", "far", "-o", str(folder), "--data", str(plan.latents)]
+    command += ["--vae", str(plan.vae), "--steps", str(plan.steps), "--seed", str(seed), "--threads", "1"]
+    command += ["--amp", "auto", "--sheet-minutes", "1000", *SIZES.split(), *TRAINED[name].options.split()]
+    if (folder / "checkpoint-last.pth").exists():
+        command.append("--resume")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if result.returncode:
+        raise FarError(f"{folder}: the run failed: {result.stderr.strip().splitlines()[-1]}")
+
+
+def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
+    """Distances of a trained run's samples by the name of what was changed in drawing; the base run has them all."""
+    import torch
+
+    from far_export.distribution import feature_network, features, frechet, principal_components
+    from far_models.checkpoint import load_checkpoint
+    from far_models.training.data import open_pictures
+    from far_models.training.sampling import sample_pictures
+
+    torch.set_num_threads(1)
+    pictures, network = open_pictures(plan.data), feature_network()
+    wanted = features(network, pictures.read(pictures.train))
+    basis = principal_components(wanted)
+    model = load_checkpoint(folder_of(plan, name, seed) / "far.safetensors", expect="far").model
+    vae = load_checkpoint(plan.vae, expect="klvae").model
+    labels = [i % len(pictures.names) for i in range(plan.count)]
+    seeds = [100_000 * (seed + 1) + i for i in range(plan.count)]
+
+    def distance(settings: Mapping[str, Any]) -> float:
+        drawn = sample_pictures("far", model, vae, labels, seeds, **{**SAMPLING, **settings})
+        return frechet(features(network, drawn) @ basis, wanted @ basis)
+
+    changes = DRAWN if name == BASE else {}
+    return {"": distance({}), **{key: distance(settings) for key, (_, settings) in changes.items()}}
+
+
+def figures_of(plan: Plan, name: str, seed: int) -> dict[str, float] | None:
+    """The figures of a run that was measured with this plan; None if it was not."""
+    try:
+        found = json.loads((folder_of(plan, name, seed) / FIGURES).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    same = found["steps"] == plan.steps and found["count"] == plan.count
+    return dict(found["figures"]) if same else None
+
+
+def job(plan: Plan, name: str, seed: int) -> str:
+    """Train and measure one run, unless that was done; a line to print."""
+    figures = figures_of(plan, name, seed)
+    if figures is None:
+        if not (folder_of(plan, name, seed) / "far.safetensors").exists():
+            train(plan, name, seed)
+        figures = measure(plan, name, seed)
+        with whole_file(folder_of(plan, name, seed) / FIGURES) as aside:
+            aside.write_text(json.dumps({"steps": plan.steps, "count": plan.count, "figures": figures}))
+    return f"{name} seed {seed}: {figures['']:.1f}"
+
+
+def found_figures(plan: Plan, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Distance by row (a key of TRAINED or DRAWN) and seed, of all runs that are there."""
+    rows: dict[str, dict[int, float]] = {}
+    for name in TRAINED:
+        for seed in seeds:
+            for key, value in (figures_of(plan, name, seed) or {}).items():
+                rows.setdefault(key or name, {})[seed] = value
+    return rows
+
+
+def verdict(rows: Mapping[str, Mapping[int, float]], name: str) -> tuple[str, str]:
+    """Difference to the base, seed by seed: "mean +- standard error", and a word for it."""
+    shared = sorted(rows[name].keys() & rows.get(BASE, {}).keys())
+    differences = np.array([rows[name][seed] - rows[BASE][seed] for seed in shared])
+    if name == BASE or len(differences) < 2:
+        return "", ""
+    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(len(differences))
+    word = "no difference seen" if abs(mean) < 2 * error else "better" if mean < 0 else "worse"
+    return f"{mean:+.1f} ± {error:.1f}", word
+
+
+def table(rows: Mapping[str, Mapping[int, float]], names: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Markdown lines: title, distance as mean ± deviation over the seeds, difference to the base, claim."""
+    lines = [
+        "| changed | distance | seeds | to the base | seen here | said |",
+        "| --- | ---: | ---: | ---: | --- | --- |",
+    ]
+    for name, (title, claim) in names.items():
+        if name not in rows:
+            continue
+        values = np.array(list(rows[name].values()))
+        spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+        difference, word = verdict(rows, name)
+        lines.append(f"| {title} | {values.mean():.1f}{spread} | {len(values)} | {difference} | {word} | {claim} |")
+    return lines
+
+
+def document(plan: Plan, rows: Mapping[str, Mapping[int, float]]) -> str:
+    """The text of docs/ablations.md."""
+    claims = {
+        "levels": "paper: 10 of 16 levels are enough",
+        "steps": "paper: 100 steps; FAR's thread: fewer at low levels",
+        "rising": "FAR's thread: fewer at low levels than at high ones",
+        "falling": "DiSA for MAR: fewer at the end",
+    }
+    trained = {name: (variant.title, variant.claim) for name, variant in TRAINED.items()}
+    drawn = {name: (title, claims[name.partition("-")[0]]) for name, (title, _) in DRAWN.items()}
+    first = {BASE: ("8 levels, 10 DDPM steps at each", "")}
+    blocks = [
+        "# Ablations",
+        "What each technique of FAR does on far-emoji at a small budget: runs of "
+        f"{plan.steps} steps that differ from the base in one thing, several seeds each. Made by `scripts/ablate.py`; "
+        "its --help says what the distance is. Smaller is better.",
+        f"The base: `far train far {SIZES}`, one level a batch, level weights, no mask, simplification, filter (a); "
+        f"{plan.count} samples, guidance 2, 10 DDPM steps at each of 8 levels.",
+        "*To the base* is the mean difference over seeds with its standard error; *seen here* says better or worse "
+        "where the difference is at least twice that error. With this few seeds and steps that is a hint, no proof.",
+        "## Training",
+        "\n".join(table(rows, trained)),
+        "## Drawing",
+        "The base runs, drawn in other ways:",
+        "\n".join(table(rows, first | drawn)),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=FOLDER, required=True, help="Training pictures, as scripts/prepare_emoji.py writes them.")
+@click.option("--latents", type=FOLDER, required=True, help="Their cached latents.")
+@click.option("--vae", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option("--runs", type=FOLDER, required=True, help="Folder for the runs.")
+@click.option("--steps", type=click.IntRange(1), default=1200, show_default=True, help="Training steps of a run.")
+@click.option("--count", type=click.IntRange(96), default=512, show_default=True, help="Samples of a run.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds: 0 to this, exclusive.")
+@click.option("--only", multiple=True, type=click.Choice(list(TRAINED)), help="Only these runs (and the base).")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Runs at a time, one thread each.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the tables.")
+def main(
+    data: Path, latents: Path, vae: Path, runs: Path, steps: int, count: int, seeds: int, only: tuple[str, ...],
+    jobs: int, out: Path | None,
+) -> None:  # fmt: skip
+    plan = Plan(data, latents, vae, runs, steps, count)
+    names = [name for name in TRAINED if not only or name in only or name == BASE]
+    try:
+        with ProcessPoolExecutor(jobs) as pool:
+            # Seed by seed, so that an early look at the table compares whole rows.
+            waiting = [pool.submit(job, plan, name, seed) for seed in range(seeds) for name in names]
+            for future in waiting:
+                click.echo(future.result())
+        text = document(plan, found_figures(plan, range(seeds)))
+        if out:
+            with whole_file(out) as aside:
+                aside.write_text(text, encoding="utf-8")
+        click.echo(text)
+    except FarError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

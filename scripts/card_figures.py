@@ -1,0 +1,125 @@
+"""What a zoo card shows and measures: samples, their nearest training pictures, reconstructions, distances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from far_export.distribution import feature_network, features, frechet, principal_components
+from far_models.training.data import PictureSet
+from far_models.training.prompts import TextSet
+from far_models.training.sampling import sample_pictures
+from far_models.training.sheets import save_picture, tile
+from far_models.training.vae import comparison, evenly, reconstruct, reconstruction_psnr
+
+Draw = Callable[[Sequence[int], Sequence[int]], NDArray[np.uint8]]
+"""Pictures of labels, one seed each."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures [N, S, S, 3] with the labels that were asked for, and each one's nearest training picture."""
+
+    pictures: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    nearest: NDArray[np.int64]
+    distance: NDArray[np.float64]
+
+
+def drawing(
+    system: str,
+    model: nn.Module,
+    vae: nn.Module,
+    settings: Mapping[str, Any],
+    text: TextSet | None,
+    labels_of_pictures: NDArray[np.int64],
+) -> Draw:
+    """How to draw pictures of labels; with prompts, seed s of a label takes its prompts in turn."""
+
+    def draw(labels: Sequence[int], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        if text is None:
+            return sample_pictures(system, model, vae, labels, seeds, **settings)
+        own = [np.unique(text.index[labels_of_pictures == label]) for label in labels]
+        prompts = [int(choice[seed % len(choice)]) for choice, seed in zip(own, seeds, strict=True)]
+        return sample_pictures(system, model, vae, prompts, seeds, features=np.array(text.features), **settings)
+
+    return draw
+
+
+def nearest(
+    pictures: NDArray[np.uint8], pool: NDArray[np.uint8], skip_self: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each picture [N, S, S, 3] the nearest of `pool` [M, S, S, 3]: its index and its distance, both [N].
+
+    The distance is the root mean square difference of pixel values (0 to 255), of the picture or its mirror image.
+    `skip_self`: picture i is pool[i], which does not count.
+    """
+    flat = pool.reshape(len(pool), -1).astype(np.float32)
+    norms = (flat**2).sum(1)
+    indices, distances = [], []
+    for start in range(0, len(pictures), 256):
+        part = pictures[start : start + 256].astype(np.float32)
+        own = (part.reshape(len(part), -1) ** 2).sum(1)[:, None]
+        sides = (part.reshape(len(part), -1), part[:, :, ::-1].reshape(len(part), -1))
+        error = np.minimum(*(own + norms - 2 * side @ flat.T for side in sides))
+        if skip_self:
+            error[np.arange(len(part)), start + np.arange(len(part))] = np.inf
+        indices.append(error.argmin(1))
+        distances.append(np.sqrt(np.maximum(error.min(1), 0) / flat.shape[1]))
+    return np.concatenate(indices), np.concatenate(distances).astype(np.float64)
+
+
+def drawn_samples(draw: Draw, data: PictureSet, per_class: int) -> Samples:
+    """`per_class` samples of every class, seed 0 and so on in the order of the classes, class after class."""
+    labels = np.tile(np.arange(len(data.names)), per_class)
+    pictures = draw(labels.tolist(), list(range(len(labels))))
+    found, distance = nearest(pictures, data.read(data.train))
+    return Samples(pictures, labels, found, distance)
+
+
+def sample_figures(samples: Samples, data: PictureSet, out: Path) -> dict[str, Any]:
+    """Write samples.png (one of each class) and nearest.png; how near the samples are to which training pictures, and
+    the classes none of whose samples is nearest to a picture of its own."""
+    classes = len(data.names)
+    save_picture(tile(samples.pictures[:classes], 16), out / "samples.png")
+    pool = data.read(data.train)
+    _, apart = nearest(pool, pool, skip_self=True)
+    chosen = np.linspace(0, classes - 1, 48).round().astype(int)
+    pairs = np.stack([samples.pictures[chosen], pool[samples.nearest[chosen]]], axis=1)
+    save_picture(tile(pairs.reshape(-1, *pairs.shape[2:]), 16), out / "nearest.png")
+    same = data.labels[data.train][samples.nearest] == samples.labels
+    missed = [data.names[label] for label in range(classes) if not same[samples.labels == label].any()]
+    return {
+        "samples": len(same),
+        "same_class": float(same.mean()),
+        "missed": missed,
+        "distance": float(np.median(samples.distance)),
+        "closest": float(samples.distance.min()),
+        "apart": float(np.median(apart)),
+    }
+
+
+def reconstruction_figures(vae: nn.Module, data: PictureSet, others: PictureSet | None, out: Path) -> dict[str, float]:
+    """Write reconstructions.png; mean PSNR in dB of training and held-out pictures."""
+    save_picture(comparison(vae, data, evenly(data.train, 32)), out / "reconstructions.png")
+    numbers = {"psnr_train": reconstruction_psnr(vae, data, data.train)}
+    held = others if others is not None and len(others.held_out) else data
+    if len(held.held_out):
+        numbers |= {"psnr_held_out": reconstruction_psnr(vae, held, held.held_out), "held_out": len(held.held_out)}
+    return numbers
+
+
+def distance_figures(samples: Samples, vae: nn.Module, data: PictureSet) -> dict[str, float]:
+    """Frechet distances to the training pictures of the samples and of the training pictures' reconstructions, on the
+    48 leading principal components of efficientnet-lite0's features of the training pictures."""
+    network = feature_network()
+    wanted = features(network, data.read(data.train))
+    basis = principal_components(wanted)
+    sets = {"frechet_samples": samples.pictures, "frechet_reconstructions": reconstruct(vae, data, data.train)}
+    return {name: frechet(features(network, found) @ basis, wanted @ basis) for name, found in sets.items()}
