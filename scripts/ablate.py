@@ -123,7 +123,8 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     """Distances of a trained run's samples by the name of what was changed in drawing; the base run has them all."""
     import torch
 
-    from far_export.distribution import feature_network, features, frechet, principal_components
+    from far_export.evaluate.metrics import frechet, principal_components
+    from far_export.evaluate.networks import feature_network, features
     from far_models.checkpoint import load_checkpoint
     from far_models.training.data import open_pictures
     from far_models.training.sampling import sample_pictures

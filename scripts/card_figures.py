@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from far_export.distribution import feature_network, features, frechet, principal_components
+from far_export.evaluate.metrics import frechet, principal_components
+from far_export.evaluate.networks import feature_network, features
 from far_models.training.data import PictureSet
 from far_models.training.prompts import TextSet
 from far_models.training.sampling import sample_pictures

@@ -15,15 +15,9 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from far_export import distribution
-from far_export.distribution import (
-    DistributionResult,
-    FeatureCache,
-    compare_distributions,
-    feature_network,
-    features,
-    frechet,
-    principal_components,
-)
+from far_export.distribution import DistributionResult, FeatureCache, compare_distributions
+from far_export.evaluate.metrics import frechet, principal_components
+from far_export.evaluate.networks import feature_network, features
 from far_export.verify_cli import verify
 from far_runtime.errors import CheckFailed, FarError
 

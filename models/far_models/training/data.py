@@ -38,7 +38,12 @@ class PictureSet:
         pictures = self.read(rows)
         if flip is not None:
             pictures = np.where(flip[:, None, None, None], pictures[:, :, ::-1], pictures)
-        return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+        return normalised(pictures)
+
+
+def normalised(images: NDArray[np.uint8]) -> Tensor:
+    """Pictures [n, 3, H, W] in [-1, 1] of uint8 [n, H, W, 3]."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
 def open_pictures(path: Path, size: int = 64) -> PictureSet:

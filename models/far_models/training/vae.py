@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.batches import run_args
-from far_models.training.data import PictureSet, mixed_rows
+from far_models.training.data import PictureSet, mixed_rows, normalised
 from far_models.training.loop import Task
 from far_models.training.losses import gradient_l1, kl_per_cell
 from far_models.training.sheets import psnr, save_picture, tile, to_pixels
@@ -170,13 +170,18 @@ def evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
 
 
-@torch.no_grad()
-def reconstruct(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64], batch: int = 32) -> NDArray[np.uint8]:
+def reconstruct(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Pictures uint8 [n, S, S, 3] of the given rows, decoded from their mean latents (KL-VAE) or from their tokens."""
+    return reconstruct_pixels(model, pictures.read(rows))
+
+
+@torch.no_grad()
+def reconstruct_pixels(model: nn.Module, images: NDArray[np.uint8], batch: int = 32) -> NDArray[np.uint8]:
+    """Reconstructions of pictures uint8 [n, S, S, 3], of their shape and type."""
     device = next(model.parameters()).device
     found = []
-    for start in range(0, len(rows), batch):
-        pixels = pictures.pixels(rows[start : start + batch]).to(device)
+    for start in range(0, len(images), batch):
+        pixels = normalised(images[start : start + batch]).to(device)
         decoded = model(pixels)[0] if isinstance(model, VQVAE) else model.decode(model.encode(pixels)[0])
         found.append(to_pixels(decoded.float().cpu().numpy()))
     return np.concatenate(found)

