@@ -146,3 +146,9 @@ def runs(
         result = run_train(*inputs[kind], "-o", folders[kind], "--steps", 4)
         assert result.exit_code == 0, result.output
     return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_sizes() -> dict[str, list[str]]:
+    """By command, the options of a tiny run, for one that is started by hand."""
+    return {name: [str(option) for option in (*options, "--amp", "off")] for name, options in TINY.items()}

@@ -96,7 +96,7 @@ def test_resume_after_a_kill_is_exact(
 
     def deadly(self: far.FARLosses, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 5:  # the first is the plan's
             raise KeyboardInterrupt
         return forward(self, *batch)
 

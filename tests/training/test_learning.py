@@ -15,6 +15,7 @@ from torch import Tensor
 
 from far_models.far import FARConfig
 from far_models.far_t2i import FART2IConfig
+from far_models.training.chance import Chance
 from far_models.training.data import PictureSet
 from far_models.training.far_t2i import FART2ILossSettings, far_t2i_task
 from far_models.training.latents import LatentSet
@@ -127,8 +128,7 @@ def test_four_pictures_are_learned_by_heart(kind: str) -> None:
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
     seen = []
     for step in range(steps):
-        torch.manual_seed(step)
-        values = task.losses(*task.fetch(step, 0, 1, step / steps))
+        values = task.losses(*task.fetch(whole(task, step), step / steps))
         values["loss"].backward()
         torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
         optimizer.step()
@@ -137,20 +137,24 @@ def test_four_pictures_are_learned_by_heart(kind: str) -> None:
     assert np.mean(seen[-10:]) < share * np.mean(seen[:3]), seen[::10]
 
 
+def whole(task: Task, step: int) -> Chance:
+    """The chance of a whole batch of four."""
+    return Chance(7, step, range(4))
+
+
 def batch_of(task: Task, step: int = 0) -> tuple[Tensor, ...]:
-    torch.manual_seed(7)
-    return task.fetch(step, 0, 1, 0.0)
+    return task.fetch(whole(task, step), 0.0)
 
 
 def test_only_the_hidden_tokens_count_in_mar() -> None:
     task = MAKE["mar"]()
-    given, deviation, labels, visible, hidden = batch_of(task)
+    given, disturbed, labels, visible, hidden, *draws = batch_of(task)
     assert 0 < visible.shape[1] < 16
     assert torch.equal(torch.cat([visible, hidden], 1).sort(1).values, torch.arange(16).expand(4, -1))
     found: list[Tensor] = []
     forward = task.losses.diffusion.forward
     task.losses.diffusion.forward = lambda head, target, *rest: (found.append(target), forward(head, target, *rest))[1]
-    task.losses(given, deviation, labels, visible, hidden)
+    task.losses(given, disturbed, labels, visible, hidden, *draws)
     wanted = given.flatten(2).transpose(1, 2).gather(1, hidden.unsqueeze(-1).expand(-1, -1, 3))
     assert found[0].shape == (4, hidden.shape[1], 8, 3)
     assert torch.equal(found[0][:, :, 0], wanted)
@@ -163,7 +167,7 @@ def test_masked_share_is_a_cut_normal() -> None:
     # |n| <= 1.2 with n standard normal: mean 0.25 E|n| = 0.1347 below 1; rounding up adds half a token.
     assert counts.mean() == pytest.approx(100 - 13.47 + 0.5, abs=0.4)
     assert random_count(1.0, 100, chance) == 100
-    visible, hidden = split_indices(3, 10, 4)
+    visible, hidden = split_indices(torch.rand(3, 10), 4)
     assert (visible.diff() > 0).all() and (hidden.diff() > 0).all() and visible.shape == (3, 4)
 
 
@@ -182,12 +186,12 @@ def test_a_dropped_prompt_is_the_null_condition() -> None:
 def test_each_picture_has_its_prompt_and_its_level() -> None:
     text = replace(prompts(), index=EVERY[::-1].copy())
     task = far_t2i_task(T2I_CONFIG, FART2ILossSettings(text_drop=0.0), latents(), text, 4, 0, nothing)
-    order = task.fetch(0, 0, 1, 0.0)
+    order = task.fetch(whole(task, 0), 0.0)
     rows = [int(np.where((text.features == f.numpy()).all((1, 2)))[0][0]) for f in order[2]]
     from far_models.training.data import visiting_order
 
-    assert rows == [3 - row for row in visiting_order(0, 4, 4, 0)]
-    levels = torch.stack([task.fetch(step, 0, 1, 0.0)[4] for step in range(20)])
+    assert rows == [3 - row for row in visiting_order(0, 4, 4, 7)]
+    levels = torch.stack([task.fetch(whole(task, step), 0.0)[4] for step in range(20)])
     assert (levels.max(1).values > levels.min(1).values).any() and levels.max() == 3 and levels.min() == 0
 
 
@@ -255,7 +259,7 @@ def test_what_the_scales_leave_adds_up() -> None:
 
 def test_restarts_come_when_due_and_end() -> None:
     task = MAKE["vqvae"]()
-    due = [bool(task.fetch(step, 0, 1, step / 100)[1]) for step in range(100)]
+    due = [bool(task.fetch(whole(task, step), step / 100)[1]) for step in range(100)]
     assert [step for step, flag in enumerate(due) if flag] == [0, 10, 20, 30, 40, 50]
 
 

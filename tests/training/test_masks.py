@@ -40,24 +40,24 @@ def test_unknown_direction_is_refused() -> None:
 
 
 def test_visible_indices_rise_and_differ_between_samples() -> None:
-    visible = visible_indices(8, 64, 20)
+    visible = visible_indices(torch.rand(8, 64), 20)
     assert visible.shape == (8, 20)
     assert (visible.diff(dim=1) > 0).all()
     assert len({tuple(row.tolist()) for row in visible}) == 8
-    assert visible_indices(2, 64, 0).shape == (2, 0)
-    assert (visible_indices(2, 64, 64) == torch.arange(64)).all()
+    assert visible_indices(torch.rand(2, 64), 0).shape == (2, 0)
+    assert (visible_indices(torch.rand(2, 64), 64) == torch.arange(64)).all()
 
 
 def test_levels_per_sample_or_per_batch() -> None:
-    rng = np.random.default_rng(0)
-    assert len(set(draw_levels(64, 8, True, 0.0, rng).tolist())) > 4
-    assert len(set(draw_levels(64, 8, False, 0.0, rng).tolist())) == 1
+    assert len(set(draw_levels(torch.rand(64), 8, 0.0).tolist())) > 4
+    assert len(set(draw_levels(torch.full((64,), 0.3), 8, 0.0).tolist())) == 1
+    assert draw_levels(torch.tensor([0.0, 0.1249, 0.1251, 0.9999]), 8, 0.0).tolist() == [0, 0, 1, 7]
 
 
 def test_low_draws_low_levels_more_often() -> None:
-    counts = np.bincount(draw_levels(40000, 8, True, 1.0, np.random.default_rng(0)).numpy(), minlength=8)
+    counts = np.bincount(draw_levels(torch.rand(40000), 8, 1.0).numpy(), minlength=8)
     assert counts[0] / counts[7] == pytest.approx(2.0, rel=0.1)
-    even = np.bincount(draw_levels(40000, 8, True, 0.0, np.random.default_rng(0)).numpy(), minlength=8)
+    even = np.bincount(draw_levels(torch.rand(40000), 8, 0.0).numpy(), minlength=8)
     assert even.min() / even.max() > 0.9
 
 

@@ -1,16 +1,85 @@
-"""Several processes share a run, as under torchrun or `accelerate launch`."""
+"""Several processes share a run, as under torchrun or `accelerate launch`, and micro-batches a step."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from click.testing import Result
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+Run = Callable[..., Result]
+STEPS = 4
+
+
+def losses_of(run: Path) -> list[list[float]]:
+    """Loss and gradient norm of every step."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[record["loss"], record["gradient"]] for record in records if "loss" in record]
+
+
+def launched(launcher: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`far train ARGUMENTS` under a launcher, on the CPU."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "far_models.training", *map(str, arguments), "--threads", "1"],
+        env={**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("kind", ["vae", "far", "mar", "far_t2i", "var", "residual"])
+def test_micro_batches_are_the_whole_batch(
+    kind: str, inputs: dict[str, Any], pictures: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
+) -> None:
+    on_latents = ("--data", latents, "--vae", vae_run / "vae.safetensors")
+    command = {"vae": ("vae", "--data", pictures, "--latent-noise", 0.3), "far": ("far", *on_latents), **inputs}[kind]
+    still = {
+        "far": ("--dropout", 0),
+        "mar": ("--dropout", 0),
+        "var": ("--drop-path", 0),
+        "residual": ("--drop-path", 0),
+    }
+    options = (*command, *still.get(kind, ()), *(() if kind in ("vae", "var") else ("--input-noise", 0.3)))
+    for name, extra in (("whole", ()), ("micro", ("--accumulate", 2)), ("again", ("--checkpointing",))):
+        run_train(*options, "-o", tmp_path / name, "--steps", STEPS, *extra)
+    whole = np.array(losses_of(tmp_path / "whole"))
+    assert len(whole) == STEPS
+    np.testing.assert_allclose(losses_of(tmp_path / "micro"), whole, rtol=2e-5)
+    np.testing.assert_allclose(losses_of(tmp_path / "again"), whole, rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(
+    latents: Path, vae_run: Path, run_train: Run, tiny_sizes: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """`accelerate launch` with two processes of half the batch each, against one process with all of it; and a run of
+    two processes that is resumed by one, with micro-batches."""
+    data = ("--data", latents, "--vae", vae_run / "vae.safetensors", "--dropout", 0, "--input-noise", 0.3)
+    run_train("far", *data, "-o", tmp_path / "one", "--steps", STEPS)
+    # --multi_gpu is how several processes are had; ACCELERATE_USE_CPU puts them on the CPU.
+    launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    launcher = (*launcher, "--mixed_precision", "no", "--dynamo_backend", "no")
+    done = launched(launcher, "far", *data, *tiny_sizes["far"], "-o", tmp_path / "two", "--steps", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "batch: 4 = 2 processes x 1 in turn x 2" in done.stdout
+    assert done.stdout.count("done:") == 1
+    run_train("far", *data, "-o", tmp_path / "two", "--steps", STEPS, "--resume", "--accumulate", 2)
+    np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=2e-5)
 
 
 @pytest.mark.slow
@@ -18,22 +87,73 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_two_processes_end_a_timed_run_together(kind: str, pictures: Path, tmp_path: Path) -> None:
     """The clock of the main process counts for both: otherwise one would wait for ever for the other's last step. The
     VQ-VAE's processes exchange hits and new codes beside."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "far_models.training", kind, "--data", str(pictures), "-o", str(tmp_path / "run")),
-        *("--minutes", "0.03", "--ch", "8", "--multipliers", "1,2", "--channels", "4", "--batch", "4"),
-        *("--amp", "off", "--threads", "1", "--log-steps", "1"),
-    ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    sizes = ("--ch", 8, "--multipliers", "1,2", "--channels", 4, "--batch", 4, "--amp", "off", "--log-steps", 1)
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = launched(launcher, kind, "--data", pictures, "-o", tmp_path / "run", "--minutes", 0.03, *sizes)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("done:") == 1
     assert (tmp_path / "run" / f"{kind}.safetensors").exists()
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert max(record["minutes"] for record in records) >= 0.03
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_end_saves_its_state(pictures: Path, tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])
+    sizes = ("--ch", "8", "--multipliers", "1,2", "--channels", "4", "--batch", "4", "--amp", "off", "--log-steps", "1")
+    command = [sys.executable, "-m", "far_models.training", "vae", "--data", str(pictures), "-o", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [*command, "--steps", "1000000", *sizes, "--threads", "1"],
+        env={**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 3 "):
+                process.send_signal(signal.SIGTERM)
+            last = line
+    assert process.returncode == 0
+    assert "--resume" in last
+    state = load_state(tmp_path / "run")
+    assert state["step"] >= 3
+    assert not list((tmp_path / "run").glob("*.part*"))
+    assert not (tmp_path / "run" / "vae.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_kill_while_writing_leaves_the_state_before(
+    pictures: Path, run_train: Run, tiny_sizes: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """The process is killed in the middle of writing the state of its second step."""
+    run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1)
+    script = (
+        "import os, signal, torch\n"
+        "save = torch.save\n"
+        "def half(state, path):\n"
+        "    save(state, path)\n"
+        "    os.truncate(path, 1000)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "torch.save = half\n"
+        "import sys\n"
+        "from far_runtime.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])
+    command = ["train", "vae", "--data", str(pictures), "-o", str(tmp_path / "run"), "--steps", "2", "--resume"]
+    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, *tiny_sizes["vae"]], env=environment, capture_output=True, timeout=300
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list((tmp_path / "run").glob("*.part*"))
+    assert load_state(tmp_path / "run")["step"] == 1
+    run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 2, "--resume")
+    assert load_state(tmp_path / "run")["step"] == 2
+    assert not list((tmp_path / "run").glob("*.part*"))
+
+
+def load_state(run: Path) -> dict[str, Any]:
+    with torch.serialization.safe_globals([Namespace]):
+        state: dict[str, Any] = torch.load(run / "checkpoint-last.pth", weights_only=True)
+    return state

@@ -13,6 +13,7 @@ from torch import Tensor
 from far_export.graphs.far import TransformerGraph
 from far_models.far import FARConfig
 from far_models.kl_vae import AutoencoderKL, VAEConfig
+from far_models.training.chance import Chance
 from far_models.training.far import FARLosses, FARLossSettings, far_task
 from far_models.training.latents import LatentSet
 from far_models.training.loop import LoopSettings, Task, parameter_groups
@@ -43,8 +44,7 @@ def make(settings: FARLossSettings, config: FARConfig = CONFIG) -> Task:
 
 
 def batch_of(task: Task, step: int = 0, done: float = 0.0) -> tuple[Tensor, ...]:
-    torch.manual_seed(7)
-    return task.fetch(step, 0, 1, done)
+    return task.fetch(Chance(7, step, range(8)), done)
 
 
 def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,6 @@ def test_level_weight_scales_the_loss() -> None:
     for weighted in (False, True):
         task = make(replace(PLAIN, weight_levels=weighted))
         batch = batch_of(task)
-        torch.manual_seed(3)
         losses[weighted] = task.losses(*batch)
     level = int(batch[3][0])
     factor = 1 + np.sin(np.pi / 2 * (level + 1) / 4)
@@ -172,7 +171,12 @@ def vae_losses(settings: VAELossSettings, level: int) -> tuple[dict[str, Tensor]
     losses = VAELosses(AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)), settings, 4)
     given: list[Tensor] = []
     losses.model.post_quant_conv.register_forward_hook(lambda module, inputs, output: given.append(inputs[0]))
-    values = losses(torch.rand(2, 3, 8, 8) * 2 - 1, torch.zeros(2, 4, 4, 4), torch.tensor(level))
+    values = losses(
+        torch.rand(2, 3, 8, 8) * 2 - 1,
+        torch.zeros(2, 4, 4, 4),
+        torch.rand(2, 1, 1, 1) * torch.randn(2, 4, 4, 4),
+        torch.tensor(level),
+    )
     return values, given
 
 

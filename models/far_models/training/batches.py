@@ -13,31 +13,40 @@ from torch import Tensor
 
 from far_models.far import FARConfig
 from far_models.far_t2i import FART2IConfig
+from far_models.training.chance import Chance
 from far_models.training.data import visiting_order
 from far_models.training.latents import LatentSet
+from far_runtime.diffusion import TRAIN_STEPS
 from far_runtime.errors import FarError
 
 
-def rows_of(train: NDArray[np.int64], step: int, batch: int, seed: int, rank: int, world: int) -> NDArray[np.int64]:
-    """The rows that process `rank` of `world` takes at a step."""
-    return train[visiting_order(step, batch, len(train), seed)][rank::world]
+def rows_of(train: NDArray[np.int64], batch: int, chance: Chance) -> NDArray[np.int64]:
+    """The rows of a step's samples."""
+    return train[visiting_order(chance.step, batch, len(train), chance.seed)[chance.places]]
 
 
-def drawn_latents(data: LatentSet, rows: NDArray[np.int64], scale: float, flip: float) -> Tensor:
+def drawn_latents(data: LatentSet, rows: NDArray[np.int64], scale: float, flip: float, chance: Chance) -> Tensor:
     """Latents [n, C, g, g] drawn from their posterior, times `scale`; a share `flip` of them is mirrored."""
-    mean, log_variance = data.moments(rows, drawn_flips(len(rows), flip))
-    return scale * (mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
+    mean, log_variance = data.moments(rows, chance.happens(flip).numpy())
+    return scale * (mean + chance.normal(*mean.shape[1:]) * (0.5 * log_variance).exp())
 
 
-def drawn_flips(count: int, share: float) -> NDArray[np.bool_]:
-    """Which of `count` samples are mirrored."""
-    flips: NDArray[np.bool_] = torch.rand(count).numpy() < share
-    return flips
+def disturbed_latents(latents: Tensor, most: float, chance: Chance) -> Tensor:
+    """Latents [n, C, g, g] with noise of a deviation of `most` |n| per sample, n standard normal."""
+    if not most:
+        return latents
+    deviation = most * chance.normal().abs()
+    return latents + deviation.reshape(-1, 1, 1, 1) * chance.normal(*latents.shape[1:])
 
 
-def dropped_labels(labels: NDArray[np.int64], null: int, share: float) -> Tensor:
+def dropped_labels(labels: NDArray[np.int64], null: int, share: float, chance: Chance) -> Tensor:
     """Labels [n], a share of them replaced by the null class."""
-    return torch.where(torch.rand(len(labels)) < share, null, torch.from_numpy(labels))
+    return torch.where(chance.happens(share), null, torch.from_numpy(labels))
+
+
+def diffusion_draws(tokens: int, channels: int, draws: int, chance: Chance) -> tuple[Tensor, Tensor]:
+    """Timesteps [n, tokens, draws] and noise [n, tokens, draws, channels] for `token_losses`."""
+    return chance.integers(TRAIN_STEPS, tokens, draws), chance.normal(tokens, draws, channels)
 
 
 def tokens_of(latents: Tensor) -> Tensor:

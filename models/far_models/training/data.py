@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +169,14 @@ def visiting_order(step: int, batch: int, count: int, seed: int) -> NDArray[np.i
     chosen = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(places // count):
         here = places // count == epoch
-        chosen[here] = np.random.default_rng((seed, int(epoch))).permutation(count)[places[here] % count]
+        chosen[here] = shuffled(count, seed, int(epoch))[places[here] % count]
     return chosen
+
+
+@lru_cache(maxsize=4)
+def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of one pass through the data; kept, since every step of the pass needs it."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def mixed_rows(

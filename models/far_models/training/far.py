@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,8 @@ from far_models.head import DiffusionHead
 from far_models.training.batches import (
     check_classes,
     check_latents,
+    diffusion_draws,
+    disturbed_latents,
     drawn_latents,
     dropped_labels,
     official_names,
@@ -23,6 +24,7 @@ from far_models.training.batches import (
     run_args,
     tokens_of,
 )
+from far_models.training.chance import Chance
 from far_models.training.latents import LatentSet
 from far_models.training.loop import Task
 from far_models.training.losses import DiffusionLoss, level_weight, token_losses
@@ -69,7 +71,8 @@ class FARLossSettings:
 class LevelLoss(nn.Module):
     """FAR's loss of latents at frequency levels, whatever the network is conditioned on.
 
-    `features`: shown tokens [B, L, C] -> z [B, L, width]. Input noise, timesteps and noise are drawn here.
+    `disturbed`: the latents as they are shown, before the low-pass. `draws`: timesteps and noise of every token.
+    `features`: shown tokens [B, L, C] -> z [B, L, width].
     """
 
     def __init__(
@@ -78,12 +81,11 @@ class LevelLoss(nn.Module):
         prediction: str,
         simplify: bool,
         weight_levels: bool,
-        draws: int,
         learned_variance: bool,
         filter: str = "spatial",
     ) -> None:
         super().__init__()
-        self.grid, self.simplify, self.weight_levels, self.draws = grid, simplify, weight_levels, draws
+        self.grid, self.simplify, self.weight_levels = grid, simplify, weight_levels
         self.diffusion = DiffusionLoss(prediction, learned_variance)
         self.register_buffer("filters", torch.tensor(lowpass_matrices(grid, filter)), persistent=False)
 
@@ -91,15 +93,15 @@ class LevelLoss(nn.Module):
         self,
         head: DiffusionHead,
         latents: Tensor,
-        deviation: Tensor,
+        disturbed: Tensor,
         levels: Tensor,
+        draws: tuple[Tensor, Tensor],
         features: Callable[[Tensor], Tensor],
     ) -> dict[str, Tensor]:
-        disturbed = latents + deviation.reshape(-1, 1, 1, 1) * torch.randn_like(latents)
         shown = tokens_of(self.lowpass(disturbed, levels))
         target = tokens_of(latents if self.simplify else self.lowpass(latents, levels + 1))
         condition = head.condition(features(shown), levels.reshape(-1, 1, 1))
-        error, bound = token_losses(self.diffusion, head, target, condition, self.draws)
+        error, bound = token_losses(self.diffusion, head, target, condition, *draws)
         per_sample = (error + bound).mean(dim=(1, 2))
         weight = level_weight(levels, self.grid) if self.weight_levels else torch.ones_like(per_sample)
         return {"loss": (weight * per_sample).mean(), "error": error.mean(), "bound": bound.mean()}
@@ -111,7 +113,8 @@ class LevelLoss(nn.Module):
 
 
 class FARLosses(nn.Module):
-    """Losses of scaled latents [B, C, g, g] with input-noise deviations, labels, levels [B] and visible indices [B, V].
+    """Losses of scaled latents [B, C, g, g], the same as they are shown, labels, levels [B], visible indices [B, V],
+    and timesteps and noise of every token (`token_losses`).
 
     V = L when nothing is masked.
     """
@@ -124,13 +127,19 @@ class FARLosses(nn.Module):
             model.config.prediction,
             settings.simplify,
             settings.weight_levels,
-            settings.draws,
             settings.learned_variance,
             model.config.filter,
         )
 
     def forward(
-        self, latents: Tensor, deviation: Tensor, labels: Tensor, levels: Tensor, visible: Tensor
+        self,
+        latents: Tensor,
+        disturbed: Tensor,
+        labels: Tensor,
+        levels: Tensor,
+        visible: Tensor,
+        t: Tensor,
+        noise: Tensor,
     ) -> dict[str, Tensor]:
         config = self.model.config
 
@@ -140,7 +149,7 @@ class FARLosses(nn.Module):
                 return self.model.features(shown, embedding)
             return self.model.features(shown, embedding, visible, restore_indices(visible, config.tokens))
 
-        return self.level(self.model.diffloss.net, latents, deviation, levels, features)
+        return self.level(self.model.diffloss.net, latents, disturbed, levels, (t, noise), features)
 
 
 def far_task(
@@ -160,17 +169,20 @@ def far_task(
     model = FAR(config, settings.dropout).initialize()
     losses = FARLosses(model, settings)
 
-    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        rows = rows_of(data.train, step, batch, seed, rank, world)
-        count = len(rows)
+    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+        rows = rows_of(data.train, batch, chance)
         flip = settings.flip if done < settings.flip_until else 0.0
-        latents = drawn_latents(data, rows, config.latent_scale, flip)
-        deviation = settings.input_noise * torch.randn(count).abs()
-        labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop)
-        chance = np.random.default_rng((seed, step, rank, 1))
-        levels = draw_levels(count, config.grid, settings.per_sample, settings.low, chance)
-        hidden = masked_count(settings.mask, int(levels[0]), config.grid, config.tokens, chance) if config.masked else 0
-        return latents, deviation, labels, levels, visible_indices(count, config.tokens, config.tokens - hidden)
+        latents = drawn_latents(data, rows, config.latent_scale, flip, chance)
+        disturbed = disturbed_latents(latents, settings.input_noise, chance)
+        labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop, chance)
+        one = torch.full((len(rows),), chance.of_step.random())
+        levels = draw_levels(chance.uniform() if settings.per_sample else one, config.grid, settings.low)
+        hidden = 0
+        if config.masked:
+            hidden = masked_count(settings.mask, int(levels[0]), config.grid, config.tokens, chance.of_step)
+        visible = visible_indices(chance.uniform(config.tokens), config.tokens - hidden)
+        draws = diffusion_draws(config.tokens, config.channels, settings.draws, chance)
+        return latents, disturbed, labels, levels, visible, *draws
 
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
         export_checkpoint(ema, folder / "far.safetensors", data.names, summary, sampling=sampling)

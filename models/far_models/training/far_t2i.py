@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from far_models.far import restore_indices
 from far_models.far_t2i import FART2I, FART2IConfig
-from far_models.training.batches import check_latents, drawn_latents, rows_of, run_args
+from far_models.training.batches import (
+    check_latents,
+    diffusion_draws,
+    disturbed_latents,
+    drawn_latents,
+    rows_of,
+    run_args,
+)
+from far_models.training.chance import Chance
 from far_models.training.far import LevelLoss
 from far_models.training.latents import LatentSet
 from far_models.training.loop import Task
@@ -45,8 +53,8 @@ class FART2ILossSettings:
 
 
 class FART2ILosses(nn.Module):
-    """Losses of scaled latents [B, C, g, g] with input-noise deviations [B], text features [B, T, W] with null [B],
-    levels [B] and visible indices [B, V]."""
+    """Losses of scaled latents [B, C, g, g], the same as they are shown, text features [B, T, W] with null [B], levels
+    [B], visible indices [B, V], and timesteps and noise of every token (`token_losses`)."""
 
     def __init__(self, model: FART2I, settings: FART2ILossSettings) -> None:
         super().__init__()
@@ -56,12 +64,19 @@ class FART2ILosses(nn.Module):
             model.config.prediction,
             settings.simplify,
             settings.weight_levels,
-            settings.draws,
             settings.learned_variance,
         )
 
     def forward(
-        self, latents: Tensor, deviation: Tensor, text: Tensor, null: Tensor, levels: Tensor, visible: Tensor
+        self,
+        latents: Tensor,
+        disturbed: Tensor,
+        text: Tensor,
+        null: Tensor,
+        levels: Tensor,
+        visible: Tensor,
+        t: Tensor,
+        noise: Tensor,
     ) -> dict[str, Tensor]:
         context = self.model.context(text, null)
 
@@ -70,7 +85,7 @@ class FART2ILosses(nn.Module):
                 return self.model.features(None, context)
             return self.model.features(shown, context, visible, restore_indices(visible, shown.shape[1]))
 
-        return self.level(self.model.diffloss.net, latents, deviation, levels, features)
+        return self.level(self.model.diffloss.net, latents, disturbed, levels, (t, noise), features)
 
 
 def far_t2i_task(
@@ -94,18 +109,18 @@ def far_t2i_task(
     model = FART2I(config).initialize()
     losses = FART2ILosses(model, settings)
 
-    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        rows = rows_of(data.train, step, batch, seed, rank, world)
-        count = len(rows)
+    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+        rows = rows_of(data.train, batch, chance)
         flip = settings.flip if done < settings.flip_until else 0.0
-        latents = drawn_latents(data, rows, config.latent_scale, flip)
-        deviation = settings.input_noise * torch.randn(count).abs()
+        latents = drawn_latents(data, rows, config.latent_scale, flip, chance)
+        disturbed = disturbed_latents(latents, settings.input_noise, chance)
         features = torch.from_numpy(np.array(text.features[text.index[rows]]))
-        null = (torch.rand(count) < settings.text_drop).long()
-        chance = np.random.default_rng((seed, step, rank, 1))
-        levels = draw_levels(count, config.grid, True, settings.low, chance)
-        seen = config.tokens - random_count(settings.mask_least, config.tokens, chance)
-        return latents, deviation, features, null, levels, visible_indices(count, config.tokens, seen)
+        null = chance.happens(settings.text_drop).long()
+        levels = draw_levels(chance.uniform(), config.grid, settings.low)
+        seen = config.tokens - random_count(settings.mask_least, config.tokens, chance.of_step)
+        visible = visible_indices(chance.uniform(config.tokens), seen)
+        draws = diffusion_draws(config.tokens, config.channels, settings.draws, chance)
+        return latents, disturbed, features, null, levels, visible, *draws
 
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
         notes = {**summary, "text_encoder": text.encoder, "prompts": len(text.prompts)}

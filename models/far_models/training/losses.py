@@ -66,13 +66,11 @@ class DiffusionLoss(nn.Module):
 
 
 def token_losses(
-    loss: DiffusionLoss, head: DiffusionHead, target: Tensor, condition: Tensor, draws: int
+    loss: DiffusionLoss, head: DiffusionHead, target: Tensor, condition: Tensor, t: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Squared error and bound [B, T, draws] of tokens [B, T, C] under conditions [B, T, width], each token at `draws`
-    random timesteps with noise of its own (diffusion_batch_mul)."""
-    target = target.unsqueeze(2).expand(-1, -1, draws, -1)
-    t = torch.randint(TRAIN_STEPS, target.shape[:-1], device=target.device)
-    error, bound = loss(head, target, condition.unsqueeze(2), t, torch.randn_like(target))
+    """Squared error and bound [B, T, draws] of tokens [B, T, C] under conditions [B, T, width], each token at several
+    timesteps t [B, T, draws] with noise [B, T, draws, C] of its own (diffusion_batch_mul)."""
+    error, bound = loss(head, target.unsqueeze(2).expand_as(noise), condition.unsqueeze(2), t, noise)
     return error, bound
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,8 @@ from far_models.mar import MAR
 from far_models.training.batches import (
     check_classes,
     check_latents,
+    diffusion_draws,
+    disturbed_latents,
     drawn_latents,
     dropped_labels,
     official_names,
@@ -24,6 +25,7 @@ from far_models.training.batches import (
     run_args,
     tokens_of,
 )
+from far_models.training.chance import Chance
 from far_models.training.latents import LatentSet
 from far_models.training.loop import Task
 from far_models.training.losses import DiffusionLoss, token_losses
@@ -50,25 +52,30 @@ class MARLossSettings:
 
 
 class MARLosses(nn.Module):
-    """Losses of scaled latents [B, C, g, g] with input-noise deviations, labels [B], visible [B, V] and hidden indices
-    [B, L - V]; the hidden tokens alone count."""
+    """Losses of scaled latents [B, C, g, g], the same as they are shown, labels [B], visible [B, V] and hidden indices
+    [B, L - V], and timesteps and noise of the hidden tokens (`token_losses`), which alone count."""
 
     def __init__(self, model: MAR, settings: MARLossSettings) -> None:
         super().__init__()
         self.model = model
-        self.draws = settings.draws
         self.diffusion = DiffusionLoss(model.config.prediction, settings.learned_variance)
 
     def forward(
-        self, latents: Tensor, deviation: Tensor, labels: Tensor, visible: Tensor, hidden: Tensor
+        self,
+        latents: Tensor,
+        disturbed: Tensor,
+        labels: Tensor,
+        visible: Tensor,
+        hidden: Tensor,
+        t: Tensor,
+        noise: Tensor,
     ) -> dict[str, Tensor]:
-        disturbed = latents + deviation.reshape(-1, 1, 1, 1) * torch.randn_like(latents)
         restore = restore_indices(visible, self.model.config.tokens)
         z = self.model.features(tokens_of(disturbed), self.model.class_embedding(labels), visible, restore)
         head = self.model.diffloss.net
         condition = head.condition(take_tokens(z, hidden))
         target = take_tokens(tokens_of(latents), hidden)
-        error, bound = token_losses(self.diffusion, head, target, condition, self.draws)
+        error, bound = token_losses(self.diffusion, head, target, condition, t, noise)
         return {"loss": (error + bound).mean(), "error": error.mean(), "bound": bound.mean()}
 
 
@@ -89,15 +96,16 @@ def mar_task(
     model.initialize()
     losses = MARLosses(model, settings)
 
-    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        rows = rows_of(data.train, step, batch, seed, rank, world)
+    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+        rows = rows_of(data.train, batch, chance)
         flip = settings.flip if done < settings.flip_until else 0.0
-        latents = drawn_latents(data, rows, config.latent_scale, flip)
-        deviation = settings.input_noise * torch.randn(len(rows)).abs()
-        labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop)
-        chance = np.random.default_rng((seed, step, rank, 1))
-        seen = config.tokens - random_count(settings.mask_least, config.tokens, chance)
-        return latents, deviation, labels, *split_indices(len(rows), config.tokens, seen)
+        latents = drawn_latents(data, rows, config.latent_scale, flip, chance)
+        disturbed = disturbed_latents(latents, settings.input_noise, chance)
+        labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop, chance)
+        hidden = random_count(settings.mask_least, config.tokens, chance.of_step)
+        sides = split_indices(chance.uniform(config.tokens), config.tokens - hidden)
+        draws = diffusion_draws(hidden, config.channels, settings.draws, chance)
+        return latents, disturbed, labels, *sides, *draws
 
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
         export_checkpoint(ema, folder / "mar.safetensors", data.names, summary, sampling=sampling)

@@ -50,23 +50,24 @@ def truncated_normal(least: float, chance: Generator) -> float:
             return float(ratio)
 
 
-def visible_indices(batch: int, tokens: int, count: int) -> Tensor:
-    """Rising indices [batch, count] of random tokens, from torch's global generator."""
-    return split_indices(batch, tokens, count)[0]
+def visible_indices(drawn: Tensor, count: int) -> Tensor:
+    """Rising indices [B, count] of random tokens, by random numbers drawn [B, tokens]."""
+    return split_indices(drawn, count)[0]
 
 
-def split_indices(batch: int, tokens: int, count: int) -> tuple[Tensor, Tensor]:
-    """Rising indices [batch, count] of random tokens and those [batch, tokens - count] of the others."""
-    order = torch.argsort(torch.rand(batch, tokens), dim=1)
+def split_indices(drawn: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rising indices [B, count] of random tokens and those [B, tokens - count] of the others, by random numbers drawn
+    [B, tokens]."""
+    order = torch.argsort(drawn, dim=1)
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
 
 
-def draw_levels(count: int, levels: int, per_sample: bool, low: float, chance: Generator) -> Tensor:
-    """Training levels [count] from 0 to levels - 1, one each or one for all.
+def draw_levels(drawn: Tensor, levels: int, low: float) -> Tensor:
+    """Training levels [n] from 0 to levels - 1, by random numbers drawn [n] from 0 to 1.
 
     Level i is drawn with a probability that falls linearly from (1 + low) p at level 0 to p at the highest; low = 0 is
     uniform, as in the released code.
     """
     weights = 1 + low * (1 - np.arange(levels) / max(levels - 1, 1))
-    drawn = chance.choice(levels, size=count if per_sample else 1, p=weights / weights.sum())
-    return torch.from_numpy(np.broadcast_to(drawn, (count,)).astype(np.int64))
+    edges = np.cumsum(weights / weights.sum())[:-1]
+    return torch.from_numpy(np.searchsorted(edges, drawn.numpy(), side="right").astype(np.int64))

@@ -22,6 +22,7 @@ def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
             "-o", "--out", "run", type=FOLDER, required=True, help="Folder for checkpoints, metrics and sheets."
         ),
         click.option("--steps", type=POSITIVE, help="Stop after so many steps."),
+        click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Stop after so many passes."),
         click.option(
             "--minutes",
             type=click.FloatRange(0, min_open=True),
@@ -35,11 +36,29 @@ def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
             help="Pictures per step, all devices together.",
         ),
         click.option(
+            "--accumulate",
+            type=POSITIVE,
+            default=1,
+            show_default=True,
+            help="Micro-batches into which a device splits its share of a step, to save memory.",
+        ),
+        click.option(
+            "--checkpointing",
+            is_flag=True,
+            help="Compute transformer blocks again in the backward pass rather than keep them: less memory, a third "
+            "more arithmetic.",
+        ),
+        click.option(
             "--lr",
             type=click.FloatRange(0, min_open=True),
             default=default("lr", 1e-4),
             show_default=True,
             help="Learning rate after the warm-up.",
+        ),
+        click.option(
+            "--blr",
+            type=click.FloatRange(0, min_open=True),
+            help="Learning rate per 256 pictures of --batch, in place of --lr.",
         ),
         click.option(
             "--warmup",
@@ -48,6 +67,7 @@ def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
             show_default=True,
             help="Steps over which the rate rises.",
         ),
+        click.option("--warmup-epochs", type=click.FloatRange(0), help="The same in passes, in place of --warmup."),
         click.option(
             "--schedule",
             type=click.Choice(["constant", "cosine"]),

@@ -46,9 +46,13 @@ def save_state(
     }
     settings.run.mkdir(parents=True, exist_ok=True)
     target = settings.run / STATE
+    for left in settings.run.glob(f"{target.stem}.part*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
     part = target.with_suffix(f".part{os.getpid()}")
     try:
         torch.save(state, part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(part, target)
     except OSError as error:
         raise FarError(

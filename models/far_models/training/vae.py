@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.batches import run_args
+from far_models.training.chance import Chance
 from far_models.training.data import PictureSet, mixed_rows, normalised
 from far_models.training.loop import Task
 from far_models.training.losses import gradient_l1, kl_per_cell
@@ -32,8 +33,8 @@ class VAELossSettings:
 
     In a share `lowpass` of the batches the latents are low-passed before decoding and the picture to match is
     low-passed by the same factor, so that the latents of FAR's intermediate levels decode to blurred pictures.
-    `latent_noise`: the decoder sees latents disturbed by up to so many of their standard deviations (a random share of
-    it per picture), so that it forgives the small errors of sampled latents.
+    `latent_noise`: the decoder sees latents disturbed by up to so many of the picture's standard deviations (a random
+    share of it), so that it forgives the small errors of sampled latents.
     """
 
     square: float = 1.0
@@ -44,7 +45,8 @@ class VAELossSettings:
 
 
 class VAELosses(nn.Module):
-    """Losses of pictures [B, 3, S, S] in [-1, 1], latent noise [B, C, h, w] and a level (the grid's side: none)."""
+    """Losses of pictures [B, 3, S, S] in [-1, 1], latent noise and disturbance [B, C, h, w] (of a standard deviation of
+    a share of the most) and a level (the grid's side: none)."""
 
     def __init__(self, model: AutoencoderKL, settings: VAELossSettings, grid: int) -> None:
         super().__init__()
@@ -55,13 +57,12 @@ class VAELosses(nn.Module):
         self.register_buffer("latent_filters", torch.tensor(lowpass_matrices(grid)), persistent=False)
         self.register_buffer("pixel_filters", torch.from_numpy(pixel_filters), persistent=False)
 
-    def forward(self, pictures: Tensor, noise: Tensor, level: Tensor) -> dict[str, Tensor]:
+    def forward(self, pictures: Tensor, noise: Tensor, disturbance: Tensor, level: Tensor) -> dict[str, Tensor]:
         mean, log_variance = (part.float() for part in self.model.encode(pictures))
         latents = mean + noise * (0.5 * log_variance).exp()
         if self.settings.latent_noise:
-            most = self.settings.latent_noise * mean.detach().std()
-            amount = most * torch.rand(len(mean), 1, 1, 1, device=mean.device)
-            latents = latents + amount * torch.randn_like(latents)
+            most = self.settings.latent_noise * mean.detach().std(dim=(1, 2, 3), keepdim=True)
+            latents = latents + most * disturbance
         filters, pixel_filters = self.latent_filters[level], self.pixel_filters[level]
         decoded = self.model.decode(filters @ latents @ filters.T).float()
         wanted = pixel_filters @ pictures @ pixel_filters.T
@@ -96,12 +97,14 @@ def vae_task(
         model.quant_conv.requires_grad_(False)
     losses = VAELosses(model, loss_settings, grid)
 
-    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        whole = drawn_pictures(sets, shares, step, batch, seed, rank, world)
-        # One level for all processes: it comes from the step alone.
-        chance = np.random.default_rng((seed, step, 1))
-        level = int(chance.integers(1, grid)) if grid > 1 and chance.random() < loss_settings.lowpass else grid
-        return whole, torch.randn(len(whole), config.channels, grid, grid), torch.tensor(level)
+    shape = (config.channels, grid, grid)
+
+    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+        pictures = drawn_pictures(sets, shares, batch, chance)
+        shared = chance.of_step
+        level = int(shared.integers(1, grid)) if grid > 1 and shared.random() < loss_settings.lowpass else grid
+        disturbance = chance.uniform(1, 1, 1) * chance.normal(*shape)
+        return pictures, chance.normal(*shape), disturbance, torch.tensor(level)
 
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
         export_checkpoint(ema, folder / "vae.safetensors", (), summary)
@@ -127,17 +130,17 @@ def grid_of_pictures(sets: Sequence[PictureSet], stride: int) -> int:
     return size // stride
 
 
-def drawn_pictures(
-    sets: Sequence[PictureSet], shares: Sequence[float], step: int, batch: int, seed: int, rank: int, world: int
-) -> Tensor:
-    """The pictures [n, 3, S, S] in [-1, 1] of a step that process `rank` of `world` takes, half of them mirrored."""
-    parts = mixed_rows(step, batch, [len(p.train) for p in sets], shares, seed)
-    pixels = []
-    for pictures, places in zip(sets, parts, strict=True):
-        mine = places[rank::world]
-        flip = torch.rand(len(mine)).numpy() < 0.5
-        pixels.append(pictures.pixels(pictures.train[mine], flip))
-    return torch.cat(pixels)
+def drawn_pictures(sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: Chance) -> Tensor:
+    """The pictures [n, 3, S, S] in [-1, 1] of a step's samples, half of them mirrored."""
+    parts = mixed_rows(chance.step, batch, [len(p.train) for p in sets], shares, chance.seed)
+    source = np.repeat(np.arange(len(sets)), [len(part) for part in parts])[chance.places]
+    rows, flip = np.concatenate(parts)[chance.places], chance.happens(0.5).numpy()
+    pixels = torch.empty(len(rows), 3, sets[0].size, sets[0].size)
+    for i, pictures in enumerate(sets):
+        own = source == i
+        if own.any():
+            pixels[torch.from_numpy(own)] = pictures.pixels(pictures.train[rows[own]], flip[own])
+    return pixels
 
 
 def reconstruction_reporter(sets: Sequence[PictureSet]) -> Callable[[nn.Module, int, Path], dict[str, float]]:

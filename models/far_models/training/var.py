@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from far_models.training.batches import check_classes, drawn_flips, dropped_labels, rows_of, run_args
+from far_models.training.batches import check_classes, dropped_labels, rows_of, run_args
+from far_models.training.chance import Chance
 from far_models.training.loop import Task
 from far_models.training.tokens import TokenSet
 from far_models.training.zoo import export_checkpoint, metadata_of
@@ -82,10 +83,11 @@ def var_task(
     model = VAR(config, settings.drop_path).initialize()
     losses = VARLosses(model, vqvae, settings.smoothing)
 
-    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        rows = rows_of(data.train, step, batch, seed, rank, world)
-        flip = drawn_flips(len(rows), settings.flip if done < settings.flip_until else 0.0)
-        return dropped_labels(data.labels[rows], config.classes, settings.label_drop), data.tokens(rows, flip)
+    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+        rows = rows_of(data.train, batch, chance)
+        flip = chance.happens(settings.flip if done < settings.flip_until else 0.0).numpy()
+        labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop, chance)
+        return labels, data.tokens(rows, flip)
 
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
         export_checkpoint(ema, folder / "var.safetensors", data.names, summary, sampling=sampling)

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from far_models.training.batches import (
     check_classes,
     check_latents,
+    diffusion_draws,
     drawn_latents,
     dropped_labels,
     rows_of,
     run_args,
     tokens_of,
 )
+from far_models.training.chance import Chance
 from far_models.training.latents import LatentSet
 from far_models.training.loop import Task
 from far_models.training.losses import DiffusionLoss, token_losses
@@ -43,22 +45,24 @@ class VARHybridLossSettings:
 
 
 class VARHybridLosses(nn.Module):
-    """Diffusion loss of labels [B] and scaled latents [B, C, g, g] with input-noise deviations [B], the mean over the
-    tokens of all scales, and the squared error of every scale."""
+    """Diffusion loss of labels [B] and scaled latents [B, C, g, g], the mean over the tokens of all scales, and the
+    squared error of every scale. disturbance [B, L, C]: noise of the inputs, of which the first scale has none.
+    timesteps and noise of every token: `token_losses`."""
 
     def __init__(self, model: VARHybrid, settings: VARHybridLossSettings) -> None:
         super().__init__()
         self.model = model
-        self.draws = settings.draws
         self.diffusion = DiffusionLoss(model.config.prediction, settings.learned_variance)
 
-    def forward(self, labels: Tensor, latents: Tensor, deviation: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, labels: Tensor, latents: Tensor, disturbance: Tensor, t: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
         model = self.model
         with torch.autocast(latents.device.type, enabled=False):  # the targets need all digits
             targets, inputs = model.maps(tokens_of(latents))
-        inputs = inputs + deviation.reshape(-1, 1, 1) * torch.randn_like(inputs)
+        inputs = inputs + disturbance[:, disturbance.shape[1] - inputs.shape[1] :]
         condition = model.condition(model.var.features(labels, inputs), model.scale_numbers())
-        error, bound = token_losses(self.diffusion, model.head.net, targets, condition, self.draws)
+        error, bound = token_losses(self.diffusion, model.head.net, targets, condition, t, noise)
         totals = {"loss": (error + bound).mean(), "error": error.mean(), "bound": bound.mean()}
         return totals | per_scale(model.var, "error", error)
 
@@ -82,12 +86,16 @@ def var_hybrid_task(
     model.measure(tokens_of(config.latent_scale * mean))
     losses = VARHybridLosses(model, settings)
 
-    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        rows = rows_of(data.train, step, batch, seed, rank, world)
+    tokens = sum(side * side for side in config.patch_nums)
+
+    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+        rows = rows_of(data.train, batch, chance)
         flip = settings.flip if done < settings.flip_until else 0.0
-        latents = drawn_latents(data, rows, config.latent_scale, flip)
-        deviation = settings.input_noise * torch.randn(len(rows)).abs()
-        return dropped_labels(data.labels[rows], config.classes, settings.label_drop), latents, deviation
+        latents = drawn_latents(data, rows, config.latent_scale, flip, chance)
+        disturbance = settings.input_noise * chance.normal().abs().reshape(-1, 1, 1)
+        disturbance = disturbance * chance.normal(tokens, config.channels)
+        labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop, chance)
+        return labels, latents, disturbance, *diffusion_draws(tokens, config.channels, settings.draws, chance)
 
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
         """Nothing beside the training state: hybrids are compared, not exported."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from far_models.training.batches import run_args
+from far_models.training.chance import Chance
 from far_models.training.data import PictureSet
 from far_models.training.loop import Task
 from far_models.training.losses import gradient_l1
@@ -141,9 +142,9 @@ def vqvae_task(
     nn.init.normal_(model.quantize.embedding.weight, std=0.01)
     losses = VQVAELosses(model, settings)
 
-    def fetch(step: int, rank: int, world: int, done: float) -> tuple[Tensor, ...]:
-        pictures = drawn_pictures(sets, shares, step, batch, seed, rank, world)
-        due = settings.restart and step % settings.restart == 0 and done < settings.restart_until
+    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+        pictures = drawn_pictures(sets, shares, batch, chance)
+        due = settings.restart and chance.step % settings.restart == 0 and done < settings.restart_until
         return pictures, torch.tensor(bool(due))
 
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
