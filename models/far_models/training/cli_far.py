@@ -9,9 +9,11 @@ import click
 
 from far_models.training.options import say, shared, taken
 from far_models.training.options_loop import loop_options, threads_option
+from far_models.training.presets import FAR_PRESETS, preset_option
 
 
 @click.command("far")
+@preset_option(FAR_PRESETS)
 @shared("latents", "vae", "size")
 @click.option("--model", type=click.Choice(["far_base", "far_large", "far_huge"]), help="Start from a preset's sizes.")
 @shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")

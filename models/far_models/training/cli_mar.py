@@ -10,9 +10,11 @@ import click
 from far_models.training.cli_far import check_sheet_steps, open_latents
 from far_models.training.options import POSITIVE, say, shared, taken
 from far_models.training.options_loop import loop_options, threads_option
+from far_models.training.presets import MAR_PRESETS, preset_option
 
 
 @click.command("mar")
+@preset_option(MAR_PRESETS)
 @shared("latents", "vae", "size")
 @click.option("--model", type=click.Choice(["mar_base", "mar_large", "mar_huge"]), help="Start from a preset's sizes.")
 @shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
