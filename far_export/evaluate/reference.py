@@ -79,14 +79,14 @@ def _of_folder(path: Path, part: str, size: int, network: Extractor, say: Callab
 
 
 def _pictures(path: Path, size: int) -> PictureSet:
-    from far_models.training.data import PICTURES, PictureSet, open_pictures, read_picture
+    from far_models.training.data import PICTURES, PictureSet, open_pictures, read_pictures
 
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
     if (path / "images.npy").is_file() or not files:
         return open_pictures(path, size)
 
     def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return np.stack([read_picture(files[row], size) for row in rows])
+        return read_pictures([files[row] for row in rows], size)
 
     everything = np.arange(len(files))
     return PictureSet(path, size, np.zeros(len(files), np.int64), ("",), everything, everything[:0], read)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,6 @@ def read_split(path: Path, notes: str, command: str) -> tuple[dict[str, Any], ND
 def write_json(path: Path, value: object) -> None:
     """A JSON file."""
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-
-
-def every_picture(
-    pictures: PictureSet, batch: int, say: Callable[[str], None]
-) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """All rows in batches, each with side 0 (plain) and then 1 (mirrored)."""
-    total = len(pictures.labels)
-    for start in range(0, total, batch):
-        rows = np.arange(start, min(start + batch, total))
-        for side in (0, 1):
-            yield rows, side
-        say(f"{rows[-1] + 1} of {total} pictures")
 
 
 def check_vae(path: Path, digest: object, vae_file: Path) -> None:

@@ -18,28 +18,33 @@ OFFICIAL_TOKENS = 300
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
 @shared("size")
 @click.option("--batch", type=POSITIVE, default=32, show_default=True)
+@click.option("--half", is_flag=True, help="Store latents in float16.")
 @threads_option
-def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batch: int) -> None:
+def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batch: int, half: bool) -> None:
     """Encode all pictures and their mirror images once, so that training needs no encoder.
 
-    A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE tokens (for VAR).
+    A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE tokens (for VAR). A run that is ended goes on when it is
+    started again; several processes (accelerate launch) share the work.
     """
     from far_models.checkpoint import load_checkpoint
     from far_models.training.data import open_pictures
     from far_models.training.latents import write_cache
+    from far_models.training.processes import together
     from far_models.training.tokens import write_token_cache
     from far_runtime.errors import FarError
 
     vae = load_checkpoint(vae_file)
     if vae.system not in ("klvae", "vqvae"):
         raise FarError(f"--vae {vae_file}: is a {vae.system} checkpoint; expected a klvae or vqvae one")
-    pictures = open_pictures(data, size)
+    pictures, processes = open_pictures(data, size), together()
     if vae.system == "vqvae":
-        write_token_cache(vae.model, vae_file, pictures, out, batch, say)
-        say(f"wrote {out}")
+        write_token_cache(vae.model, vae_file, pictures, out, batch, say, processes)
+        result = f"wrote {out}"
     else:
-        scale = write_cache(vae.model, vae_file, pictures, out, batch, say)
-        say(f"wrote {out}; latent scale {scale:.4f}")
+        scale = write_cache(vae.model, vae_file, pictures, out, batch, say, half, processes)
+        result = f"wrote {out}; latent scale {scale:.4f}"
+    if not processes.rank:
+        say(result)
 
 
 @click.command("cache-text")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -122,12 +124,12 @@ def read_names(path: Path, labels: NDArray[np.int64]) -> tuple[str, ...]:
 
 def _open_image_folder(path: Path, size: int) -> PictureSet:
     names = tuple(sorted(child.name for child in path.iterdir() if child.is_dir()))
-    files = [
-        (file, label)
-        for label, name in enumerate(names)
-        for file in sorted((path / name).rglob("*"))
-        if file.suffix.lower() in PICTURES
-    ]
+    files: list[str] = []
+    counts = []
+    for name in names:
+        found = sorted(picture_files(path / name))
+        files += [f"{name}/{file}" for file in found]
+        counts.append(len(found))
     if not files:
         raise FarError(
             f"{path}: no pictures; expected images.npy and labels.npy, or one subfolder of .png, .jpg or .webp files "
@@ -135,11 +137,31 @@ def _open_image_folder(path: Path, size: int) -> PictureSet:
         )
 
     def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return np.stack([read_picture(files[row][0], size) for row in rows])
+        return read_pictures([path / files[row] for row in rows], size)
 
-    labels = np.array([label for _, label in files], dtype=np.int64)
+    labels = np.repeat(np.arange(len(names)), counts)
     everything = np.arange(len(files))
     return PictureSet(path, size, labels, names, everything, everything[:0], read)
+
+
+def picture_files(folder: Path) -> Iterator[str]:
+    """Picture files in a folder and its subfolders, relative to it. Strings, for there may be millions."""
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        inside = os.path.relpath(place, folder)
+        before = "" if inside == "." else f"{inside}/"
+        yield from (f"{before}{file}" for file in files if os.path.splitext(file)[1].lower() in PICTURES)
+
+
+def read_pictures(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
+    """The middle squares [n, size, size, 3] of picture files, decoded by several threads."""
+    return np.stack(list(readers().map(lambda path: read_picture(path, size), paths)))
+
+
+@lru_cache(maxsize=1)
+def readers() -> ThreadPoolExecutor:
+    """Threads that decode pictures; Pillow works outside Python's lock."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "pictures")
 
 
 def read_picture(path: Path, size: int) -> NDArray[np.uint8]:

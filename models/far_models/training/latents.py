@@ -14,14 +14,14 @@ from torch import Tensor
 from far_models.kl_vae import AutoencoderKL
 from far_models.training.cache import (
     check_vae,
-    every_picture,
     file_digest,
-    new_folder,
     read_split,
     write_json,
     write_labels,
 )
-from far_models.training.data import PictureSet, load_array, load_labels, read_names
+from far_models.training.data import PictureSet, load_labels, read_names
+from far_models.training.processes import ALONE, Together
+from far_models.training.shards import ROWS, Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
 
 NOTES = "latents.json"
@@ -89,29 +89,53 @@ def check_fit(stride: int, pictures: PictureSet) -> None:
 
 
 def write_cache(
-    vae: AutoencoderKL, vae_file: Path, pictures: PictureSet, out: Path, batch: int, say: Callable[[str], None]
-) -> float:
-    """Write the moments of all pictures, plain and mirrored, as memory-mappable arrays; returns the latent scale.
+    vae: AutoencoderKL,
+    vae_file: Path,
+    pictures: PictureSet,
+    out: Path,
+    batch: int,
+    say: Callable[[str], None],
+    half: bool = False,
+    together: Together = ALONE,
+) -> float | None:
+    """Write the moments of all pictures, plain and mirrored; returns the latent scale (the main process alone).
 
-    The folder holds mean.npy and logvar.npy [N, 2, C, g, g] (index 1: mirrored), labels.npy, names.json, split.json and
-    latents.json, and appears whole. FarError if it exists already.
+    The folder holds shards [rows, 2, 2, C, g, g] (plain, mirrored; mean, log variance) in float32, or float16 if
+    `half`, labels.npy, names.json, split.json and latents.json, and appears whole. A run that is ended goes on, and
+    several processes share the shards. FarError if the folder exists already.
     """
     check_fit(vae.config.stride, pictures)
-    grid = pictures.size // vae.config.stride
-    shape = (len(pictures.labels), 2, vae.config.channels, grid, grid)
-    with new_folder(out) as folder:
-        arrays = [
-            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape) for name in ("mean", "logvar")
-        ]
-        for rows, side in every_picture(pictures, batch, say):
-            parts = encode(vae, pictures, rows, np.full(len(rows), bool(side)))
-            for array, part in zip(arrays, parts, strict=True):
-                array[rows, side] = part.numpy()
-        scale = latent_scale(*(array[pictures.train, 0] for array in arrays))
-        write_labels(folder, pictures)
-        notes = {"latent_scale": scale, "pictures": pictures.source.name, "vae_sha256": file_digest(vae_file)}
-        write_json(folder / NOTES, notes)
+    count, kind = len(pictures.labels), np.float16 if half else np.float32
+    facts = {"pictures": pictures.source.name, "vae_sha256": file_digest(vae_file), "count": count, "rows": ROWS}
+    facts["type"] = np.dtype(kind).name
+
+    def encoded(rows: NDArray[np.int64]) -> NDArray[np.floating]:
+        sides = [encode(vae, pictures, rows, np.full(len(rows), side)) for side in (False, True)]
+        return torch.stack([torch.stack(side, dim=1) for side in sides], dim=1).numpy().astype(kind)
+
+    staging = begin(out, facts)
+    write_shards(staging, count, ROWS, encoded, batch, say, together.rank, together.world)
+    together.wait()
+    if together.rank:
+        return None
+    scale = scale_of(Shards(staging, count, ROWS), pictures.train)
+    write_labels(staging, pictures)
+    write_json(staging / NOTES, {**facts, "latent_scale": scale})
+    finish(staging, out)
     return scale
+
+
+def scale_of(shards: Shards, train: NDArray[np.int64]) -> float:
+    """1 / standard deviation of the plain training pictures' latents, a shard at a time."""
+    chosen = np.zeros(shards.count, bool)
+    chosen[train] = True
+    total, first, second, noise = 0, 0.0, 0.0, 0.0
+    for rows, shard in shards.blocks():
+        mean, log_variance = (shard[chosen[rows], 0, part].astype(np.float64) for part in (0, 1))
+        total += mean.size
+        first, second = first + mean.sum(), second + np.square(mean).sum()
+        noise += np.exp(log_variance).sum()
+    return float(1 / np.sqrt(second / total - (first / total) ** 2 + noise / total))
 
 
 def open_cache(path: Path, vae_file: Path | None = None) -> LatentSet:
@@ -119,18 +143,20 @@ def open_cache(path: Path, vae_file: Path | None = None) -> LatentSet:
     notes, train = read_split(path, NOTES, "cache-latents")
     if vae_file is not None:
         check_vae(path, notes.get("vae_sha256"), vae_file)
-    scale = notes.get("latent_scale")
-    if not isinstance(scale, float) or not scale > 0:
-        raise FarError(f"{path / NOTES}: latent_scale is {scale!r}; make it again with far train cache-latents")
-    mean, log_variance = load_array(path / "mean.npy"), load_array(path / "logvar.npy")
-    if mean.ndim != 5 or mean.shape[1] != 2 or mean.shape[3] != mean.shape[4] or mean.shape != log_variance.shape:
+    scale, count, rows = (notes.get(key) for key in ("latent_scale", "count", "rows"))
+    if not isinstance(scale, float) or not scale > 0 or not isinstance(count, int) or not isinstance(rows, int):
         raise FarError(
-            f"{path}: mean {list(mean.shape)} and logvar {list(log_variance.shape)}; expected [N, 2, C, g, g] twice"
+            f"{path / NOTES}: lacks latent_scale, count or rows, so an earlier version made it; make it again with far "
+            "train cache-latents"
         )
-    labels = load_labels(path / "labels.npy", len(mean))
+    shards = Shards(path, count, rows)
+    if len(shards.shape) != 6 or shards.shape[1:3] != (2, 2) or shards.shape[4] != shards.shape[5]:
+        raise FarError(f"{path}: shards of {list(shards.shape)}; expected [N, 2, 2, C, g, g]")
+    labels = load_labels(path / "labels.npy", count)
 
     def moments(rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Moments:
-        side = flip.astype(np.int64)
-        return torch.from_numpy(np.array(mean[rows, side])), torch.from_numpy(np.array(log_variance[rows, side]))
+        chosen = torch.from_numpy(shards[rows][np.arange(len(rows)), flip.astype(np.int64)]).float()
+        return chosen[:, 0], chosen[:, 1]
 
-    return LatentSet(path, mean.shape[2], mean.shape[3], scale, labels, read_names(path, labels), train, moments)
+    _, _, _, channels, grid, _ = shards.shape
+    return LatentSet(path, channels, grid, scale, labels, read_names(path, labels), train, moments)

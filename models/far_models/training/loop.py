@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from far_models.training.ahead import Ahead
 from far_models.training.chance import Chance, step_seed
 from far_models.training.ema import EMA
 from far_models.training.metrics import MetricsLog
-from far_models.training.plan import GUESS_STEPS, device_name, hours_line, measured_cost, plan_lines, speed
+from far_models.training.optimization import choose_amp, parameter_groups, recompute_blocks
+from far_models.training.plan import GUESS_STEPS, Cost, device_name, hours_line, measured_cost, plan_lines, speed
+from far_models.training.processes import Ending, agreed, averages
 from far_models.training.progress import Shown
 from far_models.training.state import STATE, load_state, save_state
 from far_runtime.errors import FarError
@@ -118,224 +117,177 @@ class Task:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
-    """AdamW groups: no decay for vectors (biases, norms) and for parameters whose name contains one of `no_decay`."""
-    decayed: list[Any] = []
-    spared: list[Any] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        bare = parameter.ndim <= 1 or name.endswith(".bias") or any(part in name for part in no_decay)
-        (spared if bare else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-
-
 def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run the loop to its end; returns a summary {step, epoch, minutes, ...last metrics}.
+    """Run the loop to its end; returns a summary {steps, epochs, minutes, ...last metrics}.
 
     What is random of a sample comes from (run seed, step, its place in the batch), so that a resumed run repeats a
     straight one bit for bit, and several processes or micro-batches see what one sees; dropout inside the network
     alone is each process's own. SIGTERM and Ctrl-C end the run after the step, with its state saved. Raises FarError
     where RUN already holds another run and resume is off.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    trainer = Trainer(task, settings.settled(task.epoch_length))
+    with Shown(say, trainer.main) as shown, Ending() as ending:
+        return trainer.run(shown, ending)
 
-    settings = settings.settled(task.epoch_length)
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.unused)])
-    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    if settings.batch % (world * settings.accumulate):
-        raise FarError(
-            f"--batch {settings.batch} cannot be shared by {world} processes x --accumulate {settings.accumulate}; "
-            f"give a multiple of {world * settings.accumulate}"
+
+class Trainer:
+    """A run: network, average, optimizer, and how far it is. settings: settled."""
+
+    def __init__(self, task: Task, settings: LoopSettings) -> None:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        self.task, self.settings = task, settings
+        self.accelerator = Accelerator(
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.unused)]
         )
-    ema = EMA(task.model, settings.ema, settings.ema_ramped)
-    ema.model.to(device)
-    if settings.checkpointing:
-        recompute_blocks(task.model)
-    groups = parameter_groups(task.model, settings.weight_decay, task.no_decay)
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)
-    state = load_state(settings, task)
-    losses, optimizer = accelerator.prepare(task.losses, optimizer)
-    step, seconds = 0, 0.0
-    if state is not None:
-        task.model.load_state_dict(state["model"])
-        ema.model.load_state_dict(state["model_ema"])
-        optimizer.load_state_dict(state["optimizer"])
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        if settings.batch % (self.world * settings.accumulate):
+            raise FarError(
+                f"--batch {settings.batch} cannot be shared by {self.world} processes x --accumulate "
+                f"{settings.accumulate}; give a multiple of {self.world * settings.accumulate}"
+            )
+        self.ema = EMA(task.model, settings.ema, settings.ema_ramped)
+        self.ema.model.to(self.device)
+        if settings.checkpointing:
+            recompute_blocks(task.model)
+        groups = parameter_groups(task.model, settings.weight_decay, task.no_decay)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)
+        self.state = load_state(settings, task)
+        self.losses, self.optimizer = self.accelerator.prepare(task.losses, optimizer)
+        self.step, self.seconds = 0, 0.0
+        if self.state is not None:
+            self._restore(self.state)
+        self.log = MetricsLog(settings.run, self.step) if self.main else None
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.task.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(state["model_ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
         for name, value in state.get("losses", {}).items():
-            task.losses.get_buffer(name).copy_(value)
-        step, seconds = state["step"], state["elapsed"]
-    places = np.arange(settings.batch)[rank::world]
+            self.task.losses.get_buffer(name).copy_(value)
+        self.step, self.seconds = state["step"], state["elapsed"]
 
-    def batch_of(step: int, part: int = 0) -> tuple[Tensor, ...]:
-        chance = Chance(settings.seed, step, places[part :: settings.accumulate].tolist())
-        return tuple(each.to(device) for each in task.fetch(chance, settings.progress(step, seconds)))
+    @property
+    def done(self) -> float:
+        """Share of the run that is done."""
+        return self.settings.progress(self.step, self.seconds)
 
-    log = MetricsLog(settings.run, step) if accelerator.is_main_process else None
-    with Shown(say, accelerator.is_main_process) as shown, Ending() as ending:
-        first = batch_of(step)
-        torch.manual_seed(step_seed(settings.seed, step, rank))
-        probe = copy.deepcopy(task.losses)  # its weights may change
-        half = state["amp"] if state is not None else choose_amp(settings.amp, probe, first, device.type, shown.say)
-        cost = measured_cost(probe, first, half)
-        del probe, first
-        for line in plan_lines(task, settings, cost, world, half, device_name(device)):
+    @property
+    def epoch(self) -> float:
+        """Passes through the data."""
+        return self.step * self.settings.batch / self.task.epoch_length
+
+    def run(self, shown: Shown, ending: Ending) -> dict[str, Any]:
+        """Train to the end, or until the run is asked to end."""
+        cost, half = self._plan(shown)
+        with Ahead(self._fetch) as ahead:
+            latest = self._steps(shown, ending, ahead, cost, half)
+        self.save(half)
+        minutes = self.seconds / 60
+        if self.done < 1:
+            shown.say(f"ended at step {self.step}, the state is saved; go on with the same command and --resume")
+        else:
+            self.report()
+            if self.main:
+                summary = {"steps": self.step, "minutes": round(minutes, 1), **latest}
+                self.task.finish(self.ema.model, self.settings.run, summary)
+            shown.say(f"done: {self.step} steps in {minutes:.1f} minutes; {self.settings.run / STATE}")
+            for sheet in sorted((self.settings.run / "sheets").glob(f"*-{self.step:06d}.png")):
+                shown.say(f"sheet: {sheet}")
+        self.accelerator.end_training()
+        return {"steps": self.step, "epochs": self.epoch, "minutes": minutes, **latest}
+
+    def _plan(self, shown: Shown) -> tuple[Cost, bool]:
+        """Tell what the run will cost; its cost, and whether it computes under autocast."""
+        settings, state, device = self.settings, self.state, self.device
+        probe = copy.deepcopy(self.task.losses)  # its weights may change
+        batch = self._fetch(self.step, 0, self.done)
+        torch.manual_seed(step_seed(settings.seed, self.step, self.rank))
+        half = bool(state["amp"]) if state else choose_amp(settings.amp, probe, batch, device.type, shown.say)
+        cost = measured_cost(probe, batch, half)
+        for line in plan_lines(self.task, settings, cost, self.world, half, device_name(device)):
             shown.say(line)
         if state is not None:
-            shown.say(f"resumed {settings.run} at step {step}, {seconds / 60:.1f} minutes into training")
+            shown.say(f"resumed {settings.run} at step {self.step}, {self.seconds / 60:.1f} minutes into training")
+        return cost, half
 
-        def save() -> None:
-            if accelerator.is_main_process:
-                save_state(settings, task, ema, optimizer.state_dict(), step, seconds, half)
+    def _fetch(self, step: int, part: int, done: float) -> tuple[Tensor, ...]:
+        """Micro-batch `part` of a step, of this process."""
+        places = range(self.rank, self.settings.batch, self.world)[part :: self.settings.accumulate]
+        chance = Chance(self.settings.seed, step, places)
+        return tuple(each.to(self.device) for each in self.task.fetch(chance, done))
 
-        def report() -> None:
-            if log is not None:
-                log.add(step, seconds, task.report(ema.model, step, settings.run))
-                log.draw()
-
+    def _steps(self, shown: Shown, ending: Ending, ahead: Ahead, cost: Cost, half: bool) -> dict[str, float]:
+        """All steps, with their logs, states and sheets; what was logged last."""
+        settings = self.settings
         saved = sheeted = time.monotonic()
         window: list[dict[str, Tensor]] = []
         latest: dict[str, float] = {}
-        begun, begun_at, logged, logged_at = step, seconds, step, seconds
-        while settings.progress(step, seconds) < 1 and not ending.asked(world, device):
-            started = time.monotonic()
-            rate = settings.rate(step, seconds)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(step_seed(settings.seed, step, rank))  # dropout
-            for part in range(settings.accumulate):
-                batch = batch_of(step, part)
-                last = part == settings.accumulate - 1
-                with nullcontext() if last else accelerator.no_sync(losses):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                        values = losses(*batch)
-                    accelerator.backward(values["loss"] / settings.accumulate)
-                window.append({name: value.detach() for name, value in values.items()})
-            norm = accelerator.clip_grad_norm_(task.losses.parameters(), settings.clip or math.inf)
-            window[-1]["gradient"] = norm
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            ema.update(task.model, step)
-            step += 1
-            seconds = agreed(seconds + time.monotonic() - started, world, device)
-            if step == begun + GUESS_STEPS:
-                shown.say(hours_line(settings, step, GUESS_STEPS, seconds - begun_at))
-            if step % settings.log_steps == 0:
-                latest = averages(window, world) | {"rate": rate, "step_seconds": seconds / step}
-                latest |= speed(settings, cost, world, (seconds - logged_at) / (step - logged))
-                window, logged, logged_at = [], step, seconds
-                if not math.isfinite(latest["loss"]):
-                    raise FarError(
-                        f"the loss became {latest['loss']} at step {step}; lower --lr, or resume from an earlier "
-                        f"{STATE}"
-                    )
-                if log is not None:
-                    log.add(step, seconds, latest)
-                    epoch = step * settings.batch / task.epoch_length
-                    shown.log(step, epoch, seconds / 60, settings.progress(step, seconds), latest)
+        begun = logged = (self.step, self.seconds)
+        while self.done < 1 and not ending.asked(self.world, self.device):
+            window += self._train_step(ahead, half)
+            if self.step == begun[0] + GUESS_STEPS:
+                shown.say(hours_line(settings, self.step, GUESS_STEPS, self.seconds, begun[1]))
+            if self.step % settings.log_steps == 0:
+                latest = self._averaged(window)
+                latest |= speed(settings, cost, self.world, (self.seconds - logged[1]) / (self.step - logged[0]))
+                window, logged = [], (self.step, self.seconds)
+                if self.log is not None:
+                    self.log.add(self.step, self.seconds, latest)
+                    shown.log(self.step, self.epoch, self.seconds / 60, self.done, latest)
             now = time.monotonic()
             if now - saved > 60 * settings.save_minutes:
-                save()
+                self.save(half)
                 saved = now
             if now - sheeted > 60 * settings.sheet_minutes:
-                report()
+                self.report()
                 sheeted = now
-        save()
-        summary = {"steps": step, "minutes": round(seconds / 60, 1), **latest}
-        if settings.progress(step, seconds) < 1:
-            shown.say(f"ended at step {step}, the state is saved; go on with the same command and --resume")
-        else:
-            report()
-            if accelerator.is_main_process:
-                task.finish(ema.model, settings.run, summary)
-            shown.say(f"done: {step} steps in {seconds / 60:.1f} minutes; {settings.run / STATE}")
-            for sheet in sorted((settings.run / "sheets").glob(f"*-{step:06d}.png")):
-                shown.say(f"sheet: {sheet}")
-    accelerator.end_training()
-    return {**summary, "epochs": step * settings.batch / task.epoch_length, "minutes": seconds / 60}
+        return latest
 
+    def _train_step(self, ahead: Ahead, half: bool) -> list[dict[str, Tensor]]:
+        """One step of the optimizer; what each of its micro-batches measured."""
+        settings, started, last = self.settings, time.monotonic(), self.settings.accumulate - 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate(self.step, self.seconds)
+        torch.manual_seed(step_seed(settings.seed, self.step, self.rank))  # dropout
+        measured = []
+        for part in range(settings.accumulate):
+            step, following = (self.step, part + 1) if part < last else (self.step + 1, 0)
+            then = (step, following, settings.progress(step, self.seconds))
+            batch = ahead.take((self.step, part, self.done), then)
+            with nullcontext() if part == last else self.accelerator.no_sync(self.losses):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                    values = self.losses(*batch)
+                self.accelerator.backward(values["loss"] / settings.accumulate)
+            measured.append({name: value.detach() for name, value in values.items()})
+        norm = self.accelerator.clip_grad_norm_(self.task.losses.parameters(), settings.clip or math.inf)
+        measured[-1]["gradient"] = norm
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.task.model, self.step)
+        self.step += 1
+        self.seconds = agreed(self.seconds + time.monotonic() - started, self.world, self.device)
+        return measured
 
-def recompute_blocks(model: nn.Module) -> None:
-    """Compute what is inside every transformer block once more in the backward pass, rather than keep it (the official
-    code's --grad_checkpointing)."""
-    from torch.utils.checkpoint import checkpoint
+    def _averaged(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
+        """The averages of a window; FarError where the loss is no number any more."""
+        rate = self.settings.rate(self.step - 1, self.seconds)
+        latest = averages(window, self.world) | {"rate": rate, "step_seconds": self.seconds / self.step}
+        if not math.isfinite(latest["loss"]):
+            raise FarError(
+                f"the loss became {latest['loss']} at step {self.step}; lower --lr, or resume from an earlier {STATE}"
+            )
+        return latest
 
-    for name, blocks in model.named_modules():
-        if isinstance(blocks, nn.ModuleList) and name.endswith("blocks"):
-            for block in blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    def save(self, half: bool) -> None:
+        """Write the state."""
+        if self.main:
+            optimizer = self.optimizer.state_dict()
+            save_state(self.settings, self.task, self.ema, optimizer, self.step, self.seconds, half)
 
-
-class Ending:
-    """Whether the run was asked to end, by SIGTERM or Ctrl-C; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Ending:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *rest: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked = True
-
-    def asked(self, world: int, device: torch.device) -> bool:
-        """The same answer in all processes: if one of them was asked."""
-        if world == 1:
-            return self._asked
-        from accelerate.utils import reduce
-
-        told: Tensor = reduce(torch.tensor([float(self._asked)], device=device), "sum")
-        return bool(told)
-
-
-def agreed(seconds: float, world: int, device: torch.device) -> float:
-    """The main process's clock, for all: the learning rate and the end of the run must be the same everywhere."""
-    if world == 1:
-        return seconds
-    from accelerate.utils import broadcast
-
-    told: Tensor = broadcast(torch.tensor([seconds], dtype=torch.float64, device=device))
-    return float(told)
-
-
-def averages(window: Sequence[dict[str, Tensor]], world: int) -> dict[str, float]:
-    """Mean of every named value over some steps and all processes."""
-    found = {}
-    for name in dict.fromkeys(name for values in window for name in values):
-        mean = torch.stack([values[name].float() for values in window if name in values]).mean()
-        if world > 1:
-            from accelerate.utils import reduce
-
-            mean = reduce(mean, "mean")
-        found[name] = float(mean)
-    return found
-
-
-def choose_amp(amp: str, losses: nn.Module, batch: tuple[Tensor, ...], device: str, say: Callable[[str], None]) -> bool:
-    """Whether to compute under bfloat16 autocast: "on", "off", or "auto", which times a few steps of both."""
-    if amp != "auto":
-        return amp == "on"
-
-    def seconds(half: bool) -> float:
-        times = []
-        for _ in range(3):
-            started = time.monotonic()
-            with torch.autocast(device, torch.bfloat16, enabled=half):
-                loss = losses(*batch)["loss"]
-            loss.backward()
-            loss.item()
-            losses.zero_grad(set_to_none=True)
-            times.append(time.monotonic() - started)
-        return min(times)
-
-    full, half = seconds(False), seconds(True)
-    say(f"one step takes {full:.2f} s in float32 and {half:.2f} s under bfloat16 autocast")
-    return half < full
+    def report(self) -> None:
+        """Draw a sheet and the curves."""
+        if self.log is not None:
+            self.log.add(self.step, self.seconds, self.task.report(self.ema.model, self.step, self.settings.run))
+            self.log.draw()

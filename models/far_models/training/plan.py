@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,15 +107,13 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def hours_line(settings: LoopSettings, step: int, done: int, seconds: float) -> str:
-    """How long the rest takes, by the steps that this call has `done` in `seconds`."""
-    import datetime
-
-    each = seconds / done
+def hours_line(settings: LoopSettings, step: int, done: int, seconds: float, before: float) -> str:
+    """How long the rest takes, by the last `done` steps, in which the clock went from `before` to `seconds`."""
+    each = (seconds - before) / done
     by_steps = (settings.steps - step) * each if settings.steps else float("inf")
     by_time = 60 * settings.minutes - seconds if settings.minutes else float("inf")
     left = max(min(by_steps, by_time), 0)
-    end = datetime.datetime.now() + datetime.timedelta(seconds=left)
+    end = datetime.now() + timedelta(seconds=left)
     return f"{each:.3f} s a step: {left / 3600:.2f} hours to go, until about {end:%Y-%m-%d %H:%M}"
 
 

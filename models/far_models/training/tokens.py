@@ -13,15 +13,15 @@ from torch import Tensor
 
 from far_models.training.cache import (
     check_vae,
-    every_picture,
     file_digest,
-    new_folder,
     read_split,
     write_json,
     write_labels,
 )
-from far_models.training.data import PictureSet, load_array, load_labels, read_names
+from far_models.training.data import PictureSet, load_labels, read_names
 from far_models.training.latents import check_fit
+from far_models.training.processes import ALONE, Together
+from far_models.training.shards import ROWS, Shards, begin, finish, write_shards
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 
@@ -72,35 +72,52 @@ def coded_set(vqvae: VQVAE, pictures: PictureSet) -> TokenSet:
 
 
 def write_token_cache(
-    vqvae: VQVAE, vae_file: Path, pictures: PictureSet, out: Path, batch: int, say: Callable[[str], None]
+    vqvae: VQVAE,
+    vae_file: Path,
+    pictures: PictureSet,
+    out: Path,
+    batch: int,
+    say: Callable[[str], None],
+    together: Together = ALONE,
 ) -> None:
-    """Write the tokens of all pictures, plain and mirrored: tokens.npy [N, 2, L] (index 1: mirrored), labels.npy,
-    names.json, split.json and tokens.json. The folder appears whole; FarError if it exists already."""
+    """Write the tokens of all pictures, plain and mirrored, as shards [rows, 2, L] (index 1: mirrored), labels.npy,
+    names.json, split.json and tokens.json; see latents.write_cache."""
     check_side(vqvae, pictures)
-    length = sum(side * side for side in vqvae.config.patch_nums)
-    kind = np.uint16 if vqvae.config.vocabulary <= 1 << 16 else np.int32
-    with new_folder(out) as folder:
-        shape = (len(pictures.labels), 2, length)
-        array = np.lib.format.open_memmap(folder / "tokens.npy", "w+", kind, shape)
-        for rows, side in every_picture(pictures, batch, say):
-            array[rows, side] = coded(vqvae, pictures, rows, np.full(len(rows), bool(side))).numpy()
-        write_labels(folder, pictures)
-        write_json(folder / NOTES, {"pictures": pictures.source.name, "vae_sha256": file_digest(vae_file)})
+    count, kind = len(pictures.labels), np.uint16 if vqvae.config.vocabulary <= 1 << 16 else np.int32
+    facts = {"pictures": pictures.source.name, "vae_sha256": file_digest(vae_file), "count": count, "rows": ROWS}
+
+    def encoded(rows: NDArray[np.int64]) -> NDArray[np.integer]:
+        sides = [coded(vqvae, pictures, rows, np.full(len(rows), side)) for side in (False, True)]
+        return torch.stack(sides, dim=1).numpy().astype(kind)
+
+    staging = begin(out, facts)
+    write_shards(staging, count, ROWS, encoded, batch, say, together.rank, together.world)
+    together.wait()
+    if not together.rank:
+        write_labels(staging, pictures)
+        write_json(staging / NOTES, facts)
+        finish(staging, out)
 
 
 def open_token_cache(path: Path, vae_file: Path, vqvae: VQVAE) -> TokenSet:
     """Open a folder that `write_token_cache` wrote; FarError if it is none, or was made with another VQ-VAE."""
     notes, train = read_split(path, NOTES, "cache-latents")
     check_vae(path, notes.get("vae_sha256"), vae_file)
-    array = load_array(path / "tokens.npy")
-    length = sum(side * side for side in vqvae.config.patch_nums)
-    if array.ndim != 3 or array.shape[1:] != (2, length) or array.dtype.kind not in "iu":
+    count, rows = notes.get("count"), notes.get("rows")
+    if not isinstance(count, int) or not isinstance(rows, int):
         raise FarError(
-            f"{path / 'tokens.npy'}: {array.dtype} {list(array.shape)}; expected whole numbers [N, 2, {length}]"
+            f"{path / NOTES}: lacks count or rows, so an earlier version made it; make it again with far train "
+            "cache-latents"
         )
-    labels = load_labels(path / "labels.npy", len(array))
+    shards = Shards(path, count, rows)
+    length = sum(side * side for side in vqvae.config.patch_nums)
+    if shards.shape[1:] != (2, length) or shards.dtype.kind not in "iu":
+        raise FarError(
+            f"{path}: shards of {shards.dtype} {list(shards.shape)}; expected whole numbers [N, 2, {length}]"
+        )
+    labels = load_labels(path / "labels.npy", count)
 
     def tokens(rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(array[rows, flip.astype(np.int64)].astype(np.int64))
+        return torch.from_numpy(shards[rows][np.arange(len(rows)), flip.astype(np.int64)].astype(np.int64))
 
     return TokenSet(path, labels, read_names(path, labels), train, tokens)

@@ -1,0 +1,133 @@
+"""Large data: shards that several processes write and that a killed run goes on with, folders of pictures, batches
+that are fetched ahead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from numpy.typing import NDArray
+from PIL import Image
+
+from far_models.training import latents as caches
+from far_models.training.ahead import Ahead
+from far_models.training.data import open_pictures, shuffled, visiting_order
+from far_models.training.latents import open_cache
+from far_models.training.shards import Shards, begin, finish, write_shards
+from far_runtime.errors import FarError
+
+Run = Callable[..., Result]
+VALUES = np.arange(23 * 2, dtype=np.float32).reshape(23, 2)
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+def rows_of(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    return VALUES[rows]
+
+
+def test_shards_hold_every_row_once(tmp_path: Path) -> None:
+    for rank in (1, 0):
+        write_shards(tmp_path, 23, 4, rows_of, 3, silent, rank, 2)
+    assert len(list(tmp_path.iterdir())) == 6
+    shards = Shards(tmp_path, 23, 4)
+    chosen = np.array([22, 0, 7, 7, 13])
+    np.testing.assert_array_equal(shards[chosen], VALUES[chosen])
+    assert np.concatenate([rows for rows, _ in shards.blocks()]).tolist() == list(range(23))
+    assert isinstance(next(block for _, block in shards.blocks()), np.memmap)
+    (tmp_path / "shard-00003.npy").unlink()
+    with pytest.raises(FarError, match=r"shard-00003\.npy: no such file"):
+        Shards(tmp_path, 23, 4)
+    np.save(tmp_path / "shard-00003.npy", VALUES[:3])
+    with pytest.raises(FarError, match="expected 4 rows"):
+        Shards(tmp_path, 23, 4)[np.array([13])]
+
+
+def test_what_was_begun_goes_on(tmp_path: Path) -> None:
+    out, asked = tmp_path / "cache", []
+    staging = begin(out, {"vae": "a"})
+
+    def dying(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        if rows[0] >= 8:
+            raise KeyboardInterrupt
+        return VALUES[rows]
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(staging, 23, 4, dying, 4, silent)
+    assert not out.exists()
+    with pytest.raises(FarError, match="remove it"):
+        begin(out, {"vae": "b"})
+    assert begin(out, {"vae": "a"}) == staging
+
+    def asking(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        asked.append(int(rows[0]))
+        return VALUES[rows]
+
+    write_shards(staging, 23, 4, asking, 4, silent)
+    assert asked == [8, 12, 16, 20]
+    finish(staging, out)
+    np.testing.assert_array_equal(Shards(out, 23, 4)[np.arange(23)], VALUES)
+    with pytest.raises(FarError, match="exists already"):
+        begin(out, {"vae": "a"})
+
+
+def test_a_cache_in_shards_is_the_cache(
+    latents: Path, pictures: Path, vae_run: Path, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, rows = vae_run / "vae.safetensors", np.array([11, 0, 5])
+    flip = np.array([True, False, True])
+    whole = open_cache(latents, vae)
+    monkeypatch.setattr(caches, "ROWS", 5)
+    assert run_train("cache-latents", "--data", pictures, "--vae", vae, "-o", tmp_path / "small").exit_code == 0
+    small = open_cache(tmp_path / "small", vae)
+    assert len(list((tmp_path / "small").glob("shard-*.npy"))) == 3
+    assert small.scale == pytest.approx(whole.scale)
+    for a, b in zip(small.moments(rows, flip), whole.moments(rows, flip), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    run_train("cache-latents", "--data", pictures, "--vae", vae, "-o", tmp_path / "half", "--half")
+    half = open_cache(tmp_path / "half", vae)
+    for a, b in zip(half.moments(rows, flip), whole.moments(rows, flip), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+
+
+def test_folders_of_pictures_are_read_in_order(tmp_path: Path) -> None:
+    for label, name in enumerate(("ant", "bee")):
+        for place in ("", "more/"):
+            (tmp_path / name / place).mkdir(parents=True, exist_ok=True)
+            for i in range(3):
+                colour = (100 * label + 10 * i + len(place), 0, 0)
+                Image.new("RGB", (6, 4), colour).save(tmp_path / name / f"{place}{i}.png")
+    (tmp_path / "ant" / "notes.txt").write_text("no picture")
+    found = open_pictures(tmp_path, 4)
+    assert found.names == ("ant", "bee")
+    assert found.labels.tolist() == [0] * 6 + [1] * 6
+    reds = found.read(np.arange(12))[:, 0, 0, 0].tolist()
+    assert reds == [0, 10, 20, 5, 15, 25, 100, 110, 120, 105, 115, 125]
+
+
+def test_the_order_of_a_pass_is_kept_and_whole() -> None:
+    visited = np.concatenate([visiting_order(step, 4, 10, 3) for step in range(5)])
+    assert sorted(visited[:10]) == sorted(visited[10:]) == list(range(10))
+    assert visited[:10].tolist() == shuffled(10, 3, 0).tolist() != visited[10:].tolist()
+
+
+def test_batches_are_fetched_ahead_and_in_order() -> None:
+    fetched: list[tuple[int, str]] = []
+
+    def fetch(number: int) -> tuple[int, ...]:
+        fetched.append((number, threading.current_thread().name))
+        return (number,)
+
+    with Ahead(fetch) as ahead:  # type: ignore[arg-type]
+        assert ahead.take((0,), (1,)) == (0,)
+        assert ahead.take((1,), (2,)) == (1,)
+        assert ahead.take((7,), (8,)) == (7,)
+    assert [number for number, _ in sorted(fetched)][:2] == [0, 1]
+    assert dict(fetched)[0] == dict(fetched)[7] == threading.current_thread().name
+    assert dict(fetched)[1].startswith("ahead")
