@@ -14,17 +14,15 @@ are named after that network and are no Inception FID.
 from __future__ import annotations
 
 import hashlib
-import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from far_export.evaluate.cache import FeatureCache
 from far_export.evaluate.metrics import COMPONENTS, frechet, principal_components
 from far_export.evaluate.networks import SIDE, feature_network, features
 from far_export.stages import Stage
@@ -34,7 +32,7 @@ from far_runtime.bundle import Bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import FarError
-from far_runtime.files import user_cache, whole_file
+from far_runtime.files import user_cache
 from far_runtime.pipeline import Pipeline
 from far_runtime.subjects import spread_subjects
 
@@ -165,34 +163,3 @@ def weights_digest(stages: Sequence[Stage]) -> str:
             digest.update(f"{stage.name} {name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-class FeatureCache:
-    """Features of sets that were drawn before, by everything that they depend on, in the user's cache folder."""
-
-    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """facts: what was drawn, by what: weights, settings, subjects, library versions."""
-        self._folder, self._facts = folder, dict(facts)
-
-    def find(self, seeds: Sequence[int]) -> NDArray[np.float64] | None:
-        """The features that were kept for these seeds; None where there are none, or their file is damaged."""
-        try:
-            with np.load(self._path(seeds), allow_pickle=False) as file:
-                found: NDArray[np.float64] = file["features"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
-        return found if found.shape[0] == len(seeds) and np.isfinite(found).all() else None
-
-    def keep(self, seeds: Sequence[int], found: NDArray[np.float64]) -> None:
-        """Keep features for the next time; a folder that cannot be written is no error."""
-        path = self._path(seeds)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as aside, aside.open("wb") as file:
-                np.savez(file, features=found)
-        except (OSError, FarError):
-            return
-
-    def _path(self, seeds: Sequence[int]) -> Path:
-        text = json.dumps({**self._facts, "seeds": [int(seed) for seed in seeds]}, sort_keys=True)
-        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from far_export.distribution import FeatureCache
+from far_export.evaluate.cache import FeatureCache
 from far_export.evaluate.networks import feature_network
 from far_export.tune.distance import Judge
 from far_models.checkpoint_config import parse_overrides

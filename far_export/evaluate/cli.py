@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,8 @@ from far_runtime.cli_sampling import sampling_options, take_sampling
 from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from far_export.evaluate.figures import Figures
     from far_export.evaluate.networks import Extractor
-    from far_export.evaluate.reference import Reference
     from far_runtime.bundle import Bundle
     from far_runtime.subjects import Subject
 
@@ -100,11 +97,16 @@ def evaluate(
 ) -> None:
     """Draw pictures from BUNDLE and compare them with references: Frechet distance, inception score, precision and
     recall. A run that is ended goes on where it was when it is started again."""
-    from far_export.evaluate import networks
+    import numpy
+    import torch
+
     from far_export.evaluate.draw import Run
-    from far_export.evaluate.figures import figures, floor_of
+    from far_export.evaluate.figures import figures
+    from far_export.evaluate.floor import open_floor
     from far_export.evaluate.reference import open_reference
-    from far_models.checkpoint import load_checkpoint
+    from far_export.evaluate.show import progress, say
+    from far_export.graphs import SYSTEMS
+    from far_runtime import __version__
     from far_runtime.bundle import open_bundle
     from far_runtime.defaults import check_system, settings_of
     from far_runtime.files import check_folder, whole_file
@@ -112,166 +114,130 @@ def evaluate(
 
     opened = open_bundle(bundle)
     check_system(opened)
-    subjects, files, write_notes = _subjects(opened, prompts, count, samples, references)
-    if files is None and images:
-        files = [f"pictures/{seed + i:07d}.png" for i in range(len(subjects))]
+    plan = _plan(opened, prompts, count, samples, references, seed, images)
     check_folder(output)
     sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
     settings = settings_of(opened.manifest, sampling)
-    vae = load_checkpoint(floor, expect=_vae_kind(opened)).model if floor else None
-    network = None
-    if references:
-        network = networks.inception(inception) if inception else networks.lite()
+    vae = open_floor(floor, SYSTEMS[opened.manifest.system].vae) if floor else None
+    network = _network(inception) if references else None
     size = opened.manifest.model["image_size"]
-    against = [open_reference(text, size, network, _say) for text in references] if network else []
+    against = [open_reference(text, size, network, progress) for text in references] if network else []
     name, why = best_unless(engine, opened)
     with Pipeline.over(opened, name, engine_settings) as pipeline:
         facts = {
-            "bundle": opened.manifest.id, "engine": pipeline.engine.name, "seed": seed, "settings": settings,
-            "engine_version": pipeline.surroundings()["engine_version"],
-            "prompts": _digest(subjects) if prompts else None, "network": network.digest if network else None,
+            "bundle": opened.manifest.id, "engine": pipeline.engine.name,
+            "engine_version": pipeline.surroundings()["engine_version"], "version": __version__, "seed": seed,
+            "settings": settings, **plan.facts,
         }  # fmt: skip
-        run = Run(output, facts)
+        files = [output / file for file in plan.files] if plan.files else None
+        run = Run(output, facts, len(plan.subjects), batch_size, files, network)
         run.begin()
-        write_notes(output)
-        file_of = (lambda i: output / files[i]) if files else None
-        missing = run.missing(len(subjects), network is not None, file_of)
-        if missing < len(subjects):
-            _say(f"going on: {len(subjects) - missing} of {len(subjects)} pictures are there")
+        plan.write_notes(output)
+        told: set[str] = set()
 
-        def draw(numbers: Sequence[int]) -> Any:
-            wanted, seeds = [subjects[i] for i in numbers], [seed + i for i in numbers]
-            return pipeline.generate(wanted, seeds, batch_size=batch_size, **sampling).images
+        def draw(numbers: range) -> Any:
+            wanted = plan.subjects[numbers.start : numbers.stop]
+            made = pipeline.generate(wanted, [seed + i for i in numbers], batch_size=batch_size, **sampling)
+            for warning in made.warnings:
+                if warning not in told:
+                    told.add(warning)
+                    say(f"warning: {warning}")
+            return made.images
 
-        with _progress(len(subjects)) as report:
-            found = run.drawn(len(subjects), draw, network, report, file_of)
+        found = run.drawn(draw, progress)
     if found is None or network is None:
-        _say(f"{output}: {len(subjects)} pictures")
+        say(f"{output}: {len(plan.subjects)} pictures")
         return
-    floors = _floors(vae, against, network, floor_of)
-    made = figures(found, against, network, floors, facts)
+    floors = [vae.features(reference, network, progress) if vae else None for reference in against]
+    versions = {"torch": torch.__version__, "numpy": numpy.__version__}
+    how = {**facts, **versions, "network": network.digest, "floor": vae.digest if vae else None}
+    made = figures(found, against, network, floors, how)
     with whole_file(output / "evaluate.json") as aside:
         aside.write_text(json.dumps(made.to_dict(), indent=1) + "\n", encoding="utf-8")
     _print(made, as_json, [*why, f"figures: {output / 'evaluate.json'}"])
 
 
-def _subjects(
-    opened: Bundle, prompts: Path | None, count: int | None, samples: int | None, references: tuple[str, ...]
-) -> tuple[list[Subject], list[str] | None, Callable[[Path], None]]:
-    """What to draw, the names of the pictures' files if they have any yet, and what else to write."""
-    from far_export.evaluate.prompts import read_prompts
+@dataclass(frozen=True)
+class Plan:
+    """What to draw. files: of the pictures, relative to the output folder. facts: what tells it from another plan.
+    write_notes: writes what else belongs into the folder."""
+
+    subjects: Sequence[Subject]
+    files: Sequence[str] | None
+    facts: Mapping[str, Any]
+    write_notes: Callable[[Path], None] = lambda folder: None
+
+
+def _plan(
+    opened: Bundle,
+    prompts: Path | None,
+    count: int | None,
+    samples: int | None,
+    references: Sequence[str],
+    seed: int,
+    images: bool,
+) -> Plan:
+    from far_export.evaluate.show import say
     from far_runtime.errors import FarError
     from far_runtime.subjects import resolve_subjects, takes_text
 
-    text = takes_text(opened.manifest)
-    if text and prompts is None:
-        raise FarError(f"{opened.path}: draws from text; give it prompts: --prompts FILE")
+    if takes_text(opened.manifest):
+        return _plan_of_prompts(opened, prompts, count, samples, references)
     if prompts is not None:
-        if not text:
-            raise FarError(f"{opened.path}: draws from class labels; leave out --prompts and give --reference")
-        found = read_prompts(prompts, count, samples)
-        return resolve_subjects(opened.manifest, prompts=found.prompts), list(found.names), found.write_notes
+        raise FarError(f"{opened.path}: draws from class labels; leave out --prompts and give --reference")
     if samples is not None:
         raise FarError("--samples is for --prompts; use --count for classes")
     if not references:
         raise FarError("nothing to compare with; give --reference DIR, or statistics: --reference FILE.npz")
-    classes = opened.manifest.model["classes"]
-    numbers = [i % classes for i in range(count or DEFAULT_COUNT)]
-    if len(numbers) % classes:
-        _say(f"{len(numbers)} pictures of {classes} classes: some classes have one more than others")
-    return resolve_subjects(opened.manifest, numbers), None, lambda folder: None
+    classes, count = opened.manifest.model["classes"], count or DEFAULT_COUNT
+    _check_count(count, references)
+    if count % classes:
+        say(f"{count} pictures of {classes} classes: some classes have one more than others")
+    files = [f"pictures/{seed + i:07d}.png" for i in range(count)] if images else None
+    return Plan(resolve_subjects(opened.manifest, [i % classes for i in range(count)]), files, {})
 
 
-def _vae_kind(opened: Bundle) -> str:
-    from far_export.graphs import SYSTEMS
+def _plan_of_prompts(
+    opened: Bundle, prompts: Path | None, count: int | None, samples: int | None, references: Sequence[str]
+) -> Plan:
+    from far_export.evaluate.prompts import read_prompts
+    from far_export.evaluate.show import say
+    from far_runtime.errors import FarError
+    from far_runtime.subjects import resolve_subjects
 
-    return SYSTEMS[opened.manifest.system].vae
-
-
-def _digest(subjects: Sequence[Subject]) -> str:
-    import hashlib
-
-    return hashlib.sha256("\n".join(one.name for one in subjects).encode()).hexdigest()
-
-
-def _floors(vae: Any, against: Sequence[Reference], network: Extractor, floor_of: Callable[..., Any]) -> dict[str, Any]:
-    """Features of the reconstructions of every reference's pictures."""
-    if vae is None:
-        return {}
-    found = {}
-    for reference in against:
-        features = floor_of(vae, reference, network)
-        if features is None:
-            _say(f"{reference.name}: has no pictures to reconstruct, so it has no floor")
-        else:
-            found[reference.name] = features
-    return found
+    if prompts is None:
+        raise FarError(f"{opened.path}: draws from text; give it prompts: --prompts FILE")
+    found = read_prompts(prompts, count, samples)
+    _check_count(len(found.prompts), references)
+    say(f"{prompts.name}: {found.kind}, {len(set(found.prompts))} different prompts, {len(found.names)} pictures")
+    subjects = resolve_subjects(opened.manifest, prompts=found.prompts)
+    return Plan(subjects, found.names, {"prompts": found.digest}, found.write_notes)
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+def _check_count(count: int, references: Sequence[str]) -> None:
+    from far_runtime.errors import FarError
+
+    if references and count < 2:
+        raise FarError("1 picture: expected 2 or more to compare with a reference; use --count 1000, say")
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a line for every tenth."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _network(weights: Path | None) -> Extractor:
+    from far_export.evaluate import networks
+    from far_export.evaluate.inception import inception
+    from far_export.evaluate.show import say
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        told = 0
-
-        def line(done: int, of: int) -> None:
-            nonlocal told
-            if 10 * done // of > told:
-                told = 10 * done // of
-                _say(f"{done} of {of} pictures")
-
-        yield line
-        return
-    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("", total=total)
-        yield lambda done, of: bars.update(task, completed=done)
+    return inception(weights, say) if weights else networks.lite()
 
 
 def _print(made: Figures, as_json: bool, lines: Sequence[str]) -> None:
     from rich.console import Console
 
+    from far_export.evaluate.show import remarks, table
+
     if as_json:
         click.echo(json.dumps(made.to_dict()))
         return
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console = Console(highlight=False, width=None if Console().is_terminal else 140)
     console.print(table(made))
-    score = "inception score" if made.inception else f"score by {made.network}'s classes (no inception score)"
-    console.print(f"{score}: {made.score:.2f} ± {made.score_deviation:.2f}", markup=False)
-    missing = dict.fromkeys(f"{one.reference}: {why}" for one in made.against for why in one.missing)
-    for line in (*missing, *lines):
+    for line in (*remarks(made), *lines):
         console.print(line, markup=False, soft_wrap=True)
-
-
-def table(made: Figures) -> Table:
-    """A row per reference."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    what = "features of Inception" if made.inception else f"features of {made.network}: no FID"
-    shown = Table(title=f"{made.count} pictures, {what}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    shown.add_column("reference")
-    for column in ("pictures", "FID" if made.inception else "Frechet", "floor", "on 48", "floor", "x floor"):
-        shown.add_column(column, justify="right")
-    for column in ("precision", "recall"):
-        shown.add_column(column, justify="right")
-    for one in made.against:
-        ratio = one.frechet_48 / one.floor_48 if one.frechet_48 and one.floor_48 else None
-        shown.add_row(
-            one.reference, "" if one.reference_pictures is None else str(one.reference_pictures),
-            *(_number(value, ".2f") for value in (one.frechet, one.floor, one.frechet_48, one.floor_48, ratio)),
-            *(_number(value, ".3f") for value in (one.precision, one.recall)),
-        )  # fmt: skip
-    return shown
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

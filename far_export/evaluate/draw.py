@@ -1,10 +1,12 @@
-"""Drawing many pictures so that a run that is ended goes on: they are addressed by their seeds, and kept in parts."""
+"""Drawing many pictures so that a run that is ended goes on: they are addressed by their seeds, and kept batch by
+batch."""
 
 from __future__ import annotations
 
 import json
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,31 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from far_export.evaluate.networks import Extractor, Found
+from far_export.evaluate.show import Reporting, silent
 from far_runtime.errors import FarError
 from far_runtime.files import whole_file
 from far_runtime.pictures import save_plain
 
 RUN = "run.json"
-PART = 64
-"""Pictures of a part: what a run that is killed loses at most."""
-
-Draw = Callable[[Sequence[int]], NDArray[np.uint8]]
+Pixels = NDArray[np.uint8]
+Draw = Callable[[range], Pixels]
 """Pictures uint8 [n, H, W, 3] by their numbers in the run."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of what was drawn. facts: all that the pictures and their features depend on."""
+    """A folder of `count` pictures that are drawn `batch` at a time.
+
+    facts: all that a picture depends on beside its number. files: where the pictures are written as PNG, if at all.
+    network: whose features of them are kept, if any's.
+    """
 
     folder: Path
     facts: Mapping[str, Any]
+    count: int
+    batch: int
+    files: Sequence[Path] | None = None
+    network: Extractor | None = None
 
     def begin(self) -> None:
         """Write down what is drawn; FarError where the folder holds a run of something else."""
@@ -46,85 +55,124 @@ class Run:
         except (OSError, ValueError) as error:
             raise FarError(f"{path}: cannot be read ({error}); remove {self.folder} or choose another -o") from error
         now = json.loads(json.dumps(self.facts))
-        changed = [
-            f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
+        if not isinstance(before, dict) or before != now:
+            before = before if isinstance(before, dict) else {}
+            changed = [
+                f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+                for key in sorted({*before, *now})
+                if before.get(key) != now.get(key)
+            ]
             raise FarError(
                 f"{self.folder}: holds pictures of another run ({'; '.join(changed)}); give the same settings or "
                 "choose another -o folder"
             )
 
-    def drawn(
-        self,
-        count: int,
-        draw: Draw,
-        network: Extractor | None,
-        report: Callable[[int, int], None],
-        file_of: Callable[[int], Path] | None = None,
-    ) -> Found | None:
-        """What the network says of the pictures 0 .. count - 1 (None without a network); draws those that are missing.
-
-        file_of: where picture i is written as PNG, if at all. report: is told how many are done, and of how many.
-        """
-        parts: list[Found] = []
-        for numbers in parts_of(count):
-            found = self._kept(numbers) if network else None
-            if not self._whole(numbers, file_of) or (network and found is None):
-                pictures = draw(numbers)
-                if file_of is not None:
-                    write_pictures(pictures, [file_of(i) for i in numbers])
-                if network and found is None:
-                    found = network(pictures)
+    def drawn(self, draw: Draw, reporting: Reporting = silent) -> Found | None:
+        """What the network says of all pictures (None without one); those that are missing are drawn."""
+        gathered = self._kept()
+        left = self._missing(gathered)
+        done = self.count - sum(map(len, left))
+        title = f"pictures (going on: {done} are there)" if done else "pictures"
+        with reporting(title, self.count) as report:
+            for numbers in left:
+                pictures = self._written(numbers)
+                if pictures is None:
+                    pictures = draw(numbers)
+                    if self.files is not None:
+                        write_pictures(pictures, self.files[numbers.start : numbers.stop])
+                if self.network is not None and not gathered.has(numbers):
+                    found = self.network(pictures)
                     self._keep(numbers, found)
-            if found is not None:
-                parts.append(found)
-            report(numbers.stop, count)
-        if not parts:
-            return None
-        features, probabilities = zip(*((part.features, part.probabilities) for part in parts), strict=True)
-        return Found(np.concatenate(features), np.concatenate(probabilities))
+                    gathered.put(numbers, found)
+                done += len(numbers)
+                report(done)
+        return gathered.found if self.network else None
 
-    def missing(self, count: int, features: bool, file_of: Callable[[int], Path] | None = None) -> int:
-        """How many of the first `count` pictures are still to be drawn."""
-        left = (
+    def _missing(self, gathered: Gathered) -> list[range]:
+        """Batches that lack a file, or features where they are wanted."""
+        batches = (range(i, min(i + self.batch, self.count)) for i in range(0, self.count, self.batch))
+        return [
             numbers
-            for numbers in parts_of(count)
-            if not self._whole(numbers, file_of) or (features and not self._path(numbers).exists())
-        )
-        return sum(map(len, left))
+            for numbers in batches
+            if (self.network and not gathered.has(numbers))
+            or (self.files and not all(self.files[i].exists() for i in numbers))
+        ]
 
-    @staticmethod
-    def _whole(numbers: range, file_of: Callable[[int], Path] | None) -> bool:
-        return file_of is None or all(file_of(i).exists() for i in numbers)
-
-    def _path(self, numbers: range) -> Path:
-        return self.folder / "features" / f"{numbers.start:06d}-{numbers.stop - 1:06d}.npz"
-
-    def _kept(self, numbers: range) -> Found | None:
-        try:
-            with np.load(self._path(numbers), allow_pickle=False) as file:
-                found = Found(file["features"], file["probabilities"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    def _written(self, numbers: range) -> Pixels | None:
+        """Pictures that were written before; None where any is missing or damaged."""
+        if self.files is None:
             return None
-        return found if len(found) == len(numbers) and np.isfinite(found.features).all() else None
+        try:
+            return np.stack([read_picture(self.files[i]) for i in numbers])
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def _features(self) -> Path:
+        return self.folder / "features" / (self.network.digest if self.network else "")
+
+    def _kept(self) -> Gathered:
+        """Features that were kept, whatever the batches were; damaged files are passed over."""
+        gathered = Gathered(self.count)
+        for path in sorted(self._features.glob("*.npz")) if self.network else ():
+            place = re.fullmatch(r"(\d+)-(\d+)\.npz", path.name)
+            if place is None:
+                continue
+            numbers = range(int(place[1]), int(place[2]) + 1)
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    found = Found(file["features"], file["probabilities"])
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                continue
+            if len(found) == len(found.probabilities) == len(numbers) and np.isfinite(found.features).all():
+                gathered.put(numbers, found)
+        return gathered
 
     def _keep(self, numbers: range, found: Found) -> None:
-        path = self._path(numbers)
+        path = self._features / f"{numbers.start:06d}-{numbers.stop - 1:06d}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as aside, aside.open("wb") as file:
             np.savez(file, features=found.features, probabilities=found.probabilities)
 
 
-def parts_of(count: int) -> Iterator[range]:
-    """The numbers 0 .. count - 1 in parts."""
-    return (range(start, min(start + PART, count)) for start in range(0, count, PART))
+class Gathered:
+    """What a network says of `count` pictures, as it comes."""
+
+    def __init__(self, count: int) -> None:
+        self._there = np.zeros(count, dtype=bool)
+        self._arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    def has(self, numbers: range) -> bool:
+        """Whether all of these pictures are there."""
+        return bool(self._there[numbers.start : numbers.stop].all())
+
+    def put(self, numbers: range, found: Found) -> None:
+        """Add pictures; those behind the last are passed over."""
+        count = len(self._there)
+        sides = (found.features, found.probabilities)
+        if self._arrays is None:
+            features, probabilities = (np.zeros((count, side.shape[1]), np.float32) for side in sides)
+            self._arrays = features, probabilities
+        inside = max(min(numbers.stop, count) - numbers.start, 0)
+        for array, side in zip(self._arrays, sides, strict=True):
+            array[numbers.start : numbers.start + inside] = side[:inside]
+        self._there[numbers.start : numbers.start + inside] = True
+
+    @property
+    def found(self) -> Found:
+        """All of it, when all pictures are there."""
+        assert self._arrays is not None and self._there.all()
+        return Found(*self._arrays)
 
 
-def write_pictures(pictures: NDArray[np.uint8], paths: Sequence[Path]) -> None:
+def write_pictures(pictures: Pixels, paths: Sequence[Path]) -> None:
     """Write pictures uint8 [n, H, W, 3] as PNG, each whole or not at all."""
     for picture, path in zip(pictures, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_plain(path, Image.fromarray(picture))
+
+
+def read_picture(path: Path) -> Pixels:
+    """A picture uint8 [H, W, 3] as it was written."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"), dtype=np.uint8)

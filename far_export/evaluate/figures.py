@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from far_export.evaluate.metrics import (
     COMPONENTS,
+    NEIGHBOURS,
+    SMALLEST_SPLIT,
+    SPLITS,
     frechet,
     frechet_of,
     inception_score,
@@ -18,91 +22,113 @@ from far_export.evaluate.metrics import (
     statistics_of,
 )
 from far_export.evaluate.networks import Extractor, Found
-from far_export.evaluate.reference import READ, Reference
+from far_export.evaluate.reference import Reference
 
-if TYPE_CHECKING:
-    from torch import nn
+Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Against:
-    """Figures of pictures against one reference; None where the reference does not allow it.
+    """Figures of pictures against one reference; None where it, or the number of pictures, does not allow them.
 
-    frechet: over all features. frechet_48: over the 48 leading principal components of the reference's features.
-    floor, floor_48: the same of the reference's reconstructions.
+    pictures, digest: number and content of the reference's pictures. frechet: over all features. frechet_48: over the
+    48 leading principal components of the reference's features. floor, floor_48: the same of the reference's
+    reconstructions. missing: why figures are missing.
     """
 
     reference: str
-    reference_pictures: int | None
+    pictures: int | None
+    digest: str
     frechet: float
     frechet_48: float | None = None
     precision: float | None = None
     recall: float | None = None
     floor: float | None = None
     floor_48: float | None = None
+    notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+
+    @property
+    def times_floor(self) -> float | None:
+        """frechet / floor."""
+        return self.frechet / self.floor if self.floor else None
+
+    @property
+    def times_floor_48(self) -> float | None:
+        """frechet_48 / floor_48."""
+        return self.frechet_48 / self.floor_48 if self.frechet_48 is not None and self.floor_48 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "times_floor": self.times_floor, "times_floor_48": self.times_floor_48}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything that was measured on `count` pictures. network: whose features; only those of Inception are FID."""
+    """Everything that was measured on `count` pictures. network: whose features; only those of Inception are FID.
+    run: what the figures depend on beside the references."""
 
     count: int
     network: str
     inception: bool
-    score: float
-    score_deviation: float
+    score: float | None
+    score_deviation: float | None
     against: tuple[Against, ...]
-    facts: dict[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self)
-
-
-def compared(found: Found, reference: Reference, floor: NDArray[np.float32] | None = None) -> Against:
-    """Figures of drawn pictures against a reference; `floor`: features of its reconstructions."""
-    distance = frechet_of(statistics_of(found.features), reference.statistics)
-    whole_floor = None if floor is None else frechet_of(statistics_of(floor), reference.statistics)
-    if reference.features is None:
-        why = "precision, recall and the distance over principal components need the reference's pictures"
-        return Against(reference.name, reference.count, distance, floor=whole_floor, missing=(why,))
-    precision, recall = precision_recall(found.features, reference.features)
-    few = f"a distance over {COMPONENTS} components needs {COMPONENTS + 1} pictures of each set"
-    leading, floor_leading = None, None
-    missing: tuple[str, ...] = (few,)
-    if min(len(found), len(reference.features)) > COMPONENTS:
-        wanted = reference.features.astype(np.float64)
-        basis = principal_components(wanted)
-        leading, missing = frechet(found.features.astype(np.float64) @ basis, wanted @ basis), ()
-        if floor is not None:
-            floor_leading = frechet(floor.astype(np.float64) @ basis, wanted @ basis)
-    return Against(
-        reference.name, reference.count, distance, leading, precision, recall, whole_floor, floor_leading, missing
-    )
+        return {**asdict(self), "against": [one.to_dict() for one in self.against]}
 
 
 def figures(
     found: Found,
-    references: list[Reference],
+    references: Sequence[Reference],
     network: Extractor,
-    floors: dict[str, NDArray[np.float32]],
-    facts: dict[str, Any],
+    floors: Sequence[Features | None],
+    run: Mapping[str, Any],
 ) -> Figures:
-    """All figures; floors: features of reconstructions by the reference's name."""
-    score, deviation = inception_score(found.probabilities)
-    against = tuple(compared(found, reference, floors.get(reference.name)) for reference in references)
-    return Figures(len(found), network.name, network.inception, score, deviation, against, facts)
+    """All figures of two or more drawn pictures; floors: features of every reference's reconstructions."""
+    enough = len(found) >= SPLITS * SMALLEST_SPLIT
+    score, deviation = inception_score(found.probabilities) if enough else (None, None)
+    missing = () if enough else (f"needs {SPLITS * SMALLEST_SPLIT} pictures",)
+    drawn = statistics_of(found.features)
+    against = tuple(
+        compared(found.features, reference, floor, frechet_of(drawn, reference.statistics))
+        for reference, floor in zip(references, floors, strict=True)
+    )
+    return Figures(len(found), network.name, network.inception, score, deviation, against, missing, run)
 
 
-def floor_of(vae: nn.Module, reference: Reference, network: Extractor) -> NDArray[np.float32] | None:
-    """Features [N, D] of the reconstructions of a reference's pictures; None where it has none."""
-    from far_models.training.vae import reconstruct_pixels
+def compared(drawn: Features, reference: Reference, floor: Features | None, distance: float) -> Against:
+    """Figures of drawn features [N, D] against a reference, beside their distance over all features."""
+    made: dict[str, Any] = {"notes": (reference.note,) if reference.note else ()}
+    if floor is not None:
+        made["floor"] = frechet_of(statistics_of(floor), reference.statistics)
+    missing = []
+    wanted = reference.features
+    if wanted is None:
+        missing.append("precision, recall and the distance over principal components need the reference's pictures")
+    else:
+        fewest = min(len(drawn), len(wanted))
+        if fewest > NEIGHBOURS:
+            made["precision"], made["recall"] = precision_recall(drawn, wanted)
+        else:
+            missing.append(f"precision and recall need {NEIGHBOURS + 1} pictures of each set")
+        if fewest > COMPONENTS:
+            made |= _leading(drawn, wanted, floor)
+        else:
+            missing.append(f"a distance over {COMPONENTS} components needs {COMPONENTS + 1} pictures of each set")
+    return Against(
+        reference.name, reference.count, reference.digest, distance, missing=tuple(missing), **made
+    )  # fmt: skip
 
-    if reference.read is None or reference.count is None:
-        return None
-    parts = []
-    for start in range(0, reference.count, READ):
-        pictures = reference.read(np.arange(start, min(start + READ, reference.count)))
-        parts.append(network(reconstruct_pixels(vae, pictures)).features)
-    return np.concatenate(parts)
+
+def _leading(drawn: Features, wanted: Features, floor: Features | None) -> dict[str, float]:
+    """Distances over the leading principal components of the reference's features."""
+    basis = principal_components(wanted.astype(np.float64))
+    found = {"frechet_48": frechet(drawn @ basis, wanted @ basis)}
+    if floor is not None:
+        found["floor_48"] = frechet(floor @ basis, wanted @ basis)
+    return found

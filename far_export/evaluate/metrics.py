@@ -12,6 +12,9 @@ COMPONENTS = 48
 """Principal components of the distances that a few hundred pictures can tell."""
 
 SPLITS = 10
+SMALLEST_SPLIT = 10
+"""Pictures of a split: with fewer, an inception score says more of their number than of the pictures."""
+
 NEIGHBOURS = 3
 MOST_REFERENCES = 10_000
 """Reference pictures of precision and recall: as many as ADM's evaluator takes."""
@@ -28,9 +31,13 @@ class Statistics:
 
 
 def statistics_of(features: NDArray[np.floating]) -> Statistics:
-    """Mean and covariance (of a sample: n - 1) of features [N, D]."""
-    vectors = features.astype(np.float64)
-    return Statistics(vectors.mean(axis=0), np.cov(vectors, rowvar=False).reshape(vectors.shape[1], -1))
+    """Mean and covariance (of a sample: n - 1) of two or more features [N, D], of any type, some rows at a time."""
+    mean: NDArray[np.float64] = features.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((features.shape[1], features.shape[1]))
+    for start in range(0, len(features), ROWS):
+        centred = features[start : start + ROWS].astype(np.float64) - mean
+        covariance += centred.T @ centred
+    return Statistics(mean, covariance / (len(features) - 1))
 
 
 def principal_components(vectors: NDArray[np.float64], count: int = COMPONENTS) -> NDArray[np.float64]:
@@ -67,7 +74,7 @@ def inception_score(probabilities: NDArray[np.floating], splits: int = SPLITS) -
     """Mean and deviation over the splits of exp(mean KL(p(y|x) || p(y))) of probabilities [N, K] in the order of the
     pictures (Salimans et al. 2016)."""
     scores = []
-    for part in np.array_split(probabilities.astype(np.float64), min(splits, len(probabilities))):
+    for part in np.array_split(probabilities.astype(np.float64), splits):
         p = np.clip(part, 1e-16, None)
         scores.append(np.exp((p * (np.log(p) - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
     return float(np.mean(scores)), float(np.std(scores))
@@ -79,7 +86,7 @@ def precision_recall(
     """Improved precision and recall of features [N, D] against [M, D] (Kynkaanniemi et al. 2019).
 
     Precision: share of the drawn that lie within the distance of some reference to its k-th nearest other one; recall:
-    the same the other way round.
+    the same the other way round. Both sets need more than k rows. Distances are computed for some rows at a time.
     """
     return _covered(drawn, reference, k), _covered(reference, drawn, k)
 

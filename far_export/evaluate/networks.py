@@ -1,5 +1,4 @@
-"""Networks whose features pictures are judged by: efficientnet-lite0, whose weights come with a package, or the user's
-Inception."""
+"""Networks whose features pictures are judged by; efficientnet-lite0, whose weights come with a package."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ SIDE = 224
 
 BATCH = 32
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Pictures uint8 [N, 3, H, W] -> features [N, D] and logits or probabilities [N, K]."""
+"""Pictures uint8 [N, 3, H, W] -> features [N, D] and class probabilities [N, K]."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Extractor:
 
     def __call__(self, images: NDArray[np.uint8]) -> Found:
         """Features and class probabilities of pictures uint8 [N, H, W, 3]."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
         parts = []
         for start in range(0, len(images), BATCH):
             pictures = torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2).to(device)
@@ -62,7 +60,7 @@ class Extractor:
 def lite() -> Extractor:
     """efficientnet-lite0; FarError where its packages are not installed."""
     network: Any = feature_network()
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(best_device())
 
     def compute(pictures: Tensor) -> tuple[Tensor, Tensor]:
         pooled = lite_features(network, pictures)
@@ -72,61 +70,9 @@ def lite() -> Extractor:
     return Extractor("efficientnet-lite0", 1280, f"{weights.hexdigest()[:16]}-{SIDE}", False, compute)
 
 
-def inception(path: Path) -> Extractor:
-    """The user's Inception of 2015-12-05, in either form that is in use.
-
-    TorchScript as stylegan3's metrics and clean-fid load it (a program: it runs what is in the file), or the weights
-    that pytorch-fid and torch-fidelity read, by torch-fidelity. FarError for a file that is neither.
-    """
-    if not path.is_file():
-        raise FarError(f"--inception {path}: no such file; give inception-2015-12-05.pt (TorchScript)")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        script: Any = torch.jit.load(str(path), map_location=device).eval()
-    except RuntimeError:
-        return Extractor("inception", 2048, digest, True, _fidelity(path, device))
-
-    def compute(pictures: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            return script(pictures, return_features=True), script(pictures, no_output_bias=True)
-        except RuntimeError as error:
-            raise FarError(
-                f"--inception {path}: is not called as inception-2015-12-05.pt is ({str(error).splitlines()[0]})"
-            ) from error
-
-    return Extractor("inception", _width(compute, path, device), digest, True, compute)
-
-
-def _width(network: Network, path: Path, device: str) -> int:
-    features, probabilities = network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device))
-    if features.ndim != 2 or probabilities.ndim != 2:
-        raise FarError(f"--inception {path}: gives features {list(features.shape)}; expected [N, D]")
-    return int(features.shape[1])
-
-
-def _fidelity(path: Path, device: str) -> Network:
-    try:
-        module: Any = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    except ImportError as error:
-        raise FarError(
-            f"--inception {path}: is no TorchScript, and {error.name}, which reads "
-            "pt_inception-2015-12-05-6726825d.pth, is not installed; pip install torch-fidelity, or give "
-            "inception-2015-12-05.pt"
-        ) from None
-    try:
-        network = module.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-        )
-    except Exception as error:
-        raise FarError(f"--inception {path}: torch-fidelity cannot read it ({error})") from error
-    network.to(device).eval()
-
-    def compute(pictures: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = network(pictures)
-        return features, logits.softmax(1)
-
-    return compute
+def best_device() -> str:
+    """Where feature networks run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def feature_network() -> torch.nn.Module:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from far_runtime.errors import FarError
 from far_runtime.files import whole_file
@@ -19,10 +17,12 @@ COCO_COUNT = 30_000
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts to draw. kind: geneval, coco or text. names: of every picture's file, relative to the output folder.
-    prompts: the prompt of every picture. notes: further files, by name, that the scorer reads."""
+    """Prompts to draw. kind: GenEval, COCO captions or lines of text. digest: of the file and the pictures a prompt.
+    prompts: the prompt of every picture. names: of their files, relative to the output folder. notes: further files, by
+    name, that the scorer reads."""
 
     kind: str
+    digest: str
     prompts: tuple[str, ...]
     names: tuple[str, ...]
     notes: dict[str, str]
@@ -40,30 +40,39 @@ def read_prompts(path: Path, count: int | None, samples: int | None) -> PromptSe
     """The prompts of a benchmark's file; FarError for any other.
 
     `.jsonl`: GenEval's evaluation_metadata.jsonl, an object with "prompt" a line; picture k of prompt i is
-    i/samples/k.png (five digits each), beside i/metadata.jsonl: four pictures a prompt unless `samples` says otherwise.
-    `.json`: COCO's captions, {"images": .., "annotations": [{"image_id", "caption"}]}; one caption an image, the one
-    with the smallest id, `count` images (30,000 by default) in a fixed random order; files are named by the image's id.
-    Any other name: a prompt a line. count: of prompts.
+    i/samples/k.png (five digits, four digits), beside i/metadata.jsonl: four pictures a prompt unless `samples` says
+    otherwise. `.json`: COCO's captions, {"annotations": [{"image_id", "id", "caption"}]}; one caption an image, the one
+    with the smallest id, of `count` images (30,000 by default) in the order of the SHA-256 of their ids; files are
+    named by the image's id. Any other name: a prompt a line. count: of prompts, the first ones, so that a larger one
+    only adds pictures.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise FarError(f"--prompts {path}: cannot be read as text ({error})") from error
+    lines = [line for line in text.split("\n") if line.strip()]
     if path.suffix == ".jsonl":
-        return _geneval(path, text, count, samples or GENEVAL_SAMPLES)
-    if path.suffix == ".json":
-        return _coco(path, text, count or COCO_COUNT, samples or 1)
-    lines = [line.strip() for line in text.splitlines() if line.strip()][:count]
-    if not lines:
-        raise FarError(f"--prompts {path}: has no prompts; expected one a line")
-    names = [f"{i:05d}" for i in range(len(lines))]
-    notes = {"prompts.txt": "".join(line + "\n" for line in lines)}
-    return _repeated("text", lines, names, samples or 1, notes)
+        kind, each, rows = "GenEval", samples or GENEVAL_SAMPLES, _geneval(path, lines[:count])
+    elif path.suffix == ".json":
+        kind, each, rows = "COCO captions", samples or 1, _coco(path, text)[: count or COCO_COUNT]
+    else:
+        kind, each = "lines of text", samples or 1
+        rows = [(f"{i:05d}", line.strip(), line.strip()) for i, line in enumerate(lines[:count])]
+    if not rows:
+        raise FarError(f"--prompts {path}: has no prompts; expected one a line, or those of GenEval or COCO")
+    if path.suffix == ".jsonl":
+        names = [f"{name}/samples/{k:04d}.png" for name, _, _ in rows for k in range(each)]
+        notes = {f"{name}/metadata.jsonl": note + "\n" for name, _, note in rows}
+    else:
+        names = [f"{name}.png" if each == 1 else f"{name}-{k}.png" for name, _, _ in rows for k in range(each)]
+        notes = {"prompts.json": json.dumps({name: prompt for name, prompt, _ in rows}, indent=0) + "\n"}
+    digest = hashlib.sha256(f"{each} {text}".encode()).hexdigest()[:16]
+    return PromptSet(kind, digest, tuple(prompt for _, prompt, _ in rows for _ in range(each)), tuple(names), notes)
 
 
-def _geneval(path: Path, text: str, count: int | None, samples: int) -> PromptSet:
-    lines = [line for line in text.splitlines() if line.strip()][:count]
-    prompts, names, notes = [], [], {}
+def _geneval(path: Path, lines: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Name, prompt and metadata of every line."""
+    rows = []
     for i, line in enumerate(lines):
         try:
             prompt = json.loads(line)["prompt"]
@@ -71,19 +80,15 @@ def _geneval(path: Path, text: str, count: int | None, samples: int) -> PromptSe
             raise FarError(
                 f'--prompts {path}: line {i + 1} is no JSON object with "prompt", as in evaluation_metadata.jsonl'
             ) from error
-        prompts += [str(prompt)] * samples
-        names += [f"{i:05d}/samples/{k:05d}.png" for k in range(samples)]
-        notes[f"{i:05d}/metadata.jsonl"] = line + "\n"
-    if not prompts:
-        raise FarError(f"--prompts {path}: has no prompts")
-    return PromptSet("geneval", tuple(prompts), tuple(names), notes)
+        rows.append((f"{i:05d}", str(prompt), line.strip()))
+    return rows
 
 
-def _coco(path: Path, text: str, count: int, samples: int) -> PromptSet:
+def _coco(path: Path, text: str) -> list[tuple[str, str, str]]:
+    """Name, caption and caption of every image."""
+    captions: dict[int, tuple[int, str]] = {}
     try:
-        found: dict[str, Any] = json.loads(text)
-        captions: dict[int, tuple[int, str]] = {}
-        for annotation in found["annotations"]:
+        for annotation in json.loads(text)["annotations"]:
             image, number, caption = int(annotation["image_id"]), int(annotation["id"]), str(annotation["caption"])
             if image not in captions or number < captions[image][0]:
                 captions[image] = (number, " ".join(caption.split()))
@@ -91,17 +96,5 @@ def _coco(path: Path, text: str, count: int, samples: int) -> PromptSet:
         raise FarError(
             f'--prompts {path}: no COCO captions ({error!r}); expected "annotations" with image_id, id and caption'
         ) from error
-    images = sorted(captions)
-    order = np.random.default_rng(0).permutation(len(images))[:count]
-    chosen = [images[i] for i in order]
-    prompts = [captions[image][1] for image in chosen]
-    notes = {"captions.json": json.dumps({f"{image:012d}": captions[image][1] for image in chosen}, indent=0)}
-    return _repeated("coco", prompts, [f"{image:012d}" for image in chosen], samples, notes)
-
-
-def _repeated(
-    kind: str, prompts: Sequence[str], names: Sequence[str], samples: int, notes: dict[str, str]
-) -> PromptSet:
-    """Every prompt `samples` times; the files of one have its name, those of several a number behind it."""
-    files = [f"{name}.png" if samples == 1 else f"{name}-{k}.png" for name in names for k in range(samples)]
-    return PromptSet(kind, tuple(prompt for prompt in prompts for _ in range(samples)), tuple(files), notes)
+    order = sorted(captions, key=lambda image: hashlib.sha256(str(image).encode()).digest())
+    return [(f"{image:012d}", captions[image][1], captions[image][1]) for image in order]

@@ -54,7 +54,8 @@ def tune(
     journal."""
     from rich.console import Console
 
-    from far_export.distribution import FeatureCache, check_possible
+    from far_export.distribution import check_possible
+    from far_export.evaluate.cache import FeatureCache
     from far_export.tune import presets as written
     from far_export.tune import run
     from far_export.tune.distance import Judge

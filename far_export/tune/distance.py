@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from far_export.distribution import FeatureCache
+from far_export.evaluate.cache import FeatureCache
 from far_export.evaluate.metrics import frechet, principal_components
 from far_export.evaluate.networks import features
 from far_export.tune.search import Judged, Settings

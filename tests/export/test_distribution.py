@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from far_export import distribution
-from far_export.distribution import DistributionResult, FeatureCache, compare_distributions
+from far_export.distribution import DistributionResult, compare_distributions
+from far_export.evaluate.cache import FeatureCache
 from far_export.evaluate.metrics import frechet, principal_components
 from far_export.evaluate.networks import feature_network, features
 from far_export.verify_cli import verify

@@ -1,0 +1,88 @@
+"""What `far evaluate` prints: progress and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from far_export.evaluate.figures import Figures
+
+Reporting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Opens a report on long work by its title and its size; what it gives is told how much of it is done."""
+
+
+@contextmanager
+def silent(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A report that nobody reads."""
+    yield lambda done: None
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; elsewhere a line for every tenth."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told = 0
+
+        def line(done: int) -> None:
+            nonlocal told
+            if 10 * done // total > told:
+                told = 10 * done // total
+                say(f"{title}: {done} of {total}")
+
+        yield line
+        return
+    columns = (TextColumn(title, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=total)
+        yield lambda done: bars.update(task, completed=done)
+
+
+def say(line: str) -> None:
+    """A line beside the figures."""
+    click.echo(line, err=True)
+
+
+def table(made: Figures) -> Table:
+    """A row per reference."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    what = "features of Inception" if made.inception else f"features of {made.network}: no FID"
+    shown = Table(title=f"{made.count} pictures, {what}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    shown.add_column("reference")
+    distance = "FID" if made.inception else "Frechet"
+    columns = ("pictures", distance, "floor", "x floor", f"{distance} on 48", "floor", "x floor", "precision", "recall")
+    for column in columns:
+        shown.add_column(column, justify="right")
+    for one in made.against:
+        distances = (
+            one.frechet, one.floor, one.times_floor, one.frechet_48, one.floor_48, one.times_floor_48
+        )  # fmt: skip
+        shown.add_row(
+            one.reference, "" if one.pictures is None else str(one.pictures),
+            *(_number(value, ".2f") for value in distances),
+            *(_number(value, ".3f") for value in (one.precision, one.recall)),
+        )  # fmt: skip
+    return shown
+
+
+def remarks(made: Figures) -> list[str]:
+    """The score, and what is not in the table for which reason."""
+    name = "inception score" if made.inception else f"score by {made.network}'s classes (no inception score)"
+    lines = [] if made.score is None else [f"{name}: {made.score:.2f} ± {made.score_deviation:.2f}"]
+    lines += [f"{name}: {why}" for why in made.missing]
+    return lines + [f"{one.reference}: {line}" for one in made.against for line in (*one.notes, *one.missing)]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
