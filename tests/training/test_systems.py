@@ -129,6 +129,19 @@ def test_cached_features_are_the_text_encoders(text: Path, tiny: Any) -> None:
         open_text_cache(text, np.arange(12) % 2)
 
 
+@pytest.mark.parametrize("kind", ["mar", "far_t2i", "var"])
+def test_a_run_may_start_from_a_checkpoint(
+    kind: str, inputs: dict[str, Any], runs: dict[str, Path], run_train: Run, tmp_path: Path
+) -> None:
+    start, still = runs[kind] / f"{kind}.safetensors", ("--warmup", 0, "--lr", 1e-12, "--weight-decay", 0, "--steps", 1)
+    result = run_train(*inputs[kind], "-o", tmp_path / "run", "--init", start, *still)
+    assert result.exit_code == 0, result.output
+    ours, theirs = state_of(tmp_path / "run")["model"], load_checkpoint(start, expect=kind).model.state_dict()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    with pytest.raises(FarError, match="tensors do not fit"):
+        run_train(*inputs[kind], "-o", tmp_path / "other", "--init", start, *still, "--width", 32)
+
+
 @pytest.mark.parametrize("kind", ["residual", "plain"])
 def test_hybrids_leave_a_sheet_and_no_checkpoint_to_export(kind: str, runs: dict[str, Path]) -> None:
     assert Image.open(next((runs[kind] / "sheets").glob("samples-*.png"))).size[0] > 50

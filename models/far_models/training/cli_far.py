@@ -14,7 +14,7 @@ from far_models.training.presets import FAR_PRESETS, preset_option
 
 @click.command("far")
 @preset_option(FAR_PRESETS)
-@shared("latents", "vae", "size")
+@shared("latents", "vae", "size", "init")
 @click.option("--model", type=click.Choice(["far_base", "far_large", "far_huge"]), help="Start from a preset's sizes.")
 @shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
 @shared("simplify", "weight_levels")
@@ -48,6 +48,7 @@ def far_command(
     data: Path,
     vae_file: Path,
     size: int,
+    init: Path | None,
     model: str | None,
     levels: str,
     sheet_steps: str,
@@ -62,6 +63,7 @@ def far_command(
     from far_models.training.far import FARLossSettings, far_task
     from far_models.training.loop import train as run_loop
     from far_models.training.sampling import sheet_reporter
+    from far_models.training.zoo import begin_with
 
     check_sheet_steps(sheet_steps)
     loss_settings = replace(taken(FARLossSettings, values), per_sample=levels == "sample")
@@ -71,6 +73,7 @@ def far_command(
     sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
     report = sheet_reporter("far", vae, **sampling)
     task = far_task(config, loss_settings, latents, settings.batch, settings.seed, report, sampling)
+    begin_with(task.model, init)
     run_loop(task, settings, say)
 
 

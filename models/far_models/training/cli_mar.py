@@ -15,7 +15,7 @@ from far_models.training.presets import MAR_PRESETS, preset_option
 
 @click.command("mar")
 @preset_option(MAR_PRESETS)
-@shared("latents", "vae", "size")
+@shared("latents", "vae", "size", "init")
 @click.option("--model", type=click.Choice(["mar_base", "mar_large", "mar_huge"]), help="Start from a preset's sizes.")
 @shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
 @shared("mask_least", "label_drop", "input_noise", "draws", "flip", "flip_until", "dropout", "learned_variance")
@@ -28,6 +28,7 @@ def mar_command(
     data: Path,
     vae_file: Path,
     size: int,
+    init: Path | None,
     model: str | None,
     sheet_iterations: int | None,
     sheet_steps: str,
@@ -40,6 +41,7 @@ def mar_command(
     from far_models.training.loop import train as run_loop
     from far_models.training.mar import MARLossSettings, mar_task
     from far_models.training.sampling import sheet_reporter
+    from far_models.training.zoo import begin_with
     from far_runtime.samplers.mar import settle
 
     check_sheet_steps(sheet_steps)
@@ -53,4 +55,5 @@ def mar_command(
     settle({"grid": config.grid}, sampling)
     report = sheet_reporter("mar", vae, **sampling)
     task = mar_task(config, loss_settings, latents, settings.batch, settings.seed, report, sampling)
+    begin_with(task.model, init)
     run_loop(task, settings, say)

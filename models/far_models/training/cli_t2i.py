@@ -17,7 +17,7 @@ from far_models.training.options_loop import loop_options, threads_option
 @click.option(
     "--text", type=FOLDER, required=True, help="Prompts' features of the same pictures (far train cache-text)."
 )
-@shared("vae", "size")
+@shared("vae", "size", "init")
 @shared("width", "depth", "heads", "head_width", "head_depth", "latent_scale", "prediction")
 @shared("simplify", "weight_levels", "low", "mask_least")
 @click.option("--text-drop", type=SHARE, default=0.1, show_default=True, help="Share of samples without their prompt.")
@@ -30,6 +30,7 @@ def far_t2i_command(
     text: Path,
     vae_file: Path,
     size: int,
+    init: Path | None,
     sheet_steps: str,
     sheet_guidance: float,
     **values: Any,
@@ -41,6 +42,7 @@ def far_t2i_command(
     from far_models.training.loop import train as run_loop
     from far_models.training.prompts import open_text_cache
     from far_models.training.sampling import prompt_reporter
+    from far_models.training.zoo import begin_with
 
     check_sheet_steps(sheet_steps)
     loss_settings = taken(FART2ILossSettings, values)
@@ -51,4 +53,5 @@ def far_t2i_command(
     sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
     report = prompt_reporter(vae, prompts, latents.labels, **sampling)
     task = far_t2i_task(config, loss_settings, latents, prompts, settings.batch, settings.seed, report, sampling)
+    begin_with(task.model, init)
     run_loop(task, settings, say)

@@ -29,7 +29,7 @@ from far_runtime.errors import FarError
 )
 @shared("latents")
 @click.option("--vae", "vae_file", type=FILE, required=True, help="VQ-VAE checkpoint; KL-VAE for continuous tokens.")
-@shared("size")
+@shared("size", "init")
 @click.option("--scales", help="Continuous tokens: sides of the maps, as 1,2,4,8; default: the official ones.")
 @click.option("--model", type=click.Choice(["var_d16", "var_d20", "var_d24", "var_d30", "var_d36"]), help="Preset.")
 @shared("width", "depth", "heads", "classes")
@@ -53,7 +53,8 @@ def var_command(settings: Any, tokens: str, residual: bool, **values: Any) -> No
         refuse(values, tokens, "scales", "head_width", "head_depth", "latent_scale")
         train_var(settings, **values)
     else:
-        refuse(values, tokens, "sheet_top_k", "sheet_top_p")
+        refuse(values, tokens, "sheet_top_k", "sheet_top_p", "init")
+        del values["init"]
         train_hybrid(settings, residual, **values)
 
 
@@ -64,7 +65,9 @@ def refuse(values: dict[str, Any], tokens: str, *names: str) -> None:
             raise FarError(f"--{name.replace('_', '-')}: has no meaning with --tokens {tokens}; leave it out")
 
 
-def train_var(settings: Any, data: Path, vae_file: Path, size: int, model: str | None, **values: Any) -> None:
+def train_var(
+    settings: Any, data: Path, vae_file: Path, size: int, model: str | None, init: Path | None, **values: Any
+) -> None:
     """VAR on discrete tokens."""
     from far_models.checkpoint import load_checkpoint
     from far_models.training.data import open_pictures
@@ -72,6 +75,7 @@ def train_var(settings: Any, data: Path, vae_file: Path, size: int, model: str |
     from far_models.training.sampling import sheet_reporter
     from far_models.training.tokens import NOTES, coded_set, open_token_cache
     from far_models.training.var import VARLossSettings, var_task
+    from far_models.training.zoo import begin_with
     from far_models.var import VARConfig
 
     vqvae = load_checkpoint(vae_file, expect="vqvae").model
@@ -92,6 +96,7 @@ def train_var(settings: Any, data: Path, vae_file: Path, size: int, model: str |
     report = sheet_reporter("var", vqvae, **sampling)
     loss_settings = taken(VARLossSettings, values)
     task = var_task(config, loss_settings, found, vqvae, settings.batch, settings.seed, report, sampling)
+    begin_with(task.model, init)
     run_loop(task, settings, say)
 
 

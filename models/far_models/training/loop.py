@@ -25,6 +25,9 @@ from far_models.training.progress import Shown
 from far_models.training.state import STATE, load_state, save_state
 from far_runtime.errors import FarError
 
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
+"""Ways of accelerate that split the weights, which EMA and training state do not know."""
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -140,6 +143,11 @@ class Trainer:
         self.accelerator = Accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.unused)]
         )
+        if self.accelerator.distributed_type in SHARDING:
+            raise FarError(
+                f"{self.accelerator.distributed_type.value}: weights that are split over devices cannot be trained here; use "
+                "--multi_gpu (every device holds all weights), --checkpointing and --accumulate"
+            )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         if settings.batch % (self.world * settings.accumulate):

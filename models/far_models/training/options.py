@@ -65,6 +65,9 @@ SHARED: dict[str, Callable[[Command], Command]] = {
     "gradient": click.option(
         "--gradient", type=AMOUNT, default=0.5, show_default=True, help="Weight of the L1 of pixel differences."
     ),
+    "init": click.option(
+        "--init", type=FILE, help="Start from the weights of this checkpoint, which has to be of the same sizes."
+    ),
     "width": click.option("--width", type=POSITIVE, help="Width of the transformer."),
     "depth": click.option("--depth", type=POSITIVE, help="Blocks; FAR and MAR: of the encoder, and of the decoder."),
     "heads": click.option("--heads", type=POSITIVE, help="Attention heads."),

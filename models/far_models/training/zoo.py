@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from far_models.checkpoint import check_tensors, load_checkpoint
 from far_models.far import FAR
 from far_models.far_t2i import FART2I
 from far_models.kl_vae import AutoencoderKL
@@ -79,3 +80,12 @@ def export_checkpoint(
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def begin_with(model: nn.Module, path: Path | None) -> None:
+    """Give a new model the weights of a checkpoint of its system and sizes, if one is named; FarError for another."""
+    if path is None:
+        return
+    loaded = load_checkpoint(path, expect=SYSTEM_OF[type(model)]).model.state_dict()
+    check_tensors(path, {name: p.shape for name, p in model.state_dict().items()}, loaded)
+    model.load_state_dict(loaded)

@@ -1,0 +1,128 @@
+"""What training at ImageNet's size costs beside the network: opening data, the order of a pass, random numbers, reading
+cached latents; and what a step of an official model needs.
+
+    python scripts/bench_training.py [--files 100000] [--rows 20000] [--preset far-b --batch 8]
+
+Data is made in a temporary folder: empty files by the names of pictures, shards of random latents of 256 px pictures.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from far_models.far import PRESETS
+from far_models.training.chance import Chance
+from far_models.training.data import open_pictures, shuffled, visiting_order
+from far_models.training.far import FARLossSettings, far_task
+from far_models.training.latents import LatentSet
+from far_models.training.optimization import recompute_blocks
+from far_models.training.plan import bytes_text, measured_cost
+from far_models.training.shards import ROWS, Shards, write_shards
+
+IMAGENET = 1_281_167
+
+
+def timed(work: Callable[[], Any], repeat: int = 1) -> tuple[float, Any]:
+    """Seconds of one run, and what the last one gave."""
+    started = time.perf_counter()
+    for _ in range(repeat):
+        found = work()
+    return (time.perf_counter() - started) / repeat, found
+
+
+def row(what: str, seconds: float, more: str = "") -> None:
+    """A line of the table."""
+    click.echo(f"| {what} | {1000 * seconds:.3g} ms | {more} |")
+
+
+def folder_row(folder: Path, files: int) -> None:
+    """Open a folder of many pictures in 100 classes."""
+    for label in range(100):
+        (folder / f"n{label:08d}").mkdir()
+        for i in range(files // 100):
+            (folder / f"n{label:08d}" / f"n{label:08d}_{i}.JPEG").with_suffix(".jpg").touch()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, pictures = timed(lambda: open_pictures(folder, 256))
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    count = len(pictures.labels)
+    more = f"{bytes_text(grown)} of memory; ImageNet at this rate {seconds * IMAGENET / count:.1f} s"
+    row(f"open a folder of {count} pictures", seconds, more)
+
+
+def order_rows() -> None:
+    """The order of a pass through ImageNet, and the random numbers of a step."""
+    shuffled.cache_clear()
+    row("order of a pass through ImageNet, once", timed(lambda: visiting_order(0, 256, IMAGENET, 0))[0])
+    row("rows of a step", timed(lambda: visiting_order(1, 256, IMAGENET, 0), 100)[0])
+    for count, tokens, draws, what in ((32, 64, 2, "small"), (32, 256, 4, "official")):
+
+        def draw(count: int = count, tokens: int = tokens, draws: int = draws) -> None:
+            chance, side = Chance(0, 0, range(count)), round(tokens**0.5)
+            chance.normal(16, side, side), chance.uniform(tokens), chance.integers(1000, tokens, draws)
+            chance.normal(tokens, draws, 16)
+
+        row(f"random numbers of {count} samples, {tokens} tokens x {draws} draws ({what})", timed(draw, 10)[0])
+
+
+def shard_rows(folder: Path, rows: int) -> None:
+    """Read random rows of cached latents of 256 px pictures in float16."""
+    rng = np.random.default_rng(0)
+    block = rng.standard_normal((64, 2, 2, 16, 16, 16)).astype(np.float16)
+    write_shards(folder, rows, ROWS, lambda places: block[: len(places)], 64, lambda line: None)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    seconds, shards = timed(lambda: Shards(folder, rows, ROWS))
+    more = f"{bytes_text(size)}; ImageNet {bytes_text(size * IMAGENET / rows)} (float32 twice that)"
+    row(f"open cached latents of {rows} pictures, float16", seconds, more)
+    order = shuffled(rows, 1, 0)
+    parts = iter(np.array_split(order[:3200], 100))
+    row("read 32 of them at random", timed(lambda: shards[next(parts)], 100)[0])
+
+
+def step_rows(preset: str, batch: int) -> None:
+    """FLOP and activations of a step, with and without recomputed blocks. Counting takes long: no time is told."""
+    config = PRESETS[{"far-b": "far_base", "far-l": "far_large", "far-h": "far_huge"}[preset]]
+
+    def moments(rows: np.ndarray, flip: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = torch.zeros(len(rows), config.channels, config.grid, config.grid)
+        return mean, mean
+
+    names = tuple(map(str, range(1000)))
+    data = LatentSet(Path("none"), 16, 16, 0.2325, np.arange(batch), names, np.arange(batch), moments)
+    task = far_task(config, FARLossSettings(), data, batch, 0, lambda model, step, folder: {})
+    given = task.fetch(Chance(0, 0, range(batch)), 0.0)
+    for again in (False, True):
+        if again:
+            recompute_blocks(task.model)
+        cost = measured_cost(task.losses, given, half=True)
+        task.losses.zero_grad(set_to_none=True)
+        what = "blocks computed again" if again else "all kept"
+        more = f"{cost.flop / 1e12:.2f} TFLOP, activations {bytes_text(cost.activations)}"
+        click.echo(f"| a step of {preset}, {batch} pictures, bfloat16, {what} | | {more} |")
+
+
+@click.command(help=__doc__)
+@click.option("--files", type=click.IntRange(100), default=100_000, show_default=True)
+@click.option("--rows", type=click.IntRange(3200), default=20_000, show_default=True)
+@click.option("--preset", type=click.Choice(["far-b", "far-l", "far-h"]), default="far-b", show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
+def main(files: int, rows: int, preset: str, batch: int) -> None:
+    click.echo("| what | time | |\n| --- | ---: | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        folder_row(Path(folder), files)
+    order_rows()
+    with tempfile.TemporaryDirectory() as folder:
+        shard_rows(Path(folder), rows)
+    step_rows(preset, batch)
+
+
+if __name__ == "__main__":
+    main()
