@@ -143,10 +143,11 @@ class Trainer:
         self.accelerator = Accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.unused)]
         )
-        if self.accelerator.distributed_type in SHARDING:
+        kind = self.accelerator.distributed_type
+        if kind in SHARDING:
             raise FarError(
-                f"{self.accelerator.distributed_type.value}: weights that are split over devices cannot be trained here; use "
-                "--multi_gpu (every device holds all weights), --checkpointing and --accumulate"
+                f"{kind.value}: weights that are split over devices cannot be trained here; "
+                "use --multi_gpu (every device holds all weights), --checkpointing and --accumulate"
             )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
