@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from torch import nn
 
 from far_export.evaluate.metrics import frechet, principal_components
 from far_export.evaluate.networks import feature_network, features
+from far_export.export import export_bundle
 from far_models.training.data import PictureSet
-from far_models.training.prompts import TextSet
-from far_models.training.sampling import sample_pictures
+from far_models.training.prompts import prompts_of
 from far_models.training.sheets import save_picture, tile
 from far_models.training.vae import comparison, evenly, reconstruct, reconstruction_psnr
+from far_runtime.cli_engine import best_unless
+from far_runtime.pipeline import Pipeline
 
 Draw = Callable[[Sequence[int], Sequence[int]], NDArray[np.uint8]]
 """Pictures of labels, one seed each."""
@@ -33,24 +37,24 @@ class Samples:
     distance: NDArray[np.float64]
 
 
-def drawing(
-    system: str,
-    model: nn.Module,
-    vae: nn.Module,
-    settings: Mapping[str, Any],
-    text: TextSet | None,
-    labels_of_pictures: NDArray[np.int64],
-) -> Draw:
-    """How to draw pictures of labels; with prompts, seed s of a label takes its prompts in turn."""
+@contextmanager
+def drawing(model: Path, vae: Path, text_encoder: Path | None, data: PictureSet) -> Iterator[Draw]:
+    """Draws pictures of labels with a bundle of these checkpoints, on the best engine here. From prompts: seed s of a
+    label takes the prompts of its training pictures in turn."""
+    prompts = np.array(prompts_of(data)) if text_encoder else None
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export_bundle(model, vae, Path(folder) / "bundle", text_encoder=text_encoder, editing=False)
+        engine, _ = best_unless(None, bundle)
+        with Pipeline.over(bundle, engine) as pipeline:
 
-    def draw(labels: Sequence[int], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        if text is None:
-            return sample_pictures(system, model, vae, labels, seeds, **settings)
-        own = [np.unique(text.index[labels_of_pictures == label]) for label in labels]
-        prompts = [int(choice[seed % len(choice)]) for choice, seed in zip(own, seeds, strict=True)]
-        return sample_pictures(system, model, vae, prompts, seeds, features=np.array(text.features), **settings)
+            def draw(labels: Sequence[int], seeds: Sequence[int]) -> NDArray[np.uint8]:
+                subjects: list[int | str] = list(labels)
+                if prompts is not None:
+                    own = [prompts[data.train[data.labels[data.train] == label]] for label in labels]
+                    subjects = [str(choice[seed % len(choice)]) for choice, seed in zip(own, seeds, strict=True)]
+                return pipeline.generate(subjects, seeds, batch_size=16).images
 
-    return draw
+            yield draw
 
 
 def nearest(

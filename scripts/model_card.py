@@ -3,8 +3,8 @@
     python scripts/model_card.py --vae-run runs/vae --vae-run runs/decoder --run runs/far --data data/emoji \
         --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji
 
---run: of FAR, FAR-T2I (with --text), MAR or VAR. Several --vae-run: the last one's weights count, the others are told
-of. --vae: the model draws through a VAE that is in the zoo already. Needs the extras `train`, `export` and `evaluate`.
+--run: of FAR, FAR-T2I (with --text-encoder), MAR or VAR. Several --vae-run: the last one's weights count, the others are
+told of. --vae: the model draws through a VAE that is in the zoo already. Needs the extras `train`, `export`, `evaluate`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from far_models.checkpoint import load_checkpoint
 from far_models.checkpoint_config import parse_overrides
 from far_models.training.data import PictureSet, open_pictures
 from far_models.training.metrics import METRICS, read_metrics
-from far_models.training.prompts import open_text_cache
 from far_models.training.sheets import draw_curves
 from far_models.training.state import STATE
 from far_models.training.zoo import export_checkpoint
@@ -226,7 +225,7 @@ def stored_vae(vae_runs: tuple[Path, ...], vae_file: Path | None, kind: str, out
 @click.option("--vae-run", type=FOLDER, multiple=True, help="Folder of a VAE's run; the last one's weights count.")
 @click.option("--vae", "vae_file", type=FILE, help="A VAE of another zoo folder.")
 @click.option("--run", "run_folder", type=FOLDER, required=True, help="Folder of the model's run.")
-@click.option("--text", type=FOLDER, help="Cached prompts, for FAR-T2I.")
+@click.option("--text-encoder", type=FOLDER, help="Hugging Face folder of the text encoder, for FAR-T2I.")
 @click.option("--data", type=FOLDER, required=True, help="Folder of training pictures.")
 @click.option("--extra", type=FOLDER, help="Folder whose held-out pictures measure the VAE.")
 @click.option("--recipe", type=FILE, required=True, help="Script that trained it.")
@@ -251,21 +250,21 @@ def main(**options: Any) -> None:
 
 
 def build(
-    vae_run: tuple[Path, ...], vae_file: Path | None, run_folder: Path, text: Path | None, data: Path,
+    vae_run: tuple[Path, ...], vae_file: Path | None, run_folder: Path, text_encoder: Path | None, data: Path,
     extra: Path | None, recipe: Path, settings: str, per_class: int, weak: tuple[str, ...], note: tuple[str, ...],
     out: Path,
 ) -> None:  # fmt: skip
     """Do what the command says; the weights that are measured are the float16 ones that are written."""
     run, pictures = open_run(run_folder), open_pictures(data)
-    if run.system == "far_t2i" and text is None:
-        raise FarError("a FAR-T2I draws from prompts; give their cache: --text")
+    if run.system == "far_t2i" and text_encoder is None:
+        raise FarError("a FAR-T2I draws from prompts; give its text encoder: --text-encoder")
     sampling = parse_overrides(tuple(settings.split()), "--settings")
     out.mkdir(parents=True, exist_ok=True)
-    vae = stored_vae(vae_run, vae_file, SYSTEMS[run.system].vae, out, pictures)
-    model = store(run, out, f"{run.system}.safetensors", pictures, sampling)
-    prompts = open_text_cache(text, pictures.labels) if text else None
-    draw = drawing(run.system, model, vae, sampling, prompts, pictures.labels)
-    samples = drawn_samples(draw, pictures, per_class)
+    kind, name = SYSTEMS[run.system].vae, f"{run.system}.safetensors"
+    vae = stored_vae(vae_run, vae_file, kind, out, pictures)
+    model = store(run, out, name, pictures, sampling)
+    with drawing(out / name, vae_file or out / VAE_FILES[kind], text_encoder, pictures) as draw:
+        samples = drawn_samples(draw, pictures, per_class)
     numbers: dict[str, Any] = reconstruction_figures(vae, pictures, open_pictures(extra) if extra else None, out)
     numbers |= sample_figures(samples, pictures, out) | distance_figures(samples, vae, pictures)
     runs = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), run)}

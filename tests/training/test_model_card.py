@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ import model_card
 from far_models.checkpoint import load_checkpoint
 from far_models.training.data import open_pictures
 from far_models.training.vae import reconstruction_psnr
+
+if TYPE_CHECKING:
+    from conftest import Tiny
 
 
 def test_nearest_finds_the_mirror_image() -> None:
@@ -73,7 +77,7 @@ def test_other_systems_have_cards(
     runs: dict[str, Path],
     vae_run: Path,
     vqvae_run: Path,
-    text: Path,
+    tiny: Tiny,
     pictures: Path,
     recipe: Path,
     tmp_path: Path,
@@ -82,8 +86,8 @@ def test_other_systems_have_cards(
     common = ("--data", pictures, "--recipe", recipe, "--settings", settings, "-o", tmp_path / "out", "--per-class", 1)
     options = ("--run", runs[system], "--vae", vae, *common)
     if system == "far_t2i":
-        assert "--text" in card(*options).output
-        options = (*options, "--text", text)
+        assert "--text-encoder" in card(*options).output
+        options = (*options, "--text-encoder", tiny.bert)
     result = card(*options)
     assert result.exit_code == 0, result.output
     card_text = (tmp_path / "out" / "README.md").read_text()
