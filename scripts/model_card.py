@@ -3,8 +3,9 @@
     python scripts/model_card.py --vae-run runs/vae --vae-run runs/decoder --run runs/far --data data/emoji \
         --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji
 
---run: of FAR, FAR-T2I (with --text-encoder), MAR or VAR. Several --vae-run: the last one's weights count, the others are
-told of. --vae: the model draws through a VAE that is in the zoo already. Needs the extras `train`, `export`, `evaluate`.
+--run: of FAR, FAR-T2I (with --text-encoder), MAR or VAR. Several --vae-run: the last one's weights count, the others
+are told of. --vae: the model draws through a VAE that is in the zoo already. Needs the extras `train`, `export` and
+`evaluate`.
 """
 
 from __future__ import annotations
