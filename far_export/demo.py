@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 COLUMNS = 8
 SHOWN_CLASSES = 64
 LEVEL_PICTURES = 4
-MODEL, VAE, PRESETS = "far.safetensors", "vae.safetensors", "presets.json"
+MODELS = ("far.safetensors", "mar.safetensors", "var.safetensors")
+VAES = ("vae.safetensors", "vqvae.safetensors")
+PRESETS, SHARED_VAE = "presets.json", "far-emoji"
+"""A folder without a VAE draws through the one of this folder."""
 
 PATH = click.Path(path_type=Path)
 
@@ -41,7 +44,7 @@ def demo(output: Path, model: str, zoo: Path | None, engine: str | None, seed: i
     from far_export.tune.presets import read_presets
     from far_runtime.files import check_folder
 
-    folder = zoo_folder(zoo, model)
+    checkpoint, vae = zoo_files(zoo, model)
     check_folder(output)
     parts: list[tuple[str, float, Path]] = []
 
@@ -56,9 +59,9 @@ def demo(output: Path, model: str, zoo: Path | None, engine: str | None, seed: i
         click.echo(f"  {line}")
 
     with part("export", output / "bundle"):
-        tuned = folder / PRESETS
+        tuned = checkpoint.with_name(PRESETS)
         presets = read_presets(tuned) if tuned.exists() else None
-        bundle = export_bundle(folder / MODEL, folder / VAE, output / "bundle", presets=presets, report=detail)
+        bundle = export_bundle(checkpoint, vae, output / "bundle", presets=presets, report=detail)
     engine, why = best_unless(engine, bundle)
     for line in why:
         detail(line)
@@ -68,7 +71,7 @@ def demo(output: Path, model: str, zoo: Path | None, engine: str | None, seed: i
         with part("draw the way from low to high frequency", output / "levels.png"):
             detail(draw_levels(pipeline, output, seed))
     with part("verify against the checkpoint", output / "verify.html"):
-        report = verify_demo(bundle, folder, engine, output / "verify.html", seed)
+        report = verify_demo(bundle, checkpoint, vae, engine, output / "verify.html", seed)
         verdict = "passed" if report.passed else "FAILED"
         detail(f"{verdict}: latents within {report.latents_error:.1e}, worst picture {report.worst_psnr:.1f} dB")
     width = max(len(text) for text, _, _ in parts)
@@ -80,15 +83,18 @@ def demo(output: Path, model: str, zoo: Path | None, engine: str | None, seed: i
         raise CheckFailed(f"{report.failures[0]}; see {output / 'verify.html'}")
 
 
-def zoo_folder(zoo: Path | None, model: str) -> Path:
-    """The folder of a zoo model: in `zoo`, or in the checkout that far_models is imported from, or in ./models/zoo."""
+def zoo_files(zoo: Path | None, model: str) -> tuple[Path, Path]:
+    """Checkpoint and VAE of a zoo model: in `zoo`, or in the checkout that far_models is imported from, or in
+    ./models/zoo. FarError that names the models that are there."""
     import far_models
 
     places = [zoo] if zoo else [Path(far_models.__file__).parents[1] / "zoo", Path("models/zoo")]
     for place in places:
-        if (place / model / MODEL).is_file():
-            return place / model
-    names = sorted({path.parent.name for place in places for path in place.glob(f"*/{MODEL}")})
+        checkpoints = [path for name in MODELS if (path := place / model / name).is_file()]
+        vaes = [path for where in (model, SHARED_VAE) for name in VAES if (path := place / where / name).is_file()]
+        if checkpoints and vaes:
+            return checkpoints[0], vaes[0]
+    names = sorted({path.parent.name for place in places for name in MODELS for path in place.glob(f"*/{name}")})
     raise FarError(
         f"no model {model!r} in {' or '.join(str(place) for place in places)}"
         + (f" (there: {', '.join(names)})" if names else "")
@@ -126,7 +132,7 @@ def draw_levels(pipeline: Pipeline, folder: Path, seed: int) -> str:
     return f"{len(labels)} pictures at {len(made.step_names)} levels, also as an animation: levels.webp"
 
 
-def verify_demo(bundle: Bundle, folder: Path, engine: str, page: Path, seed: int) -> Report:
+def verify_demo(bundle: Bundle, checkpoint: Path, vae_file: Path, engine: str, page: Path, seed: int) -> Report:
     """Verify two pictures and write the page."""
     from far_export.export import load_pair
     from far_export.parity import verify_bundle
@@ -134,7 +140,7 @@ def verify_demo(bundle: Bundle, folder: Path, engine: str, page: Path, seed: int
     from far_runtime.defaults import settings_of
     from far_runtime.subjects import resolve_subjects
 
-    model, vae = load_pair(folder / MODEL, folder / VAE)
+    model, vae = load_pair(checkpoint, vae_file)
     subjects = resolve_subjects(bundle.manifest, [0, bundle.manifest.model["classes"] - 1])
     settings = settings_of(bundle.manifest)
     report = verify_bundle(bundle, model.model, vae.model, engine, subjects, [seed, seed], settings)

@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from far_export.demo import zoo_files
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
 
@@ -62,3 +63,13 @@ def test_an_unknown_model_names_those_that_are_there(zoo: Path, capsys: pytest.C
     assert demo("--zoo", zoo, "--model", "huge") == 2
     assert "no model 'huge'" in (err := capsys.readouterr().err)
     assert "tiny" in err
+
+
+def test_a_model_without_a_vae_draws_through_far_emojis(zoo: Path) -> None:
+    (zoo / "far-emoji").mkdir()
+    (zoo / "tiny" / "vae.safetensors").rename(zoo / "far-emoji" / "vae.safetensors")
+    (zoo / "tiny" / "far.safetensors").rename(zoo / "tiny" / "mar.safetensors")
+    found = zoo_files(zoo, "tiny")
+    assert found == (zoo / "tiny" / "mar.safetensors", zoo / "far-emoji" / "vae.safetensors")
+    (zoo / "tiny" / "vqvae.safetensors").touch()
+    assert zoo_files(zoo, "tiny")[1].parent == zoo / "tiny"
