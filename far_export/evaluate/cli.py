@@ -65,7 +65,11 @@ DEFAULT_COUNT = 50_000
     metavar="VAE",
     help="VAE checkpoint: also measure its reconstructions of the references' pictures, the best that can be had.",
 )
-@click.option("--images", is_flag=True, help="Keep the pictures, in OUT/pictures; else only their features are kept.")
+@click.option(
+    "--images",
+    is_flag=True,
+    help="Keep the pictures, in OUT/pictures; else only their features. With --prompts: always.",
+)
 @click.option(
     "-o",
     "--output",
@@ -109,9 +113,13 @@ def evaluate(
     from far_runtime import __version__
     from far_runtime.bundle import open_bundle
     from far_runtime.defaults import check_system, settings_of
+    from far_runtime.errors import FarError
     from far_runtime.files import check_folder, whole_file
     from far_runtime.pipeline import Pipeline
 
+    for option, given in (("--floor", floor), ("--inception", inception)):
+        if given and not references:
+            raise FarError(f"{option} is for comparisons; give --reference too, or leave it out")
     opened = open_bundle(bundle)
     check_system(opened)
     plan = _plan(opened, prompts, count, samples, references, seed, images)

@@ -177,6 +177,7 @@ def test_bad_input_is_named(error_of: Callable[..., str], tiny: Tiny, folder: Pa
     reference = ("--reference", folder)
     assert "nothing to compare with" in error_of(tiny.bundle, *out)
     assert "no such file" in error_of(tiny.bundle, "--reference", tmp_path / "none.npz", *out)
+    assert "--floor is for comparisons" in error_of(tiny.bundle, "--floor", tiny.vae, *out)
     assert "draws from class labels" in error_of(tiny.bundle, "--prompts", folder / "labels.npy", *out)
     assert "--prompts FILE" in error_of(tiny.t2i_bundle, *reference, *out)
     assert "cannot be read as text" in error_of(tiny.t2i_bundle, "--prompts", tmp_path / "none.txt", *out)
