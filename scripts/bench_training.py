@@ -77,7 +77,7 @@ def shard_rows(folder: Path, rows: int) -> None:
     """Read random rows of cached latents of 256 px pictures in float16."""
     rng = np.random.default_rng(0)
     block = rng.standard_normal((64, 2, 2, 16, 16, 16)).astype(np.float16)
-    write_shards(folder, rows, ROWS, lambda places: block[: len(places)], 64, lambda line: None)
+    write_shards(folder, rows, ROWS, lambda places: places, lambda places: block[: len(places)], 64, lambda line: None)
     size = sum(path.stat().st_size for path in folder.iterdir())
     seconds, shards = timed(lambda: Shards(folder, rows, ROWS))
     more = f"{bytes_text(size)}; ImageNet {bytes_text(size * IMAGENET / rows)} (float32 twice that)"

@@ -244,8 +244,9 @@ class VAR(nn.Module):
             return None
         return x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - rate) / (1 - rate)
 
-    def initialize(self) -> VAR:
-        """Official initialisation (init_weights with the trainer's settings); returns self."""
+    def initialize(self, gain: float = 1e-5) -> VAR:
+        """Official initialisation (init_weights with the trainer's settings); returns self. gain: the trainer's alng,
+        by which the first scales of the branches are multiplied."""
         std = (1 / self.config.width / 3) ** 0.5
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -262,5 +263,5 @@ class VAR(nn.Module):
                 block.ffn.fc2.weight /= math.sqrt(2 * self.config.depth)
                 gains = block.ada_gss[0, 0] if self.config.shared_aln else block.ada_lin[1].weight.unflatten(0, (6, -1))
                 gains[2:] *= 0.5
-                gains[:2] *= 1e-5
+                gains[:2] *= gain
         return self

@@ -19,10 +19,10 @@ from far_models.training.chance import Chance
 from far_models.training.data import PictureSet
 from far_models.training.far_t2i import FART2ILossSettings, far_t2i_task
 from far_models.training.latents import LatentSet
-from far_models.training.loop import Task
 from far_models.training.mar import MARLossSettings, mar_task
 from far_models.training.masks import random_count, split_indices
 from far_models.training.prompts import TextSet
+from far_models.training.task import Task
 from far_models.training.tokens import TokenSet
 from far_models.training.var import VARLossSettings, var_task
 from far_models.training.var_hybrid import VARHybridLossSettings, var_hybrid_task

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +16,11 @@ from torch import nn
 
 from far_models.training.chance import Chance
 from far_models.training.cli import train
-from far_models.training.loop import LoopSettings
+from far_models.training.optimization import recompute_blocks
 from far_models.training.plan import measured_cost
+from far_models.training.progress import Shown
+from far_models.training.task import LoopSettings, Task
+from far_models.vq_vae import VQVAEConfig
 from far_runtime.errors import FarError
 
 Run = Callable[..., Result]
@@ -31,10 +37,54 @@ class Product(nn.Module):
         return {"loss": (x @ self.weight).square().sum()}
 
 
+class Stack(nn.Module):
+    """A loss of two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        for block in self.blocks:
+            x = block(x)
+        return {"loss": x.square().sum()}
+
+
 def test_cost_counts_forward_and_backward_and_what_is_kept() -> None:
     cost = measured_cost(Product(), (torch.ones(16, 8),), half=False)
     assert cost.flop == 2 * (2 * 16 * 8 * 4)  # the product and the gradient of its weight
     assert cost.activations == 4 * (16 * 8 + 16 * 4)  # what is multiplied, and what is squared
+
+
+def test_blocks_that_are_computed_again_keep_what_comes_in() -> None:
+    stack = Stack()
+    all_kept = measured_cost(stack, (torch.ones(16, 8),), half=False)
+    recompute_blocks(stack)
+    again = measured_cost(stack, (torch.ones(16, 8),), half=False)
+    assert again.activations == 4 * 16 * 8 * 3  # of both blocks, and what is squared
+    assert again.activations < all_kept.activations
+    assert again.flop > all_kept.flop
+
+
+def test_a_terminal_gets_one_live_line() -> None:
+    screen = Terminal()
+    with Shown(print, True, screen) as shown:
+        shown.say("plan: ...")
+        shown.log(20, 1.5, 0.1, {"loss": 0.25, "pictures_per_second": 123.4})
+        shown.at(21, 0.42)
+        assert shown._bars is not None
+        shown._bars.refresh()
+    text = screen.getvalue()
+    assert "plan: ..." in text
+    assert "42%" in text
+    assert "step 21 epoch 1.5 loss 0.2500 123 pictures/s" in text
+
+
+class Terminal(io.StringIO):
+    """A screen to write to."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_run_tells_its_plan_and_ends_with_its_sheet(
@@ -42,11 +92,11 @@ def test_a_run_tells_its_plan_and_ends_with_its_sheet(
 ) -> None:
     data = ("--data", latents, "--vae", vae_run / "vae.safetensors", "-o", tmp_path / "run")
     lines = run_train("far", *data, "--steps", 25, "--log-steps", 5).output.splitlines()
-    kinds = [line.split(":")[0] for line in lines[:7]]
-    assert kinds == ["plan", "data", "batch", "a step", "memory of a process", "recipe", "length"]
-    assert "10 pictures, 2.5 steps an epoch" in lines[1]
+    kinds = [line.split(":")[0] for line in lines[:8]]
+    assert kinds == ["plan", "data", "batch", "a step", "memory of a process", "recipe", "loss", "length"]
+    assert "10 pictures of 3 classes, 2.5 steps an epoch" in lines[1]
     assert "4 = 1 processes x 1 in turn x 4; cpu, float32" in lines[2]
-    assert "25 steps, 10.0 epochs" in lines[6]
+    assert "25 steps, 10.0 epochs" in lines[7]
     told = next(i for i, line in enumerate(lines) if "hours to go, until about" in line)
     assert lines[told - 1].startswith("step 15 ")
     assert lines[told + 1].startswith("step 20 ")
@@ -56,22 +106,62 @@ def test_a_run_tells_its_plan_and_ends_with_its_sheet(
     assert all(record["pictures_per_second"] > 0 and record["tflops"] > 0 for record in records if "loss" in record)
 
 
-def test_presets_are_defaults_and_options_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from far_models.training import cli_far
+Invoke = Callable[..., tuple[Any, Any, LoopSettings]]
 
-    seen: dict[str, object] = {}
 
-    def far_task(config: object, settings: object, *rest: object) -> None:
-        seen.update(config=config, settings=settings)
-        raise FarError("far enough")
+@pytest.fixture
+def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """A command's model configuration, loss and loop settings with some options, on data of ImageNet's sizes."""
+    from far_models.training import cli_far, cli_mar
 
-    monkeypatch.setattr("far_models.training.far.far_task", far_task)
-    monkeypatch.setattr(cli_far, "open_latents", lambda *given: (Latents(), None))
-    arguments = ["far", "--preset", "far-b", "--data", "x", "--vae", "y", "-o", str(tmp_path), "--epochs", "400"]
-    CliRunner().invoke(train, [*arguments, "--draws", "2", "--batch", "2048"])
-    config, settings = seen["config"], seen["settings"]
-    assert (config.encoder_width, config.head_depth, config.latent_scale) == (768, 6, 0.2325)  # type: ignore[attr-defined]
-    assert (settings.draws, settings.label_drop, settings.dropout) == (2, 0.1, 0.1)  # type: ignore[attr-defined]
+    def invoke(command: str, *options: object) -> tuple[Any, Any, LoopSettings]:
+        seen: list[Any] = []
+
+        def task(*given: Any) -> Task:
+            seen.extend(given[:2])
+            return SimpleNamespace(model=None)  # type: ignore[return-value]
+
+        def run_loop(task: Task, settings: LoopSettings, say: object) -> None:
+            seen.append(settings.settled(1_281_167))
+
+        monkeypatch.setattr(f"far_models.training.{command}.{command}_task", task)
+        monkeypatch.setattr("far_models.training.loop.train", run_loop)
+        arguments = [command, "--data", "x", "--vae", "y", "-o", "run", *map(str, options)]
+        CliRunner().invoke(train, arguments, catch_exceptions=False)
+        return seen[0], seen[1], seen[2]
+
+    for module in (cli_far, cli_mar):
+        monkeypatch.setattr(module, "open_latents", lambda *given: (Latents(), None))
+    vqvae = SimpleNamespace(config=VQVAEConfig())
+    vqvae.to = lambda device: vqvae
+    monkeypatch.setattr("far_models.checkpoint.load_checkpoint", lambda *given, **more: SimpleNamespace(model=vqvae))
+    monkeypatch.setattr("far_models.training.data.open_pictures", lambda *given: None)
+    monkeypatch.setattr("far_models.training.tokens.coded_set", lambda *given: Latents())
+    return invoke
+
+
+def test_presets_are_the_official_recipes(of_preset: Invoke) -> None:
+    config, loss, loop = of_preset("far", "--preset", "far-b")
+    assert (config.encoder_width, config.head_depth, config.latent_scale, config.buffer) == (768, 6, 0.2325, 64)
+    assert (loss.draws, loss.label_drop, loss.dropout, loss.per_sample, loss.simplify) == (4, 0.1, 0.1, False, True)
+    assert (loop.batch, loop.steps, loop.lr, loop.warmup) == (2048, 250228, pytest.approx(8e-4), 62557)
+    assert (loop.weight_decay, loop.beta2, loop.clip, loop.ema, loop.ema_ramped) == (0.02, 0.95, 3.0, 0.9999, False)
+    assert of_preset("far", "--preset", "far-h")[0].encoder_depth == 20
+    config, loss, loop = of_preset("mar", "--preset", "mar-h")
+    assert (config.head_depth, config.head_width, loss.mask_least) == (12, 1536, 0.7)
+    config, loss, loop = of_preset("var", "--preset", "var-d30")
+    assert (config.width, config.depth, loss.drop_path, loss.gain) == (1920, 30, 0.125, 1e-5)
+    assert (loop.batch, loop.lr, loop.weight_decay, loop.weight_decay_end) == (1024, pytest.approx(3.2e-4), 0.05, 0.08)
+
+
+def test_options_win_over_the_preset(of_preset: Invoke) -> None:
+    config, loss, loop = of_preset(
+        "far", "--preset", "far-b", "--draws", 2, "--width", 192, "--heads", 4, "--batch", 64, "--steps", 500000,
+        "--lr", 3e-4, "--warmup", 7,
+    )  # fmt: skip
+    assert (config.encoder_width, config.encoder_depth, loss.draws, loss.label_drop) == (192, 12, 2, 0.1)
+    assert (loop.batch, loop.steps, loop.lr, loop.warmup) == (64, 500000, 3e-4, 7)
+    assert of_preset("far", "--preset", "far-b", "--minutes", 5)[2].steps is None
 
 
 class Latents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+
+from far_models.checkpoint import load_checkpoint
+from far_runtime.errors import FarError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,18 +71,23 @@ def test_micro_batches_are_the_whole_batch(
 def test_two_processes_have_the_losses_of_one(
     latents: Path, vae_run: Path, run_train: Run, tiny_sizes: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    """`accelerate launch` with two processes of half the batch each, against one process with all of it; and a run of
-    two processes that is resumed by one, with micro-batches."""
+    """Two processes of half the batch each, against one process with all of it: with a copy of the weights in each;
+    the same run with split weights, micro-batches and blocks that are computed again; and again in one process."""
     data = ("--data", latents, "--vae", vae_run / "vae.safetensors", "--dropout", 0, "--input-noise", 0.3)
-    run_train("far", *data, "-o", tmp_path / "one", "--steps", STEPS)
+    run_train("far", *data, "-o", tmp_path / "one", "--steps", 6)
     # --multi_gpu is how several processes are had; ACCELERATE_USE_CPU puts them on the CPU.
     launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    launcher = (*launcher, "--mixed_precision", "no", "--dynamo_backend", "no")
+    launcher, again = (*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"), ("--checkpointing",)
     done = launched(launcher, "far", *data, *tiny_sizes["far"], "-o", tmp_path / "two", "--steps", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "batch: 4 = 2 processes x 1 in turn x 2" in done.stdout
     assert done.stdout.count("done:") == 1
-    run_train("far", *data, "-o", tmp_path / "two", "--steps", STEPS, "--resume", "--accumulate", 2)
+    run = (*data, "-o", tmp_path / "two", "--resume")
+    done = launched(launcher, "far", *run, *tiny_sizes["far"], "--steps", 4, "--shard", "--accumulate", 2, *again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "split over 2 processes" in done.stdout
+    assert load_checkpoint(tmp_path / "two" / "far.safetensors", expect="far").classes == ("ant", "bee", "cat")
+    run_train("far", *run, "--steps", 6, "--accumulate", 2)
     np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=2e-5)
 
 
@@ -119,6 +128,38 @@ def test_a_run_that_is_told_to_end_saves_its_state(pictures: Path, tmp_path: Pat
     assert state["step"] >= 3
     assert not list((tmp_path / "run").glob("*.part*"))
     assert not (tmp_path / "run" / "vae.safetensors").exists()
+
+
+def test_a_run_in_micro_batches_resumes_exactly(latents: Path, vae_run: Path, run_train: Run, tmp_path: Path) -> None:
+    data = ("far", "--data", latents, "--vae", vae_run / "vae.safetensors", "--accumulate", 2, "--checkpointing")
+    run_train(*data, "-o", tmp_path / "straight", "--steps", 4)
+    run_train(*data, "-o", tmp_path / "run", "--steps", 2)
+    run_train(*data, "-o", tmp_path / "run", "--steps", 4, "--resume")
+    ours, theirs = (load_state(tmp_path / run) for run in ("run", "straight"))
+    for part in ("model", "model_ema"):
+        assert all(torch.equal(tensor, theirs[part][name]) for name, tensor in ours[part].items()), part
+
+
+def test_a_full_disk_leaves_the_state_before(
+    pictures: Path, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1)
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(FarError, match=r"checkpoint-last\.pth: cannot be written \(No space left on device\)"):
+            run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 2, "--resume")
+    assert load_state(tmp_path / "run")["step"] == 1
+    assert not list((tmp_path / "run").glob("*.part*"))
+
+
+def test_weights_are_split_among_several_processes_only(pictures: Path, run_train: Run, tmp_path: Path) -> None:
+    with pytest.raises(FarError, match="one process alone"):
+        run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1, "--shard")
 
 
 @pytest.mark.slow

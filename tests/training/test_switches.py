@@ -16,8 +16,8 @@ from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.chance import Chance
 from far_models.training.far import FARLosses, FARLossSettings, far_task
 from far_models.training.latents import LatentSet
-from far_models.training.loop import LoopSettings, Task
 from far_models.training.optimization import parameter_groups
+from far_models.training.task import LoopSettings, Task
 from far_models.training.vae import VAELosses, VAELossSettings
 from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass_matrices

@@ -37,6 +37,7 @@ def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batc
     if vae.system not in ("klvae", "vqvae"):
         raise FarError(f"--vae {vae_file}: is a {vae.system} checkpoint; expected a klvae or vqvae one")
     pictures, processes = open_pictures(data, size), together()
+    vae.model.to(processes.device)
     if vae.system == "vqvae":
         write_token_cache(vae.model, vae_file, pictures, out, batch, say, processes)
         result = f"wrote {out}"

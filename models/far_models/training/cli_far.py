@@ -15,7 +15,7 @@ from far_models.training.presets import FAR_PRESETS, preset_option
 @click.command("far")
 @preset_option(FAR_PRESETS)
 @shared("latents", "vae", "size", "init")
-@click.option("--model", type=click.Choice(["far_base", "far_large", "far_huge"]), help="Start from a preset's sizes.")
+@click.option("--model", type=click.Choice(["far_base", "far_large", "far_huge"]), help="Sizes of an official model.")
 @shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
 @shared("simplify", "weight_levels")
 @click.option(
@@ -89,8 +89,10 @@ def open_latents(data: Path, vae_file: Path, size: int, scale: float | None = No
     from far_models.checkpoint import load_checkpoint
     from far_models.training.data import open_pictures
     from far_models.training.latents import NOTES, encoded_set, open_cache
+    from far_models.training.processes import together
 
     vae = load_checkpoint(vae_file, expect="klvae").model
     if (data / NOTES).is_file():
         return open_cache(data, vae_file), vae
+    vae.to(together().device)
     return encoded_set(vae, open_pictures(data, size), scale), vae

@@ -16,7 +16,7 @@ from far_models.training.presets import MAR_PRESETS, preset_option
 @click.command("mar")
 @preset_option(MAR_PRESETS)
 @shared("latents", "vae", "size", "init")
-@click.option("--model", type=click.Choice(["mar_base", "mar_large", "mar_huge"]), help="Start from a preset's sizes.")
+@click.option("--model", type=click.Choice(["mar_base", "mar_large", "mar_huge"]), help="Sizes of an official model.")
 @shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
 @shared("mask_least", "label_drop", "input_noise", "draws", "flip", "flip_until", "dropout", "learned_variance")
 @click.option("--sheet-iterations", type=POSITIVE, help="Iterations on sample sheets; default: the sampler's.")

@@ -10,9 +10,11 @@ import click
 from far_models.training.cli_far import check_sheet_steps, open_latents
 from far_models.training.options import FOLDER, SHARE, say, shared, taken
 from far_models.training.options_loop import loop_options, threads_option
+from far_models.training.presets import T2I_PRESETS, preset_option
 
 
 @click.command("far-t2i")
+@preset_option(T2I_PRESETS)
 @shared("latents")
 @click.option(
     "--text", type=FOLDER, required=True, help="Prompts' features of the same pictures (far train cache-text)."

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from far_models.training.cli_far import open_latents
-from far_models.training.options import FILE, SHARE, say, shared, taken, whole_numbers
+from far_models.training.options import FACTOR, FILE, SHARE, say, shared, taken, whole_numbers
 from far_models.training.options_loop import loop_options, threads_option
+from far_models.training.presets import VAR_PRESETS, preset_option
 from far_runtime.errors import FarError
 
 
 @click.command("var")
+@preset_option(VAR_PRESETS)
 @click.option(
     "--tokens",
     type=click.Choice(["discrete", "continuous"]),
@@ -31,12 +33,23 @@ from far_runtime.errors import FarError
 @click.option("--vae", "vae_file", type=FILE, required=True, help="VQ-VAE checkpoint; KL-VAE for continuous tokens.")
 @shared("size", "init")
 @click.option("--scales", help="Continuous tokens: sides of the maps, as 1,2,4,8; default: the official ones.")
-@click.option("--model", type=click.Choice(["var_d16", "var_d20", "var_d24", "var_d30", "var_d36"]), help="Preset.")
+@click.option(
+    "--model",
+    type=click.Choice(["var_d16", "var_d20", "var_d24", "var_d30", "var_d36"]),
+    help="Sizes of an official model.",
+)
 @shared("width", "depth", "heads", "classes")
 @shared("head_width", "head_depth", "latent_scale", "prediction", "draws", "input_noise", "learned_variance")
 @shared("label_drop")
 @click.option("--smoothing", type=SHARE, default=0.0, show_default=True, help="Of the targets (discrete tokens).")
 @click.option("--drop-path", type=SHARE, help="Rate of dropped branches at the last block; default: 0.1 depth / 24.")
+@click.option(
+    "--gain",
+    type=FACTOR,
+    default=1e-5,
+    show_default=True,
+    help="Scale of the blocks' branches at the start (discrete tokens).",
+)
 @shared("flip", "flip_until", "sheet_steps", "sheet_guidance")
 @click.option("--sheet-top-k", type=click.IntRange(0), help="Codes to choose from on sample sheets; 0: all.")
 @click.option("--sheet-top-p", type=SHARE, help="Share of the probability that they have to cover; 0: all.")
@@ -72,6 +85,7 @@ def train_var(
     from far_models.checkpoint import load_checkpoint
     from far_models.training.data import open_pictures
     from far_models.training.loop import train as run_loop
+    from far_models.training.processes import together
     from far_models.training.sampling import sheet_reporter
     from far_models.training.tokens import NOTES, coded_set, open_token_cache
     from far_models.training.var import VARLossSettings, var_task
@@ -80,7 +94,10 @@ def train_var(
 
     vqvae = load_checkpoint(vae_file, expect="vqvae").model
     cached = (data / NOTES).is_file()
-    found = open_token_cache(data, vae_file, vqvae) if cached else coded_set(vqvae, open_pictures(data, size))
+    if cached:
+        found = open_token_cache(data, vae_file, vqvae)
+    else:
+        found = coded_set(vqvae.to(together().device), open_pictures(data, size))
     sizes = transformer_sizes(model, found, values)
     of_vae = vqvae.config
     config = VARConfig(

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from far_models.training.devices import local
+
 
 class EMA:
     """A second copy of a network whose weights follow the first; `ramped` lets it follow faster in the first steps.
@@ -30,5 +32,5 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Move every floating-point weight and buffer towards `model`'s."""
         mine, theirs = self.model.state_dict(), model.state_dict()
-        pairs = [(mine[name], theirs[name]) for name in mine if mine[name].is_floating_point()]
+        pairs = [(local(mine[name]), local(theirs[name])) for name in mine if mine[name].is_floating_point()]
         torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - self.decay_at(step))

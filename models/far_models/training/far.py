@@ -26,9 +26,9 @@ from far_models.training.batches import (
 )
 from far_models.training.chance import Chance
 from far_models.training.latents import LatentSet
-from far_models.training.loop import Task
 from far_models.training.losses import DiffusionLoss, level_weight, token_losses
 from far_models.training.masks import draw_levels, masked_count, visible_indices
+from far_models.training.task import Task
 from far_models.training.zoo import export_checkpoint, metadata_of
 from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass_matrices

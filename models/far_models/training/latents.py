@@ -19,7 +19,7 @@ from far_models.training.cache import (
     write_json,
     write_labels,
 )
-from far_models.training.data import PictureSet, load_labels, read_names
+from far_models.training.data import PictureSet, load_labels, normalised, read_names
 from far_models.training.processes import ALONE, Together
 from far_models.training.shards import ROWS, Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
@@ -47,10 +47,9 @@ class LatentSet:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: PictureSet, rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Moments:
-    """Mean and log variance [n, C, g, g] of some rows, on the CPU."""
-    device = next(vae.parameters()).device
-    mean, log_variance = vae.encode(pictures.pixels(rows, flip).to(device))
+def encode(vae: AutoencoderKL, pixels: Tensor) -> Moments:
+    """Mean and log variance [n, C, g, g] of pictures [n, 3, H, W], on the CPU."""
+    mean, log_variance = vae.encode(pixels.to(next(vae.parameters()).device))
     return mean.float().cpu(), log_variance.float().cpu()
 
 
@@ -65,15 +64,12 @@ def encoded_set(vae: AutoencoderKL, pictures: PictureSet, scale: float | None = 
     check_fit(vae.config.stride, pictures)
     if scale is None:
         rows = pictures.train[np.linspace(0, len(pictures.train) - 1, min(1024, len(pictures.train))).astype(np.int64)]
-        parts = [
-            encode(vae, pictures, rows[i : i + 32], np.zeros(len(rows[i : i + 32]), bool))
-            for i in range(0, len(rows), 32)
-        ]
+        parts = [encode(vae, pictures.pixels(rows[i : i + 32])) for i in range(0, len(rows), 32)]
         scale = latent_scale(*(np.concatenate([part[k].numpy() for part in parts]) for k in (0, 1)))
     grid = pictures.size // vae.config.stride
 
     def moments(rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Moments:
-        return encode(vae, pictures, rows, flip)
+        return encode(vae, pictures.pixels(rows, flip))
 
     return LatentSet(
         pictures.source, vae.config.channels, grid, scale, pictures.labels, pictures.names, pictures.train, moments
@@ -109,12 +105,12 @@ def write_cache(
     facts = {"pictures": pictures.source.name, "vae_sha256": file_digest(vae_file), "count": count, "rows": ROWS}
     facts["type"] = np.dtype(kind).name
 
-    def encoded(rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        sides = [encode(vae, pictures, rows, np.full(len(rows), side)) for side in (False, True)]
-        return torch.stack([torch.stack(side, dim=1) for side in sides], dim=1).numpy().astype(kind)
+    def encoded(images: NDArray[np.uint8]) -> NDArray[np.floating]:
+        sides = [torch.stack(encode(vae, normalised(side)), dim=1) for side in (images, images[:, :, ::-1])]
+        return torch.stack(sides, dim=1).numpy().astype(kind)
 
     staging = begin(out, facts)
-    write_shards(staging, count, ROWS, encoded, batch, say, together.rank, together.world)
+    write_shards(staging, count, ROWS, pictures.read, encoded, batch, say, together.rank, together.world)
     together.wait()
     if together.rank:
         return None

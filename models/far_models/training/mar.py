@@ -27,9 +27,9 @@ from far_models.training.batches import (
 )
 from far_models.training.chance import Chance
 from far_models.training.latents import LatentSet
-from far_models.training.loop import Task
 from far_models.training.losses import DiffusionLoss, token_losses
 from far_models.training.masks import random_count, split_indices
+from far_models.training.task import Task
 from far_models.training.zoo import export_checkpoint, metadata_of
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from far_models.training.devices import transformer_blocks
+
 
 def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str]) -> list[dict[str, Any]]:
     """AdamW groups: no decay for vectors (biases, norms) and for parameters whose name contains one of `no_decay`."""
@@ -28,10 +30,8 @@ def recompute_blocks(model: nn.Module) -> None:
     code's --grad_checkpointing)."""
     from torch.utils.checkpoint import checkpoint
 
-    for name, blocks in model.named_modules():
-        if isinstance(blocks, nn.ModuleList) and name.endswith("blocks"):
-            for block in blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for block in transformer_blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def choose_amp(amp: str, losses: nn.Module, batch: tuple[Tensor, ...], device: str, say: Callable[[str], None]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from far_models.training.options import FOLDER, POSITIVE, SHARE
 
@@ -49,6 +50,11 @@ def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
             "more arithmetic.",
         ),
         click.option(
+            "--shard",
+            is_flag=True,
+            help="Split weights, average and optimizer over the processes (PyTorch's FSDP2), to save memory.",
+        ),
+        click.option(
             "--lr",
             type=click.FloatRange(0, min_open=True),
             default=default("lr", 1e-4),
@@ -70,9 +76,17 @@ def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
         click.option("--warmup-epochs", type=click.FloatRange(0), help="The same in passes, in place of --warmup."),
         click.option(
             "--schedule",
-            type=click.Choice(["constant", "cosine"]),
+            type=click.Choice(["constant", "cosine", "linear"]),
             default=default("schedule", "constant"),
             show_default=True,
+            help="How the rate goes on after the warm-up.",
+        ),
+        click.option(
+            "--lr-end",
+            type=SHARE,
+            default=0.0,
+            show_default=True,
+            help="Share of the rate that is left at the end of a cosine or linear schedule.",
         ),
         click.option(
             "--weight-decay",
@@ -80,6 +94,9 @@ def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
             default=default("weight_decay", 0.02),
             show_default=True,
             help="None on biases, norms and the head.",
+        ),
+        click.option(
+            "--weight-decay-end", type=click.FloatRange(0), help="What it becomes by the end; default: it stays."
         ),
         click.option(
             "--beta2", type=SHARE, default=default("beta2", 0.95), show_default=True, help="AdamW's second decay rate."
@@ -131,15 +148,27 @@ def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def gathered(**values: Any) -> None:
-            from far_models.training.loop import LoopSettings
+            from far_models.training.task import LoopSettings
 
-            command(settings=LoopSettings(**{name: values.pop(name) for name in names}), **values)
+            settings = {name: values.pop(name) for name in names}
+            settings |= dict.fromkeys(overruled(click.get_current_context()))
+            command(settings=LoopSettings(**settings), **values)
 
         for option in reversed(options):
             gathered = option(gathered)
         return gathered
 
     return decorate
+
+
+def overruled(context: click.Context) -> set[str]:
+    """Settings of a preset that an option which says the same otherwise, and is given, takes the place of."""
+
+    def given(name: str) -> bool:
+        return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+    pairs = (("lr", "blr"), ("warmup", "warmup_epochs"), ("steps", "epochs"), ("minutes", "epochs"))
+    return {other for name, other in pairs if given(name) and not given(other)}
 
 
 def option_name(option: Callable[[Any], Any]) -> str:

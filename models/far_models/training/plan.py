@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from far_models.training.devices import transformer_blocks
+
 if TYPE_CHECKING:
-    from far_models.training.loop import LoopSettings, Task
+    from far_models.training.task import LoopSettings, Task
 
 GUESS_STEPS = 20
 """Steps after which the rest of the run is reckoned."""
@@ -27,10 +29,10 @@ class Cost:
 
 def measured_cost(losses: nn.Module, batch: tuple[Tensor, ...], half: bool) -> Cost:
     """Run one step without an update: the operations that PyTorch's FLOP counter knows (matrix products, convolutions,
-    attention), and the distinct tensors that autograd keeps, parameters left out."""
+    attention), and the distinct tensors that autograd keeps, parameters and buffers left out. Hooks stay behind."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    own = {parameter.data_ptr() for parameter in losses.parameters()}
+    own = {tensor.data_ptr() for tensor in (*losses.parameters(), *losses.buffers())}
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -39,6 +41,14 @@ def measured_cost(losses: nn.Module, batch: tuple[Tensor, ...], half: bool) -> C
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    def keep_inputs(block: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for each in inputs:
+            if isinstance(each, Tensor):
+                keep(each)
+
+    for block in transformer_blocks(losses):
+        if "forward" in vars(block):  # computed again in the backward pass, from what came in
+            block.register_forward_pre_hook(keep_inputs)
     counter = FlopCounterMode(display=False)
     device = batch[0].device.type
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -52,8 +62,9 @@ def plan_lines(task: Task, settings: LoopSettings, cost: Cost, world: int, half:
     """The plan, a line per subject. device: its name."""
     trained = [p for p in task.model.parameters() if p.requires_grad]
     count = sum(p.numel() for p in task.model.parameters())
-    weights = sum(p.numel() * p.element_size() for p in task.model.parameters())
-    gradients = sum(p.numel() * p.element_size() for p in trained)
+    share = world if settings.shard else 1
+    weights = sum(p.numel() * p.element_size() for p in task.model.parameters()) // share
+    gradients = sum(p.numel() * p.element_size() for p in trained) // share
     memory = {
         "weights": weights,
         "their average": weights,
@@ -62,6 +73,9 @@ def plan_lines(task: Task, settings: LoopSettings, cost: Cost, world: int, half:
         "activations": cost.activations,
     }
     parts = " + ".join(f"{name} {bytes_text(size)}" for name, size in memory.items())
+    classes = f" of {task.args['classes']} classes" if "classes" in task.args else ""
+    split = f"; weights to gradients split over {world} processes" if settings.shard else ""
+    loss = [f"{key[5:]} {value}" for key, value in task.args.items() if key.startswith("loss_")]
     micro = settings.batch // world // settings.accumulate
     frozen = "" if len(trained) == len(list(task.model.parameters())) else f", {millions(trained)} of them trained"
     epoch = task.epoch_length / settings.batch
@@ -70,14 +84,25 @@ def plan_lines(task: Task, settings: LoopSettings, cost: Cost, world: int, half:
     precision = "bfloat16 autocast" if half else "float32"
     return [
         f"plan: {task.system}, {count / 1e6:.2f} M parameters ({by_part(task.model)}){frozen}",
-        f"data: {task.epoch_length} pictures, {epoch:.1f} steps an epoch",
+        f"data: {task.epoch_length} pictures{classes}, {epoch:.1f} steps an epoch",
         f"batch: {settings.batch} = {world} processes x {settings.accumulate} in turn x {micro}; {device}, {precision}",
         f"a step: {cost.flop * world * settings.accumulate / 1e9:.1f} GFLOP",
-        f"memory of a process: {bytes_text(sum(memory.values()))} = {parts}",
-        f"recipe: AdamW {settings.lr:g} ({settings.schedule}, {settings.warmup} steps of warm-up), betas 0.9 "
-        f"{settings.beta2:g}, weight decay {settings.weight_decay:g}, clip {settings.clip:g}, EMA {settings.ema:g}",
+        f"memory of a process: {bytes_text(sum(memory.values()))} = {parts}{split}",
+        recipe_line(settings),
+        f"loss: {', '.join(loss)}",
         f"length: {' or '.join(ends)}; hours are told after {GUESS_STEPS} steps",
     ]
+
+
+def recipe_line(settings: LoopSettings) -> str:
+    """How the optimizer is set."""
+    falls = "" if settings.schedule == "constant" else f" to {settings.lr_end:g} of it"
+    ends = "" if settings.weight_decay_end is None else f" to {settings.weight_decay_end:g}"
+    return (
+        f"recipe: AdamW {settings.lr:g} ({settings.schedule}{falls}, {settings.warmup} steps of warm-up), betas 0.9 "
+        f"{settings.beta2:g}, weight decay {settings.weight_decay:g}{ends}, clip {settings.clip:g}, "
+        f"EMA {settings.ema:g}{' ramped' if settings.ema_ramped else ''}"
+    )
 
 
 def by_part(model: nn.Module) -> str:

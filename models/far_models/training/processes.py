@@ -14,14 +14,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Together:
-    """This process's number, how many there are, and how to wait for all."""
+    """This process's number, how many there are, how to wait for all, and its device."""
 
     rank: int
     world: int
     wait: Callable[[], None]
+    device: torch.device
 
 
-ALONE = Together(0, 1, lambda: None)
+ALONE = Together(0, 1, lambda: None, torch.device("cpu"))
 
 
 def together() -> Together:
@@ -29,7 +30,7 @@ def together() -> Together:
     from accelerate import PartialState
 
     state = PartialState()
-    return Together(state.process_index, state.num_processes, state.wait_for_everyone)
+    return Together(state.process_index, state.num_processes, state.wait_for_everyone, state.device)
 
 
 class Ending:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Say = Callable[[str], None]
 
@@ -14,16 +17,15 @@ class Shown:
     """The progress of a run: on a terminal one live line (share, step, loss, speed, time left) below what is said,
     elsewhere the lines of the log. As a context it clears the live line away."""
 
-    def __init__(self, say: Say, main: bool) -> None:
-        self._say = say if main else lambda line: None
-        self._bars: Any = None
-        self._task: Any = None
-        if main and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-            columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
+    def __init__(self, say: Say, main: bool, screen: TextIO | None = None) -> None:
+        screen = screen or sys.stderr
+        self._say: Say = say if main else lambda line: None
+        self._bars: Progress | None = None
+        self._numbers = ""
+        if main and screen.isatty():
+            columns = (TaskProgressColumn(), BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
+            console = Console(file=screen)
+            self._bars = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True)
             self._task = self._bars.add_task("", total=1.0)
 
     def __enter__(self) -> Shown:
@@ -44,11 +46,16 @@ class Shown:
         else:
             self._say(line)
 
-    def log(self, step: int, epoch: float, minutes: float, share: float, values: dict[str, float]) -> None:
-        """The averages of some steps; share: of the run, from 0 to 1."""
+    def at(self, step: int, share: float) -> None:
+        """How far the run is; share: from 0 to 1."""
+        if self._bars is not None:
+            self._bars.update(self._task, completed=share, description=f"step {step}{self._numbers}")
+
+    def log(self, step: int, epoch: float, minutes: float, values: dict[str, float]) -> None:
+        """The averages of some steps."""
         if self._bars is None:
             numbers = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             self._say(f"step {step} epoch {epoch:.1f} {minutes:.1f} min {numbers}")
-            return
-        line = f"step {step} loss {values['loss']:.4f} {values['pictures_per_second']:.0f} pictures/s"
-        self._bars.update(self._task, completed=share, description=line)
+        else:
+            speed = f"{values['pictures_per_second']:.3g} pictures/s"
+            self._numbers = f" epoch {epoch:.1f} loss {values['loss']:.4f} {speed}"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +63,38 @@ def write_shards(
     folder: Path,
     count: int,
     rows: int,
-    encode: Callable[[NDArray[np.int64]], NDArray[Any]],
+    read: Callable[[NDArray[np.int64]], NDArray[Any]],
+    encode: Callable[[NDArray[Any]], NDArray[Any]],
     batch: int,
     say: Callable[[str], None],
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Write the shards of process `rank` of `world` that are missing. encode: rows of the array, by their numbers."""
+    """Write the shards of process `rank` of `world` that are missing.
+
+    A row of the array is encode(read(its number)), `batch` at a time; a batch is read while the one before is encoded.
+    """
     for number in range(rank, -(-count // rows), world):
         path = shard_file(folder, number)
         if path.exists():
             continue
         end = min((number + 1) * rows, count)
         places = np.arange(number * rows, end)
-        parts = [encode(places[start : start + batch]) for start in range(0, len(places), batch)]
+        parts = [encode(each) for each in read_ahead(places, batch, read)]
         with whole_file(path) as aside, aside.open("wb") as file:
             np.save(file, np.concatenate(parts))
         say(f"{end} of {count} pictures")
+
+
+def read_ahead(
+    places: NDArray[np.int64], batch: int, read: Callable[[NDArray[np.int64]], NDArray[Any]]
+) -> Iterator[NDArray[Any]]:
+    """What is read at the places, a batch at a time, the next one by a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, places[:batch])
+        for start in range(batch, len(places) + batch, batch):
+            ready, ahead = ahead, pool.submit(read, places[start : start + batch]) if start < len(places) else ahead
+            yield ready.result()
 
 
 class Shards:

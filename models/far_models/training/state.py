@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from far_models.training.ema import EMA
 from far_runtime.errors import FarError
 
 if TYPE_CHECKING:
-    from far_models.training.loop import LoopSettings, Task
+    from far_models.training.task import LoopSettings, Task
 
 STATE = "checkpoint-last.pth"
 
@@ -22,18 +21,18 @@ STATE = "checkpoint-last.pth"
 def save_state(
     settings: LoopSettings,
     task: Task,
-    ema: EMA,
-    optimizer: dict[str, Any],
+    parts: dict[str, Any],
     step: int,
     seconds: float,
     half: bool,
 ) -> None:
-    """Write RUN/checkpoint-last.pth in the official shape, with what an exact resume needs besides; whole or not."""
+    """Write RUN/checkpoint-last.pth in the official shape, with what an exact resume needs besides; whole or not.
+
+    parts: model, model_ema and optimizer, their whole state dicts.
+    """
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
     state = {
-        "model": task.model.state_dict(),
-        "model_ema": ema.model.state_dict(),
-        "optimizer": optimizer,
+        **parts,
         "losses": {name: task.losses.get_buffer(name) for name in task.kept},
         "epoch": step * settings.batch // task.epoch_length,
         "step": step,
@@ -71,7 +70,7 @@ def load_state(settings: LoopSettings, task: Task) -> dict[str, Any] | None:
         raise FarError(f"{path}: there is a run already; go on with --resume or choose another --out folder")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         missing = {"model", "model_ema", "optimizer", "step", "elapsed", "amp", "rng", "args"} - state.keys()
     except Exception as error:
         raise FarError(f"{path}: not a training state ({error}); remove it to start anew") from error

@@ -18,7 +18,7 @@ from far_models.training.cache import (
     write_json,
     write_labels,
 )
-from far_models.training.data import PictureSet, load_labels, read_names
+from far_models.training.data import PictureSet, load_labels, normalised, read_names
 from far_models.training.latents import check_fit
 from far_models.training.processes import ALONE, Together
 from far_models.training.shards import ROWS, Shards, begin, finish, write_shards
@@ -43,10 +43,9 @@ class TokenSet:
 
 
 @torch.no_grad()
-def coded(vqvae: VQVAE, pictures: PictureSet, rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
-    """Tokens [n, L] of some rows, on the CPU."""
-    device = next(vqvae.parameters()).device
-    features = vqvae.encode(pictures.pixels(rows, flip).to(device)).flatten(2).transpose(1, 2)
+def coded(vqvae: VQVAE, pixels: Tensor) -> Tensor:
+    """Tokens [n, L] of pictures [n, 3, H, W], on the CPU."""
+    features = vqvae.encode(pixels.to(next(vqvae.parameters()).device)).flatten(2).transpose(1, 2)
     return vqvae.quantize.encode(features).cpu()
 
 
@@ -66,7 +65,7 @@ def coded_set(vqvae: VQVAE, pictures: PictureSet) -> TokenSet:
     check_side(vqvae, pictures)
 
     def tokens(rows: NDArray[np.int64], flip: NDArray[np.bool_]) -> Tensor:
-        return coded(vqvae, pictures, rows, flip)
+        return coded(vqvae, pictures.pixels(rows, flip))
 
     return TokenSet(pictures.source, pictures.labels, pictures.names, pictures.train, tokens)
 
@@ -86,12 +85,12 @@ def write_token_cache(
     count, kind = len(pictures.labels), np.uint16 if vqvae.config.vocabulary <= 1 << 16 else np.int32
     facts = {"pictures": pictures.source.name, "vae_sha256": file_digest(vae_file), "count": count, "rows": ROWS}
 
-    def encoded(rows: NDArray[np.int64]) -> NDArray[np.integer]:
-        sides = [coded(vqvae, pictures, rows, np.full(len(rows), side)) for side in (False, True)]
+    def encoded(images: NDArray[np.uint8]) -> NDArray[np.integer]:
+        sides = [coded(vqvae, normalised(side)) for side in (images, images[:, :, ::-1])]
         return torch.stack(sides, dim=1).numpy().astype(kind)
 
     staging = begin(out, facts)
-    write_shards(staging, count, ROWS, encoded, batch, say, together.rank, together.world)
+    write_shards(staging, count, ROWS, pictures.read, encoded, batch, say, together.rank, together.world)
     together.wait()
     if not together.rank:
         write_labels(staging, pictures)

@@ -16,9 +16,9 @@ from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.batches import run_args
 from far_models.training.chance import Chance
 from far_models.training.data import PictureSet, mixed_rows, normalised
-from far_models.training.loop import Task
 from far_models.training.losses import gradient_l1, kl_per_cell
 from far_models.training.sheets import psnr, save_picture, tile, to_pixels
+from far_models.training.task import Task
 from far_models.training.zoo import export_checkpoint, metadata_of
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError

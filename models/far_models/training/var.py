@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from far_models.training.batches import check_classes, dropped_labels, rows_of, run_args
 from far_models.training.chance import Chance
-from far_models.training.loop import Task
+from far_models.training.task import Task
 from far_models.training.tokens import TokenSet
 from far_models.training.zoo import export_checkpoint, metadata_of
 from far_models.var import VAR, VARConfig
@@ -29,12 +29,14 @@ class VARLossSettings:
     """How VAR is trained.
 
     label_drop: share of samples that learn the null class. smoothing: of the targets. drop_path: rate of dropped
-    branches at the last block. flip, flip_until: share of mirrored samples, and until which share of the run.
+    branches at the last block. gain: see VAR.initialize. flip, flip_until: share of mirrored samples, and until which
+    share of the run.
     """
 
     label_drop: float = 0.1
     smoothing: float = 0.0
     drop_path: float = 0.0
+    gain: float = 1e-5
     flip: float = 0.0
     flip_until: float = 1.0
 
@@ -80,7 +82,7 @@ def var_task(
     if ours != theirs:
         raise FarError(f"the model's scales, channels and vocabulary are {ours}; the VQ-VAE's are {theirs}")
     torch.manual_seed(seed)
-    model = VAR(config, settings.drop_path).initialize()
+    model = VAR(config, settings.drop_path).initialize(settings.gain)
     losses = VARLosses(model, vqvae, settings.smoothing)
 
     def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:

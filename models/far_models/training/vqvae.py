@@ -13,8 +13,8 @@ from torch import Tensor, distributed, nn
 from far_models.training.batches import run_args
 from far_models.training.chance import Chance
 from far_models.training.data import PictureSet
-from far_models.training.loop import Task
 from far_models.training.losses import gradient_l1
+from far_models.training.task import Task
 from far_models.training.vae import drawn_pictures, grid_of_pictures, reconstruction_reporter
 from far_models.training.zoo import export_checkpoint, metadata_of
 from far_models.vq_vae import VQVAE, Quantizer, VQVAEConfig
