@@ -89,15 +89,15 @@ def drawn_samples(draw: Draw, data: PictureSet, per_class: int) -> Samples:
 
 
 def sample_figures(samples: Samples, data: PictureSet, out: Path) -> dict[str, Any]:
-    """Write samples.png (one of each class) and nearest.png; how near the samples are to which training pictures, and
+    """Write samples.webp (one of each class) and nearest.webp; how near the samples are to which training pictures, and
     the classes none of whose samples is nearest to a picture of its own."""
     classes = len(data.names)
-    save_picture(tile(samples.pictures[:classes], 16), out / "samples.png")
+    save_picture(tile(samples.pictures[:classes], 16), out / "samples.webp")
     pool = data.read(data.train)
     _, apart = nearest(pool, pool, skip_self=True)
     chosen = np.linspace(0, classes - 1, 48).round().astype(int)
     pairs = np.stack([samples.pictures[chosen], pool[samples.nearest[chosen]]], axis=1)
-    save_picture(tile(pairs.reshape(-1, *pairs.shape[2:]), 16), out / "nearest.png")
+    save_picture(tile(pairs.reshape(-1, *pairs.shape[2:]), 16), out / "nearest.webp")
     same = data.labels[data.train][samples.nearest] == samples.labels
     missed = [data.names[label] for label in range(classes) if not same[samples.labels == label].any()]
     return {
@@ -111,8 +111,8 @@ def sample_figures(samples: Samples, data: PictureSet, out: Path) -> dict[str, A
 
 
 def reconstruction_figures(vae: nn.Module, data: PictureSet, others: PictureSet | None, out: Path) -> dict[str, float]:
-    """Write reconstructions.png; mean PSNR in dB of training and held-out pictures."""
-    save_picture(comparison(vae, data, evenly(data.train, 32)), out / "reconstructions.png")
+    """Write reconstructions.webp; mean PSNR in dB of training and held-out pictures."""
+    save_picture(comparison(vae, data, evenly(data.train, 32)), out / "reconstructions.webp")
     numbers = {"psnr_train": reconstruction_psnr(vae, data, data.train)}
     held = others if others is not None and len(others.held_out) else data
     if len(held.held_out):

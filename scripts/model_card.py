@@ -164,14 +164,14 @@ class Card:
             f"A {title} of {own:.2f} M parameters and its {vae_title} of {of_vae:.2f} M{where} that draw {data.size} x "
             f"{data.size} emoji of {len(data.names)} concepts, trained on two CPU cores. A demonstration of the "
             "pipeline: small data, short training, no more than that.",
-            "![one sample of each class](samples.png)",
+            "![one sample of each class](samples.webp)",
             f"One sample of each concept{asked}, seeds 0 to {len(data.names) - 1}, {self.settings}. Concepts in order: "
             f"{', '.join(data.names)}.",
             "## Numbers",
             "\n".join(number_lines(self.numbers, len(data.train))),
-            "![reconstructions](reconstructions.png)",
+            "![reconstructions](reconstructions.webp)",
             "Training pictures, each with its reconstruction to the right.",
-            "![nearest training pictures](nearest.png)",
+            "![nearest training pictures](nearest.webp)",
             "Samples, each with its nearest training picture to the right. With so few pictures per concept the model "
             "stays close to what it has seen.",
             "## What it is bad at",

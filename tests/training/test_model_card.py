@@ -65,9 +65,9 @@ def test_card_holds_what_was_measured(
     far = load_checkpoint(out / "far.safetensors", expect="far")
     assert far.classes == ("ant", "bee", "cat")
     assert far.sampling == {"steps": 2, "guidance": 2}
-    for name in ("samples", "nearest", "reconstructions", "curves-1", "curves-2"):
-        assert Image.open(out / f"{name}.png").size[0] > 20
-        assert f"({name}.png)" in text
+    for name in ("samples.webp", "nearest.webp", "reconstructions.webp", "curves-1.png", "curves-2.png"):
+        assert Image.open(out / name).size[0] > 20
+        assert f"({name})" in text
 
 
 @pytest.mark.parametrize(("system", "settings"), [("mar", "iterations=2 steps=2"), ("far_t2i", "steps=2"), ("var", "")])

@@ -26,7 +26,7 @@ def save_picture(picture: NDArray[np.uint8], path: Path) -> None:
     """Write a picture [H, W, 3] whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name}")
-    Image.fromarray(picture).save(part)
+    Image.fromarray(picture).save(part, quality=90)  # of WebP; PNG has none
     os.replace(part, path)
 
 
