@@ -1,5 +1,5 @@
-"""What training at ImageNet's size costs beside the network: opening data, the order of a pass, random numbers, reading
-cached latents; and what a step of an official model needs.
+"""What training at ImageNet's size costs beside the network: opening and decoding data, the order of a pass, random
+numbers, reading cached latents; and what a step of an official model needs.
 
     python scripts/bench_training.py [--files 100000] [--rows 20000] [--preset far-b --batch 8]
 
@@ -8,6 +8,7 @@ Data is made in a temporary folder: empty files by the names of pictures, shards
 
 from __future__ import annotations
 
+import os
 import resource
 import tempfile
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from PIL import Image
 
 from far_models.far import PRESETS
 from far_models.training.chance import Chance
@@ -56,6 +58,18 @@ def folder_row(folder: Path, files: int) -> None:
     count = len(pictures.labels)
     more = f"{bytes_text(grown)} of memory; ImageNet at this rate {seconds * IMAGENET / count:.1f} s"
     row(f"open a folder of {count} pictures", seconds, more)
+
+
+def picture_row(folder: Path) -> None:
+    """Decode photographs of ImageNet's usual size; noise, which is harder to decode than most."""
+    rng = np.random.default_rng(0)
+    (folder / "n0").mkdir()
+    for i in range(64):
+        coarse = Image.fromarray(rng.integers(0, 256, (25, 33, 3), dtype=np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(folder / "n0" / f"{i}.jpg", quality=90)
+    pictures = open_pictures(folder, 256)
+    seconds = timed(lambda: pictures.read(np.arange(64)), 3)[0]
+    row("decode 64 JPEG files of 500 x 375", seconds, f"{64 / seconds:.0f} pictures/s, {os.cpu_count()} cores")
 
 
 def order_rows() -> None:
@@ -118,6 +132,8 @@ def main(files: int, rows: int, preset: str, batch: int) -> None:
     click.echo("| what | time | |\n| --- | ---: | --- |")
     with tempfile.TemporaryDirectory() as folder:
         folder_row(Path(folder), files)
+    with tempfile.TemporaryDirectory() as folder:
+        picture_row(Path(folder))
     order_rows()
     with tempfile.TemporaryDirectory() as folder:
         shard_rows(Path(folder), rows)

@@ -95,9 +95,9 @@ def test_a_run_tells_its_plan_and_ends_with_its_sheet(
     kinds = [line.split(":")[0] for line in lines[:8]]
     assert kinds == ["plan", "data", "batch", "a step", "memory of a process", "recipe", "loss", "length"]
     assert "10 pictures of 3 classes, 2.5 steps an epoch" in lines[1]
-    assert "4 = 1 processes x 1 in turn x 4; cpu, float32" in lines[2]
+    assert "4 = 1 process x 1 in turn x 4; cpu, float32" in lines[2]
     assert "25 steps, 10.0 epochs" in lines[7]
-    told = next(i for i, line in enumerate(lines) if "hours to go, until about" in line)
+    told = next(i for i, line in enumerate(lines) if "minutes to go, until about" in line)
     assert lines[told - 1].startswith("step 15 ")
     assert lines[told + 1].startswith("step 20 ")
     assert lines[-1] == f"sheet: {tmp_path / 'run' / 'sheets' / 'samples-000025.png'}"

@@ -168,10 +168,12 @@ def read_picture(path: Path, size: int) -> NDArray[np.uint8]:
     """The middle square of a picture file, resized to uint8 [size, size, 3]; transparency becomes white."""
     try:
         with Image.open(path) as picture:
-            rgba = picture.convert("RGBA")
+            clear = "transparency" in picture.info or picture.mode.upper().endswith("A")
+            flat = picture.convert("RGBA" if clear else "RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise FarError(f"{path}: cannot be read as a picture ({error}); remove or replace it") from error
-    flat = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if flat.mode == "RGBA":
+        flat = Image.alpha_composite(Image.new("RGBA", flat.size, "white"), flat).convert("RGB")
     side = min(flat.size)
     left, top = (flat.width - side) // 2, (flat.height - side) // 2
     square = flat.resize(

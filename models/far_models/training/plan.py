@@ -85,12 +85,12 @@ def plan_lines(task: Task, settings: LoopSettings, cost: Cost, world: int, half:
     return [
         f"plan: {task.system}, {count / 1e6:.2f} M parameters ({by_part(task.model)}){frozen}",
         f"data: {task.epoch_length} pictures{classes}, {epoch:.1f} steps an epoch",
-        f"batch: {settings.batch} = {world} processes x {settings.accumulate} in turn x {micro}; {device}, {precision}",
+        f"batch: {settings.batch} = {world} process{'es' if world > 1 else ''} x {settings.accumulate} in turn x {micro}; {device}, {precision}",
         f"a step: {cost.flop * world * settings.accumulate / 1e9:.1f} GFLOP",
         f"memory of a process: {bytes_text(sum(memory.values()))} = {parts}{split}",
         recipe_line(settings),
         f"loss: {', '.join(loss)}",
-        f"length: {' or '.join(ends)}; hours are told after {GUESS_STEPS} steps",
+        f"length: {' or '.join(ends)}; the time is told after {GUESS_STEPS} steps",
     ]
 
 
@@ -124,7 +124,9 @@ def millions(parameters: Sequence[nn.Parameter]) -> str:
 
 def bytes_text(size: float) -> str:
     """A size with its unit."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
 def device_name(device: torch.device) -> str:
@@ -139,7 +141,8 @@ def hours_line(settings: LoopSettings, step: int, done: int, seconds: float, bef
     by_time = 60 * settings.minutes - seconds if settings.minutes else float("inf")
     left = max(min(by_steps, by_time), 0)
     end = datetime.now() + timedelta(seconds=left)
-    return f"{each:.3f} s a step: {left / 3600:.2f} hours to go, until about {end:%Y-%m-%d %H:%M}"
+    length = f"{left / 3600:.1f} hours" if left >= 3600 else f"{left / 60:.1f} minutes"
+    return f"{each:.3f} s a step: {length} to go, until about {end:%Y-%m-%d %H:%M}"
 
 
 def speed(settings: LoopSettings, cost: Cost | None, world: int, seconds: float) -> dict[str, Any]:
