@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -155,6 +156,14 @@ def test_a_full_disk_leaves_the_state_before(
             run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 2, "--resume")
     assert load_state(tmp_path / "run")["step"] == 1
     assert not list((tmp_path / "run").glob("*.part*"))
+
+
+def test_a_broken_state_does_not_replace_a_good_one(pictures: Path, run_train: Run, tmp_path: Path) -> None:
+    run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1)
+    wild = ("--steps", 3, "--resume", "--lr", 1e30, "--clip", 0, "--save-minutes", 0, "--log-steps", 100)
+    with pytest.raises(FarError, match="the loss became"):
+        run_train("vae", "--data", pictures, "-o", tmp_path / "run", *wild)
+    assert math.isfinite(sum(float(tensor.sum()) for tensor in load_state(tmp_path / "run")["model"].values()))
 
 
 def test_weights_are_split_among_several_processes_only(pictures: Path, run_train: Run, tmp_path: Path) -> None:

@@ -166,21 +166,21 @@ class Trainer:
             if self.step == begun[0] + GUESS_STEPS:
                 shown.say(hours_line(settings, self.step, GUESS_STEPS, self.seconds, begun[1]))
             due = self.seconds - saved > 60 * settings.save_minutes
-            if self.step % settings.log_steps == 0 or due or self.done >= 1:
-                measured = self._averaged(window)  # refuses a broken state, too, before it is saved
             if self.step % settings.log_steps == 0:
-                latest = measured
+                latest = self._averaged(window)
                 latest |= speed(settings, self.cost, self.world, (self.seconds - logged[1]) / (self.step - logged[0]))
                 window, logged = [], (self.step, self.seconds)
                 if self.log is not None:
                     self.log.add(self.step, self.seconds, latest)
                     shown.log(self.step, self.epoch, self.seconds / 60, latest)
             if due:
+                self._averaged(window)
                 self.save()
                 saved, self._clock = self.seconds, time.monotonic()
             if self.seconds - sheeted > 60 * settings.sheet_minutes:
                 self.report()
                 sheeted, self._clock = self.seconds, time.monotonic()
+        self._averaged(window)
         return latest
 
     def _train_step(self, ahead: Ahead) -> list[dict[str, Tensor]]:
@@ -211,7 +211,9 @@ class Trainer:
         return measured
 
     def _averaged(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
-        """The averages of a window; FarError where the loss is no number any more."""
+        """The averages of some steps, if any; FarError where the loss is no number any more, before it is saved."""
+        if not window:
+            return {}
         rate = self.settings.rate(self.step - 1, self.seconds)
         latest = averages(window, self.world) | {"rate": rate, "step_seconds": self.seconds / self.step}
         if not math.isfinite(latest["loss"]):
