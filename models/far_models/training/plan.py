@@ -81,11 +81,12 @@ def plan_lines(task: Task, settings: LoopSettings, cost: Cost, world: int, half:
     epoch = task.epoch_length / settings.batch
     ends = [f"{settings.steps} steps, {settings.steps / epoch:.1f} epochs"] if settings.steps else []
     ends += [f"{settings.minutes:g} minutes"] if settings.minutes else []
-    precision, processes = "bfloat16 autocast" if half else "float32", "processes" if world > 1 else "process"
+    where = f"{device}, {'bfloat16 autocast' if half else 'float32'}"
+    processes = "processes" if world > 1 else "process"
     return [
         f"plan: {task.system}, {count / 1e6:.2f} M parameters ({by_part(task.model)}){frozen}",
         f"data: {task.epoch_length} pictures{classes}, {epoch:.1f} steps an epoch",
-        f"batch: {settings.batch} = {world} {processes} x {settings.accumulate} in turn x {micro}; {device}, {precision}",
+        f"batch: {settings.batch} = {world} {processes} x {settings.accumulate} in turn x {micro}; {where}",
         f"a step: {cost.flop * world * settings.accumulate / 1e9:.1f} GFLOP",
         f"memory of a process: {bytes_text(sum(memory.values()))} = {parts}{split}",
         recipe_line(settings),
