@@ -93,6 +93,18 @@ def test_two_processes_have_the_losses_of_one(
 
 
 @pytest.mark.slow
+def test_two_processes_write_the_cache_of_one(latents: Path, pictures: Path, vae_run: Path, tmp_path: Path) -> None:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    data = ("--data", pictures, "--vae", vae_run / "vae.safetensors", "-o", tmp_path / "cache")
+    done = launched(launcher, "cache-latents", *data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("wrote") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+    for path in latents.glob("*.npy"):
+        np.testing.assert_allclose(np.load(tmp_path / "cache" / path.name), np.load(path), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vae", "vqvae"])
 def test_two_processes_end_a_timed_run_together(kind: str, pictures: Path, tmp_path: Path) -> None:
     """The clock of the main process counts for both: otherwise one would wait for ever for the other's last step. The
@@ -166,9 +178,14 @@ def test_a_broken_state_does_not_replace_a_good_one(pictures: Path, run_train: R
     assert math.isfinite(sum(float(tensor.sum()) for tensor in load_state(tmp_path / "run")["model"].values()))
 
 
-def test_weights_are_split_among_several_processes_only(pictures: Path, run_train: Run, tmp_path: Path) -> None:
+def test_weights_are_split_among_several_processes_only(
+    pictures: Path, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(FarError, match="one process alone"):
         run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1, "--shard")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(FarError, match="--use_fsdp cannot be used here"):
+        run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1)
 
 
 @pytest.mark.slow

@@ -40,12 +40,11 @@ def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batc
     vae.model.to(processes.device)
     if vae.system == "vqvae":
         write_token_cache(vae.model, vae_file, pictures, out, batch, say, processes)
-        result = f"wrote {out}"
+        scale = None
     else:
         scale = write_cache(vae.model, vae_file, pictures, out, batch, say, half, processes)
-        result = f"wrote {out}; latent scale {scale:.4f}"
     if not processes.rank:
-        say(result)
+        say(f"wrote {out}" + (f"; latent scale {scale:.4f}" if scale else ""))
 
 
 @click.command("cache-text")

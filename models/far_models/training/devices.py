@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,14 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from far_runtime.errors import FarError
 
-SPLITTERS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
+SPLITTERS = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """accelerate's own ways to split weights, which the average of the weights and the training state do not know."""
 
 
-def check_launcher(kind: str) -> None:
+def check_launcher() -> None:
     """FarError where accelerate was told to split the weights itself."""
-    if kind in SPLITTERS:
-        raise FarError(f"accelerate's {kind} cannot be used here; launch with --multi_gpu and give far train --shard")
+    for kind in SPLITTERS:
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise FarError(
+                f"accelerate's --use_{kind.lower()} cannot be used here; launch with --multi_gpu and give far train "
+                "--shard"
+            )
 
 
 def check_split(world: int, kept: Sequence[str]) -> None:

@@ -54,11 +54,11 @@ class Trainer:
     def __init__(self, task: Task, settings: LoopSettings) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
 
+        check_launcher()
         self.task, self.settings = task, settings
         self.accelerator = Accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=task.unused)]
         )
-        check_launcher(self.accelerator.distributed_type.value)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         if settings.shard:

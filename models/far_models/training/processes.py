@@ -28,8 +28,9 @@ ALONE = Together(0, 1, lambda: None, torch.device("cpu"))
 def together() -> Together:
     """The processes that a launcher started, or this one alone."""
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which Accelerator alone would look at
     return Together(state.process_index, state.num_processes, state.wait_for_everyone, state.device)
 
 
