@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -18,6 +19,7 @@ from far_models.training.chance import Chance
 from far_models.training.cli import train
 from far_models.training.optimization import recompute_blocks
 from far_models.training.plan import measured_cost
+from far_models.training.presets import FAR_PRESETS, MAR_PRESETS, T2I_PRESETS, VAR_PRESETS, Recipe
 from far_models.training.progress import Shown
 from far_models.training.task import LoopSettings, Task
 from far_models.vq_vae import VQVAEConfig
@@ -152,6 +154,19 @@ def test_presets_are_the_official_recipes(of_preset: Invoke) -> None:
     config, loss, loop = of_preset("var", "--preset", "var-d30")
     assert (config.width, config.depth, loss.drop_path, loss.gain) == (1920, 30, 0.125, 1e-5)
     assert (loop.batch, loop.lr, loop.weight_decay, loop.weight_decay_end) == (1024, pytest.approx(3.2e-4), 0.05, 0.08)
+
+
+@pytest.mark.parametrize(
+    ("command", "presets"),
+    [("far", FAR_PRESETS), ("mar", MAR_PRESETS), ("far-t2i", T2I_PRESETS), ("var", VAR_PRESETS)],
+)
+def test_presets_set_options_that_are_there(command: str, presets: dict[str, Recipe]) -> None:
+    parameters = {parameter.name: parameter for parameter in train.commands[command].params}
+    for name, recipe in presets.items():
+        assert recipe.keys() <= parameters.keys(), name
+        for option, value in recipe.items():
+            parameter = parameters[option]
+            assert parameter.type_cast_value(click.Context(train), value) == value, (name, option)
 
 
 def test_options_win_over_the_preset(of_preset: Invoke) -> None:

@@ -74,10 +74,12 @@ def test_what_was_begun_goes_on(tmp_path: Path) -> None:
         asked.append(int(rows[0]))
         return VALUES[rows]
 
+    (staging / ".shard-00002.npy.1234.part").write_bytes(b"half")
     write_shards(staging, 23, 4, asking, same, 4, silent)
     assert asked == [8, 12, 16, 20]
     finish(staging, out)
     np.testing.assert_array_equal(Shards(out, 23, 4)[np.arange(23)], VALUES)
+    assert sorted(path.name for path in out.iterdir()) == [f"shard-{number:05d}.npy" for number in range(6)]
     with pytest.raises(FarError, match="exists already"):
         begin(out, {"vae": "a"})
 

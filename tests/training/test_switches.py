@@ -212,6 +212,13 @@ def test_decay_spares_vectors_and_the_head() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
 
 
+def test_weight_decay_may_change() -> None:
+    loop = LoopSettings(Path("run"), steps=100, weight_decay=0.05)
+    assert loop.decay(50, 0) == 0.05
+    rising = replace(loop, weight_decay_end=0.09)
+    assert [rising.decay(step, 0) for step in (0, 50, 100)] == pytest.approx([0.05, 0.07, 0.09])
+
+
 def test_rate_warms_up_then_stays_or_falls() -> None:
     constant = LoopSettings(Path("run"), steps=100, lr=1.0, warmup=10)
     assert constant.rate(0, 0) == pytest.approx(0.1)
@@ -219,6 +226,10 @@ def test_rate_warms_up_then_stays_or_falls() -> None:
     cosine = replace(constant, schedule="cosine")
     assert cosine.rate(50, 0) == pytest.approx(0.5)
     assert cosine.rate(100, 0) == pytest.approx(0.0)
+    linear = replace(constant, schedule="linear", lr_end=0.1)
+    assert linear.rate(14, 0) == pytest.approx(1.0)  # held for a twentieth of what follows the warm-up
+    assert linear.rate(57, 0) == pytest.approx(0.1 + 0.9 * (1 - 0.57) / (1 - 0.145))
+    assert linear.rate(100, 0) == pytest.approx(0.1)
     timed = replace(cosine, steps=None, minutes=2.0)
     assert timed.rate(50, 60) == pytest.approx(0.5)
     assert timed.progress(5, 120) == 1.0

@@ -77,8 +77,10 @@ def cache_text_command(
     """Encode the prompts of all pictures once, for FAR-T2I."""
     from far_models.text.encoder import load_text_encoder
     from far_models.training.data import open_pictures
+    from far_models.training.processes import together
     from far_models.training.prompts import write_text_cache
 
-    pictures = open_pictures(data, size)
-    write_text_cache(load_text_encoder(text_encoder, tokens), pictures, captions, out, batch, say)
+    pictures, encoder = open_pictures(data, size), load_text_encoder(text_encoder, tokens)
+    encoder.network.to(together().device)
+    write_text_cache(encoder, pictures, captions, out, batch, say)
     say(f"wrote {out}")

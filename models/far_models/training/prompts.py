@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from far_models.text.encoder import TextEncoder
@@ -66,18 +67,23 @@ def read_captions(path: Path, count: int) -> list[str]:
 
 
 @torch.no_grad()
-def encoded_prompts(
-    encoder: TextEncoder, prompts: Sequence[str], batch: int, say: Callable[[str], None]
-) -> NDArray[np.float32]:
-    """Features [n, T, width] of prompts; says which of them were cut."""
-    tokenizer, found = load_tokenizer(encoder.folder), []
-    for start in range(0, len(prompts), batch):
-        ids, mask, warnings = tokenize(tokenizer, encoder.settings, prompts[start : start + batch])
-        for warning in warnings:
-            say(warning)
-        found.append(encoder.features(torch.from_numpy(ids), torch.from_numpy(mask)).numpy())
-        say(f"{min(start + batch, len(prompts))} of {len(prompts)} prompts")
-    return np.concatenate(found)
+def write_features(
+    path: Path, encoder: TextEncoder, prompts: Sequence[str], batch: int, say: Callable[[str], None]
+) -> None:
+    """Write features [prompts, T, width] as a .npy file, a batch at a time; says which prompts were cut."""
+    tokenizer, features = load_tokenizer(encoder.folder), encoder.features
+    device = next(features.parameters()).device
+    with path.open("wb") as file:
+        for start in range(0, len(prompts), batch):
+            ids, mask, warnings = tokenize(tokenizer, encoder.settings, prompts[start : start + batch])
+            for warning in warnings:
+                say(warning)
+            found = features(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)).float().cpu().numpy()
+            if not start:
+                shape = (len(prompts), *found.shape[1:])
+                write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            file.write(found.tobytes())
+            say(f"{min(start + batch, len(prompts))} of {len(prompts)} prompts")
 
 
 def write_text_cache(
@@ -96,7 +102,7 @@ def write_text_cache(
     prompts = list(dict.fromkeys(each))
     place = {prompt: i for i, prompt in enumerate(prompts)}
     with new_folder(out) as folder:
-        np.save(folder / "features.npy", encoded_prompts(encoder, prompts, batch, say))
+        write_features(folder / "features.npy", encoder, prompts, batch, say)
         np.save(folder / "index.npy", np.array([place[prompt] for prompt in each], np.int64))
         np.save(folder / "labels.npy", pictures.labels)
         notes = {"encoder": encoder.folder.name, "pictures": pictures.source.name, "prompts": prompts}

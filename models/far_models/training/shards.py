@@ -47,6 +47,8 @@ def begin(out: Path, facts: Mapping[str, Any]) -> Path:
 def finish(staging: Path, out: Path) -> None:
     """Put a folder whose shards are all there in its place."""
     (staging / BEGUN).unlink()
+    for left in staging.glob(".*.part"):  # of a process that was killed
+        left.unlink()
     try:
         os.replace(staging, out)
     except OSError as error:
