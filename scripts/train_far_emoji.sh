@@ -1,6 +1,7 @@
 #!/bin/bash
 # Trains the zoo's far-emoji from nothing: pictures, KL-VAE, cached latents, FAR, the card. About two hours on two idle cores
-# with AMX; an interrupted run goes on where it was when the script is started again. STEPS_VAE, STEPS_FAR: longer is better. PROCESSES: one per core (default 2).
+# with AMX; an interrupted run goes on where it was when the script is started again. STEPS_VAE, STEPS_FAR: longer is better.
+# PROCESSES: one per core (default 2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${RUNS:-runs}
