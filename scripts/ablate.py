@@ -123,27 +123,25 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     """Distances of a trained run's samples by the name of what was changed in drawing; the base run has them all."""
     import torch
 
+    from card_figures import drawing
     from far_export.evaluate.metrics import frechet, principal_components
     from far_export.evaluate.networks import feature_network, features
-    from far_models.checkpoint import load_checkpoint
     from far_models.training.data import open_pictures
-    from far_models.training.sampling import sample_pictures
 
     torch.set_num_threads(1)
     pictures, network = open_pictures(plan.data), feature_network()
     wanted = features(network, pictures.read(pictures.train))
     basis = principal_components(wanted)
-    model = load_checkpoint(folder_of(plan, name, seed) / "far.safetensors", expect="far").model
-    vae = load_checkpoint(plan.vae, expect="klvae").model
     labels = [i % len(pictures.names) for i in range(plan.count)]
     seeds = [100_000 * (seed + 1) + i for i in range(plan.count)]
+    with drawing(folder_of(plan, name, seed) / "far.safetensors", plan.vae, None, pictures) as draw:
 
-    def distance(settings: Mapping[str, Any]) -> float:
-        drawn = sample_pictures("far", model, vae, labels, seeds, **{**SAMPLING, **settings})
-        return frechet(features(network, drawn) @ basis, wanted @ basis)
+        def distance(settings: Mapping[str, Any]) -> float:
+            drawn = draw(labels, seeds, **{**SAMPLING, **settings})
+            return frechet(features(network, drawn) @ basis, wanted @ basis)
 
-    changes = DRAWN if name == BASE else {}
-    return {"": distance({}), **{key: distance(settings) for key, (_, settings) in changes.items()}}
+        changes = DRAWN if name == BASE else {}
+        return {"": distance({}), **{key: distance(settings) for key, (_, settings) in changes.items()}}
 
 
 def figures_of(plan: Plan, name: str, seed: int) -> dict[str, float] | None:

@@ -23,8 +23,8 @@ from far_models.training.vae import comparison, evenly, reconstruct, reconstruct
 from far_runtime.cli_engine import best_unless
 from far_runtime.pipeline import Pipeline
 
-Draw = Callable[[Sequence[int], Sequence[int]], NDArray[np.uint8]]
-"""Pictures of labels, one seed each."""
+Draw = Callable[..., NDArray[np.uint8]]
+"""draw(labels [N], seeds [N], **sampling settings) -> pictures uint8 [N, S, S, 3]."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def drawing(model: Path, vae: Path, text_encoder: Path | None, data: PictureSet)
         engine, _ = best_unless(None, bundle)
         with Pipeline.over(bundle, engine) as pipeline:
 
-            def draw(labels: Sequence[int], seeds: Sequence[int]) -> NDArray[np.uint8]:
+            def draw(labels: Sequence[int], seeds: Sequence[int], **settings: Any) -> NDArray[np.uint8]:
                 subjects: list[int | str] = list(labels)
                 if prompts is not None:
                     own = [prompts[data.train[data.labels[data.train] == label]] for label in labels]
                     subjects = [str(choice[seed % len(choice)]) for choice, seed in zip(own, seeds, strict=True)]
-                return pipeline.generate(subjects, seeds, batch_size=16).images
+                return pipeline.generate(subjects, seeds, batch_size=16, **settings).images
 
             yield draw
 

