@@ -39,9 +39,8 @@ class Samples:
 
 @contextmanager
 def drawing(model: Path, vae: Path, text_encoder: Path | None, data: PictureSet) -> Iterator[Draw]:
-    """Draws pictures of labels with a bundle of these checkpoints, on the best engine here. From prompts: seed s of a
-    label takes the prompts of its training pictures in turn."""
-    prompts = np.array(prompts_of(data)) if text_encoder else None
+    """Draws pictures of labels with a bundle of these checkpoints, on the best engine here; from prompts
+    (`prompts_for`) where there is a text encoder."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(model, vae, Path(folder) / "bundle", text_encoder=text_encoder, editing=False)
         engine, _ = best_unless(None, bundle)
@@ -49,12 +48,18 @@ def drawing(model: Path, vae: Path, text_encoder: Path | None, data: PictureSet)
 
             def draw(labels: Sequence[int], seeds: Sequence[int], **settings: Any) -> NDArray[np.uint8]:
                 subjects: list[int | str] = list(labels)
-                if prompts is not None:
-                    own = [prompts[data.train[data.labels[data.train] == label]] for label in labels]
-                    subjects = [str(choice[seed % len(choice)]) for choice, seed in zip(own, seeds, strict=True)]
+                if text_encoder:
+                    subjects = list(prompts_for(data, labels, seeds))
                 return pipeline.generate(subjects, seeds, batch_size=16, **settings).images
 
             yield draw
+
+
+def prompts_for(data: PictureSet, labels: Sequence[int], seeds: Sequence[int]) -> list[str]:
+    """A prompt for every label and seed: seed s takes the prompts of the label's training pictures in turn."""
+    prompts = np.array(prompts_of(data))
+    own = [prompts[data.train[data.labels[data.train] == label]] for label in labels]
+    return [str(choice[seed % len(choice)]) for choice, seed in zip(own, seeds, strict=True)]
 
 
 def nearest(

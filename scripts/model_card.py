@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from card_figures import distance_figures, drawing, drawn_samples, reconstruction_figures, sample_figures
+from card_figures import distance_figures, drawing, drawn_samples, prompts_for, reconstruction_figures, sample_figures
 from emoji_sources import EMOJIBASE, STYLES, Package
+from far_export.demo import PROMPTS
 from far_export.graphs import SYSTEMS
 from far_models.checkpoint import load_checkpoint
 from far_models.checkpoint_config import parse_overrides
@@ -158,7 +159,7 @@ class Card:
         vae_title = "VQ-VAE" if self.run.system == "var" else "KL-VAE"
         own, of_vae = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (self.model, self.vae))
         where = f" (of [{self.vae_from}](../{self.vae_from}/README.md))" if self.vae_from else ""
-        asked = " of its first prompt" if self.run.system == "far_t2i" else ""
+        asked = f" (prompts: [{PROMPTS}]({PROMPTS}))" if self.run.system == "far_t2i" else ""
         blocks = [
             f"# {self.name}",
             f"A {title} of {own:.2f} M parameters and its {vae_title} of {of_vae:.2f} M{where} that draw {data.size} x "
@@ -264,6 +265,9 @@ def build(
     kind, name = SYSTEMS[run.system].vae, f"{run.system}.safetensors"
     vae = stored_vae(vae_run, vae_file, kind, out, pictures)
     model = store(run, out, name, pictures, sampling)
+    if text_encoder:  # for far demo
+        classes = range(len(pictures.names))
+        (out / PROMPTS).write_text("\n".join(prompts_for(pictures, classes, classes)) + "\n", encoding="utf-8")
     with drawing(out / name, vae_file or out / VAE_FILES[kind], text_encoder, pictures) as draw:
         samples = drawn_samples(draw, pictures, per_class)
     numbers: dict[str, Any] = reconstruction_figures(vae, pictures, open_pictures(extra) if extra else None, out)

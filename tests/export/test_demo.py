@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from far_export.demo import zoo_files
+from far_models.checkpoint import load_checkpoint
+from far_models.training.zoo import export_checkpoint
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
 
@@ -17,8 +21,6 @@ from far_runtime.cli import main
 @pytest.fixture
 def zoo(tiny: Any, tmp_path: Path) -> Path:
     """One model, "tiny", that is drawn with 2 steps."""
-    import torch
-
     folder = tmp_path / "zoo" / "tiny"
     folder.mkdir(parents=True)
     with safe_open(tiny.safetensors, "pt") as file:
@@ -57,6 +59,24 @@ def test_everything_is_written_and_a_failed_check_is_a_failure(
     monkeypatch.setattr("far_export.export.export_bundle", lambda *_, **__: open_bundle(out / "bundle"))
     assert demo("-o", out, "--zoo", zoo, "--model", "tiny") == 1
     assert "relative error" in capsys.readouterr().err
+
+
+def test_a_model_of_prompts_draws_those_of_its_folder(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "zoo" / "words", tmp_path / "out"
+    folder.mkdir(parents=True)
+    model = load_checkpoint(tiny.t2i).model
+    export_checkpoint(model, folder / "far_t2i.safetensors", (), {}, sampling={"steps": "2"})
+    save_file(torch.load(tiny.vae, weights_only=True)["model"], folder / "vae.safetensors")
+    (folder / "prompts.txt").write_text("a red apple\na green lion\n\na cat\n")
+    assert demo("-o", out, "--zoo", folder.parent, "--model", "words") == 2
+    assert "--text-encoder" in capsys.readouterr().err
+    assert not out.exists()
+    assert demo("-o", out, "--zoo", folder.parent, "--model", "words", "--text-encoder", tiny.bert) == 0
+    assert "3 pictures on" in capsys.readouterr().out
+    shown = Image.open(out / "samples.png").info.values()
+    assert any("a green lion" in str(text) for text in shown)
 
 
 def test_an_unknown_model_names_those_that_are_there(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
