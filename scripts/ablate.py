@@ -134,7 +134,7 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     basis = principal_components(wanted)
     labels = [i % len(pictures.names) for i in range(plan.count)]
     seeds = [100_000 * (seed + 1) + i for i in range(plan.count)]
-    with drawing(folder_of(plan, name, seed) / "far.safetensors", plan.vae, None, pictures) as draw:
+    with drawing(folder_of(plan, name, seed) / "far.safetensors", plan.vae, None, pictures, threads=1) as draw:
 
         def distance(settings: Mapping[str, Any]) -> float:
             drawn = draw(labels, seeds, **{**SAMPLING, **settings})

@@ -21,6 +21,7 @@ from far_models.training.prompts import prompts_of
 from far_models.training.sheets import save_picture, tile
 from far_models.training.vae import comparison, evenly, reconstruct, reconstruction_psnr
 from far_runtime.cli_engine import best_unless
+from far_runtime.engines.base import EngineOptions
 from far_runtime.pipeline import Pipeline
 
 Draw = Callable[..., NDArray[np.uint8]]
@@ -38,13 +39,15 @@ class Samples:
 
 
 @contextmanager
-def drawing(model: Path, vae: Path, text_encoder: Path | None, data: PictureSet) -> Iterator[Draw]:
+def drawing(
+    model: Path, vae: Path, text_encoder: Path | None, data: PictureSet, threads: int | None = None
+) -> Iterator[Draw]:
     """Draws pictures of labels with a bundle of these checkpoints, on the best engine here; from prompts
-    (`prompts_for`) where there is a text encoder."""
+    (`prompts_for`) where there is a text encoder. threads: of the engine."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(model, vae, Path(folder) / "bundle", text_encoder=text_encoder, editing=False)
         engine, _ = best_unless(None, bundle)
-        with Pipeline.over(bundle, engine) as pipeline:
+        with Pipeline.over(bundle, engine, EngineOptions(threads=threads)) as pipeline:
 
             def draw(labels: Sequence[int], seeds: Sequence[int], **settings: Any) -> NDArray[np.uint8]:
                 subjects: list[int | str] = list(labels)

@@ -240,6 +240,7 @@ def stored_vae(vae_runs: tuple[Path, ...], vae_file: Path | None, kind: str, out
 @click.option(
     "--per-class", type=click.IntRange(1), default=4, show_default=True, help="Samples per class for the numbers."
 )
+@click.option("--threads", type=click.IntRange(1), help="Threads of the engine that draws.")
 @click.option("--weak", multiple=True, help="Something that it is bad at.")
 @click.option("--note", multiple=True, help="A remark on how the runs went.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True)
@@ -253,8 +254,8 @@ def main(**options: Any) -> None:
 
 def build(
     vae_run: tuple[Path, ...], vae_file: Path | None, run_folder: Path, text_encoder: Path | None, data: Path,
-    extra: Path | None, recipe: Path, settings: str, per_class: int, weak: tuple[str, ...], note: tuple[str, ...],
-    out: Path,
+    extra: Path | None, recipe: Path, settings: str, per_class: int, threads: int | None, weak: tuple[str, ...],
+    note: tuple[str, ...], out: Path,
 ) -> None:  # fmt: skip
     """Do what the command says; the weights that are measured are the float16 ones that are written."""
     run, pictures = open_run(run_folder), open_pictures(data)
@@ -268,7 +269,7 @@ def build(
     if text_encoder:  # for far demo
         classes = range(len(pictures.names))
         (out / PROMPTS).write_text("\n".join(prompts_for(pictures, classes, classes)) + "\n", encoding="utf-8")
-    with drawing(out / name, vae_file or out / VAE_FILES[kind], text_encoder, pictures) as draw:
+    with drawing(out / name, vae_file or out / VAE_FILES[kind], text_encoder, pictures, threads) as draw:
         samples = drawn_samples(draw, pictures, per_class)
     numbers: dict[str, Any] = reconstruction_figures(vae, pictures, open_pictures(extra) if extra else None, out)
     numbers |= sample_figures(samples, pictures, out) | distance_figures(samples, vae, pictures)
