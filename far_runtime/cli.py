@@ -20,6 +20,7 @@ BUILT_IN = {
     "edit": "far_runtime.cli_edit",
     "generate": "far_runtime.cli_generate",
     "inspect": "far_runtime.cli_inspect",
+    "serve": "far_runtime.cli_serve",
 }
 
 SUMMARIES = {
@@ -32,6 +33,7 @@ SUMMARIES = {
     "export": "Make a bundle of ONNX stages from a checkpoint.",
     "generate": "Draw pictures from a bundle.",
     "inspect": "Show what a bundle holds and what a picture costs.",
+    "serve": "Serve pictures from bundles over HTTP.",
     "train": "Train a VAE and a FAR model.",
     "tune": "Find the cheapest schedules that keep the pictures' distribution.",
     "verify": "Compare a bundle with its checkpoint, stage by stage.",

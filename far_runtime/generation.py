@@ -28,6 +28,9 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 
+OnLevel = Callable[[int, NDArray[np.uint8]], None]
+"""Called with the number of a step of the loop (from 0) and what the pictures are after it, uint8 [B, H, W, 3]."""
+
 
 @dataclass(frozen=True)
 class Generation:

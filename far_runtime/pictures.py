@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zlib
@@ -44,10 +45,27 @@ def save_sheet(path: Path, sheet: Image.Image, settings: Sequence[PictureSetting
 
 
 def _save_png(path: Path, image: Image.Image, record: dict[str, Any]) -> None:
+    with whole_file(path) as aside:
+        image.save(aside, "PNG", pnginfo=_text(record))
+
+
+def _text(record: dict[str, Any]) -> PngInfo:
     text = PngInfo()
     text.add_text(KEY, json.dumps(record))  # ASCII, as tEXt demands
-    with whole_file(path) as aside:
-        image.save(aside, "PNG", pnginfo=text)
+    return text
+
+
+def picture_bytes(pixels: Pixels, kind: str = "png", settings: PictureSettings | None = None) -> bytes:
+    """Pixels [H, W, 3] as a file of kind png (with the settings in it), webp (lossless) or jpeg."""
+    file = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if kind == "png":
+        image.save(file, "PNG", pnginfo=None if settings is None else _text(settings.to_dict()))
+    elif kind == "webp":
+        image.save(file, "WEBP", lossless=True)
+    else:
+        image.save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 def read_settings(path: Path) -> PictureSettings:

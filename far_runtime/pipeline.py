@@ -18,7 +18,7 @@ from far_runtime.defaults import check_system, option, plan_of, sampler_of, sett
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions, draw
 from far_runtime.errors import FarError
-from far_runtime.generation import Generation, OnProgress, joined, reporter
+from far_runtime.generation import Generation, OnLevel, OnProgress, joined, reporter
 from far_runtime.noise import SeedNoise
 from far_runtime.once import LIMIT, Once
 from far_runtime.samplers import SAMPLERS
@@ -120,20 +120,22 @@ class Pipeline:
         batch_size: int = DEFAULT_BATCH,
         on_progress: OnProgress | None = None,
         save_levels: bool = False,
+        on_level: OnLevel | None = None,
         **sampling: Any,
     ) -> Generation:
         """Draw one picture per subject and seed, `batch_size` at a time.
 
         subjects: labels by number or name, or prompts, whichever the bundle draws from. negative: a prompt to lead away
         from. sampling: the system's settings (`Sampler.OPTIONS`) by name, such as guidance=2.5; what is None or absent
-        is the bundle's default. A picture depends on its own subject, seed and settings alone, up to the engine's
-        rounding. Raises FarError for subjects and settings that cannot be.
+        is the bundle's default. on_level: called with every step's number and pictures [B, H, W, 3] as soon as a batch
+        has them, the last with the finished ones. A picture depends on its own subject, seed and settings alone, up to
+        the engine's rounding. Raises FarError for subjects and settings that cannot be.
         """
         wanted = self.subjects(subjects, negative)
         self._check(wanted, seeds, batch_size)
         settings = settings_of(self.bundle.manifest, sampling)
         pictures = self._pictures(wanted, SeedNoise([int(seed) for seed in seeds]).seeds, settings, batch_size)
-        return self._draw(pictures, settings, batch_size, on_progress, save_levels)
+        return self._draw(pictures, settings, batch_size, on_progress, save_levels, on_level=on_level)
 
     def edit(
         self,
@@ -246,12 +248,15 @@ class Pipeline:
         on_progress: OnProgress | None,
         save_levels: bool,
         known: Callable[[int], Known] | None = None,
+        on_level: OnLevel | None = None,
     ) -> Generation:
         """All pictures, batch by batch."""
         batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
         plan = plan_of(self.bundle.manifest, settings)
         report = reporter(plan, len(batches), on_progress)
-        parts = [self._batch(batch, settings, report(i), save_levels, known) for i, batch in enumerate(batches)]
+        parts = [
+            self._batch(batch, settings, report(i), save_levels, known, on_level) for i, batch in enumerate(batches)
+        ]
         made = joined(parts)
         warnings = (*made.warnings, *unsteady(self.bundle.manifest, made.latents))
         return replace(made, step_names=tuple(step.name for step in plan), warnings=warnings)
@@ -263,17 +268,24 @@ class Pipeline:
         report: Callable[[Step, int], None],
         save_levels: bool,
         known: Callable[[int], Known] | None = None,
+        on_level: OnLevel | None = None,
     ) -> Generation:
         """Pictures that are computed together."""
-        samples: list[NDArray[np.float32]] = []
-
-        def on_step(step: Step, done: int, state: Array) -> None:
-            if save_levels and done == step.inner:
-                samples.append(self.engine.get(state).copy())
-            report(step, done)
-
         manifest = self.bundle.manifest
         sampler = sampler_of(manifest)
+        last = len(plan_of(manifest, settings)) - 1
+        samples: list[NDArray[np.float32]] = []
+        seen: list[NDArray[np.uint8]] = []
+
+        def on_step(step: Step, done: int, state: Array) -> None:
+            if (save_levels or on_level) and done == step.inner:
+                samples.append(self.engine.get(state).copy())
+                if on_level and step.index < last:  # the newest twice: as the last one it would be shown as it is
+                    view = sampler.views(manifest.model, settings, [*samples, samples[-1]])[step.index]
+                    seen.append(self.decode(view).copy())
+                    on_level(step.index, seen[-1])
+            report(step, done)
+
         subjects = [picture.subject for picture in pictures]
         features, cut = self._once.features(subjects)
         # Where an edit keeps something, the first step may see it.
@@ -289,7 +301,7 @@ class Pipeline:
             state = sampler.sample(engine, manifest.model, settings, condition, noise, on_step, kept)
             return {"images": self._decode(engine, state), "latents": state}
 
-        if save_levels:  # the states are read on the way
+        if save_levels or on_level:  # the states are read on the way
             arrays = {name: self.engine.get(array).copy() for name, array in make(self.engine).items()}
         else:
             texts = {text for one in subjects if one.label is None for text in (one.name, one.negative)}
@@ -303,9 +315,11 @@ class Pipeline:
                 f"the latents are not finite with {used}; try less --guidance, or far verify to see where it begins"
             )
         made = Generation(images, latents, pictures, warnings=(*cut, *warnings))
+        if on_level:
+            on_level(last, images)
         if not save_levels:
             return made
-        seen = [self.decode(view) for view in sampler.views(manifest.model, settings, samples)[:-1]]
+        seen = seen or [self.decode(view) for view in sampler.views(manifest.model, settings, samples)[:-1]]
         return replace(made, level_latents=np.stack(samples, axis=1), level_images=np.stack([*seen, images], axis=1))
 
     def _pictures(

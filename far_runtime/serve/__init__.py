@@ -1,0 +1,1 @@
+"""`far serve`: bundles behind an HTTP API. Needs the extra `serve`."""

@@ -1,0 +1,165 @@
+"""The application: OpenAI's images API, streams of levels, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from far_runtime import __version__
+from far_runtime.serve.batching import Pixels
+from far_runtime.serve.errors import SAID, handle_errors, only
+from far_runtime.serve.guard import BodyGuard, HostGuard
+from far_runtime.serve.metrics import Measured
+from far_runtime.serve.models import Model
+from far_runtime.serve.orders import Service, answer, base64_file, drawn_in_time, events, until_gone
+from far_runtime.serve.schema import Health, ImageRequest, ImagesAnswer, ModelCard, ModelList
+
+EVENTS = "text/event-stream"
+STREAM = (
+    "Server-sent events: `level` (a Level) for every picture and step of the loop, `picture` (an Image) for every "
+    "finished one, then `done` (Timings), or `error` (an ErrorBody)."
+)
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+BEARER = HTTPBearer(auto_error=False, description="A key of the file that --keys names.")
+ROUTES = APIRouter()
+
+
+def service_of(request: Request) -> Service:
+    """The server's."""
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(service_of)]
+
+
+def caller_of(
+    request: Request, service: Served, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+) -> object:
+    """Who asks; 401 without a right key where the server has keys."""
+    return service.caller(request, given.credentials if given else None)
+
+
+Caller = Annotated[object, Depends(caller_of)]
+
+
+def create_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI:
+    """The application, which closes the models when it ends. hosts: names by which it may be called (None: any)."""
+    limits, metrics = service.limits, service.metrics
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.gather(*(asyncio.to_thread(model.batcher.close, limits.grace) for model in service.models))
+
+    about = "Pictures from FAR, MAR and VAR bundles, by OpenAI's images API."
+    app = FastAPI(title="far-deploy", version=__version__, description=about, lifespan=lifespan)
+    app.state.service = service
+    app.include_router(ROUTES)
+    handle_errors(app, metrics)
+
+    def refused(reason: str) -> None:
+        metrics.rejections.labels(reason).inc()
+
+    app.add_middleware(BodyGuard, most=limits.body, seconds=limits.body_seconds, refused=refused)
+    if hosts is not None:
+        app.add_middleware(HostGuard, hosts=hosts)
+    app.add_middleware(Measured, metrics=metrics)
+    describe(app, keys=service.keys is not None)
+    return app
+
+
+@ROUTES.post("/v1/images/generations", response_model=ImagesAnswer, responses=SAID, tags=["images"])
+async def generations(wanted: ImageRequest, request: Request, service: Served, caller: Caller) -> ImagesAnswer:
+    """Draw pictures and send them all together."""
+    made = service.order(wanted, caller)
+    try:
+        drawn = await until_gone(request, drawn_in_time(made, service.limits.deadline))
+    finally:
+        made.leave()
+    files = await asyncio.gather(*(base64_file(one.pixels, wanted.output_format, one) for one in drawn))
+    return answer(made, drawn, files)
+
+
+@ROUTES.post(
+    "/v1/generate/stream",
+    response_class=StreamingResponse,
+    responses={**SAID, 200: {"content": {EVENTS: {"schema": {"type": "string"}}}, "description": STREAM}},
+    tags=["images"],
+)
+async def stream(wanted: ImageRequest, service: Served, caller: Caller) -> StreamingResponse:
+    """Draw pictures and send every level as it is computed."""
+    loop = asyncio.get_running_loop()
+    levels: asyncio.Queue[tuple[int, int, Pixels]] = asyncio.Queue()
+
+    def on_level(index: int, step: int, pixels: Pixels) -> None:
+        loop.call_soon_threadsafe(levels.put_nowait, (index, step, pixels.copy()))
+
+    made = service.order(wanted, caller, on_level)
+    return StreamingResponse(events(made, levels, service.limits.deadline), media_type=EVENTS, headers=UNBUFFERED)
+
+
+@ROUTES.get("/v1/models", response_model=ModelList, responses=only(401), tags=["models"])
+async def list_models(service: Served, caller: Caller) -> ModelList:
+    """What is served, the default first."""
+    return ModelList(data=[card(model) for model in service.models])
+
+
+@ROUTES.get("/v1/models/{name}", response_model=ModelCard, responses=only(401, 404), tags=["models"])
+async def one_model(name: str, service: Served, caller: Caller) -> ModelCard:
+    """One of them."""
+    return card(service.model(name))
+
+
+@ROUTES.get("/healthz", response_model=Health, tags=["server"])
+async def healthz() -> Health:
+    """Whether the server answers."""
+    return Health(status="ok")
+
+
+@ROUTES.get("/readyz", response_model=Health, responses={503: {"model": Health}}, tags=["server"])
+async def readyz(service: Served, response: Response) -> Health:
+    """Whether every model draws."""
+    dead = [model.name for model in service.models if not model.batcher.alive]
+    response.status_code = 503 if dead else 200
+    return Health(status=f"not drawing: {', '.join(dead)}" if dead else "ok")
+
+
+@ROUTES.get("/metrics", response_class=Response, tags=["server"], responses={200: {"content": {"text/plain": {}}}})
+async def show_metrics(service: Served) -> Response:
+    """Counters for Prometheus."""
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def card(model: Model) -> ModelCard:
+    """A model as it is listed."""
+    return ModelCard(id=model.name, created=model.created, far=model.about())
+
+
+def describe(app: FastAPI, keys: bool) -> None:
+    """An OpenAPI document that says what is so: wrong requests are answered with 400, not 422, and keys are asked for
+    where the server has some."""
+    made = app.openapi
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = made()
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+                    if not keys:
+                        operation.pop("security", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]

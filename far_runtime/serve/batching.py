@@ -1,0 +1,238 @@
+"""Pictures that wait together are drawn together: a bounded queue, and the one thread that owns the engine."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.errors import FarError
+from far_runtime.generation import Progress
+from far_runtime.pipeline import Pipeline
+from far_runtime.settings import PictureSettings
+from far_runtime.subjects import Subject
+
+Pixels = NDArray[np.uint8]
+
+
+class QueueFull(FarError):
+    """No room; wait: seconds after which there should be some."""
+
+    def __init__(self, waiting: int, wait: float) -> None:
+        super().__init__(f"{waiting} pictures are waiting, which is all that may; try again in {wait:.0f} s")
+        self.wait = wait
+
+
+class Closed(FarError):
+    """The server is on its way out."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; try again in a moment, or at another one")
+
+
+class Abandoned(Exception):
+    """Nobody waits for any picture of the batch any longer."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture uint8 [H, W, 3] with its settings; seconds it waited, its batch took, and each stage of that took;
+    warnings for the user."""
+
+    pixels: Pixels
+    settings: PictureSettings
+    waited: float
+    seconds: float
+    stages: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+OnLevel = Callable[[int, Pixels], None]
+"""Called, on the drawing thread, with a step's number and the picture [H, W, 3] after it."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A picture that is asked for. settings: settled ones. Who loses interest calls `leave`."""
+
+    subject: Subject
+    seed: int
+    settings: dict[str, Any]
+    on_level: OnLevel | None = None
+    future: Future[Drawn] = field(default_factory=Future)
+    arrived: float = 0.0
+    left: bool = False
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """What pictures of one batch have in common: the schedule, and whether their levels are shown."""
+        return json.dumps(self.settings, sort_keys=True), self.on_level is not None
+
+    def leave(self) -> None:
+        """Give the place in the queue free, or the batch up if nobody else waits for it."""
+        self.left = True
+        self.future.cancel()
+
+
+class Watcher(Protocol):
+    """Who is told of the queue's doings; metrics."""
+
+    def queued(self, count: int) -> None:
+        """So many pictures wait now."""
+
+    def batch(self, size: int, waits: Sequence[float], stages: Mapping[str, Sequence[float]]) -> None:
+        """A batch was drawn: seconds that each of its pictures waited, and that every call of a stage took."""
+
+
+class Batcher:
+    """Draws tickets with a pipeline, which no one else may use meanwhile.
+
+    largest: pictures of a batch. patience: seconds for which the first of a batch waits for company. room: pictures
+    that may wait. seconds: by stage, every call since they were last taken (of a `TimedEngine`).
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        largest: int = 8,
+        patience: float = 0.01,
+        room: int = 64,
+        seconds: dict[str, list[float]] | None = None,
+        watcher: Watcher | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pipeline = pipeline
+        self.largest, self.patience, self.room = largest, patience, room
+        self._seconds = {} if seconds is None else seconds
+        self._watcher = watcher
+        self._clock = clock
+        self._pace = 1.0  # seconds of a picture, to say how long a full queue takes
+        self._waiting: deque[Ticket] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="far-serve", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether pictures are taken and drawn."""
+        return self._thread.is_alive() and not self._closed
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Queue tickets, all of them or none. QueueFull where they have no room, Closed after `close`."""
+        with self._changed:
+            if not self.alive:
+                raise Closed
+            self._drop_left()
+            if len(self._waiting) + len(tickets) > self.room:
+                raise QueueFull(len(self._waiting), max(1.0, len(self._waiting) * self._pace))
+            for ticket in tickets:
+                ticket.arrived = self._clock()
+                self._waiting.append(ticket)
+            self._tell()
+            self._changed.notify()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more tickets, draw those that wait, and give the engine back. What is not drawn within `timeout`
+        seconds is refused with Closed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            with self._changed:
+                while self._waiting:
+                    _fail(self._waiting.popleft(), Closed())
+            self._thread.join()
+        self.pipeline.close()
+
+    def _work(self) -> None:
+        while batch := self._next():
+            self._draw(batch)
+
+    def _next(self) -> list[Ticket]:
+        """The tickets of the next batch, when it is full or the first has waited long enough; none after the last."""
+        with self._changed:
+            while True:
+                self._drop_left()
+                if not self._waiting and self._closed:
+                    return []
+                if not self._waiting:
+                    self._changed.wait()
+                    continue
+                first = self._waiting[0]
+                batch = [ticket for ticket in self._waiting if ticket.key == first.key][: self.largest]
+                left = first.arrived + self.patience - self._clock()
+                if len(batch) < self.largest and left > 0 and not self._closed:
+                    self._changed.wait(left)
+                    continue
+                taken = [ticket for ticket in batch if ticket.future.set_running_or_notify_cancel()]
+                for ticket in batch:
+                    self._waiting.remove(ticket)
+                self._tell()
+                if taken:
+                    return taken
+
+    def _draw(self, batch: Sequence[Ticket]) -> None:
+        """Draw a batch and tell everyone, also of failures."""
+        started = self._clock()
+        self._seconds.clear()
+
+        def on_progress(progress: Progress) -> None:
+            if all(ticket.left for ticket in batch):
+                raise Abandoned
+
+        def on_level(step: int, images: Pixels) -> None:
+            for ticket, image in zip(batch, images, strict=True):
+                if ticket.on_level and not ticket.left:
+                    ticket.on_level(step, image)
+
+        try:
+            made = self.pipeline.generate(
+                [ticket.subject for ticket in batch],
+                [ticket.seed for ticket in batch],
+                batch_size=len(batch),
+                on_progress=on_progress,
+                on_level=on_level if batch[0].on_level else None,
+                **batch[0].settings,
+            )
+        except Exception as error:  # also MemoryError: the thread has to go on
+            if len(batch) > 1 and not batch[0].on_level and not isinstance(error, Abandoned):
+                for ticket in batch:  # the fault may be of one picture
+                    self._draw([ticket])
+                return
+            for ticket in batch:
+                _fail(ticket, CancelledError() if isinstance(error, Abandoned) else error)
+            return
+        took = self._clock() - started
+        self._pace = took / len(batch)
+        stages = {name: sum(calls) for name, calls in self._seconds.items()}
+        if self._watcher:
+            self._watcher.batch(len(batch), [started - ticket.arrived for ticket in batch], self._seconds)
+        for i, ticket in enumerate(batch):
+            waited = started - ticket.arrived
+            drawn = Drawn(made.images[i], made.settings[i], waited, took, stages, made.warnings)
+            ticket.future.set_result(drawn)
+
+    def _drop_left(self) -> None:
+        before = len(self._waiting)
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.left)
+        if len(self._waiting) != before:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._watcher:
+            self._watcher.queued(len(self._waiting))
+
+
+def _fail(ticket: Ticket, error: BaseException) -> None:
+    if ticket.future.running() or ticket.future.set_running_or_notify_cancel():
+        ticket.future.set_exception(error)

@@ -1,0 +1,95 @@
+"""What stands before the application: a limit on the size and the time of a request's body."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class BodyGuard:
+    """Reads a request's body before the application sees it: at most `most` bytes (else 413) within `seconds` (else
+    408), so that neither a large body nor a slow one takes a place. refused: told of the reason."""
+
+    def __init__(self, app: App, most: int, seconds: float, refused: Callable[[str], None]) -> None:
+        self.app, self.most, self.seconds, self.refused = app, most, seconds, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await asyncio.wait_for(self._body(scope, receive), self.seconds)
+        except asyncio.TimeoutError:
+            self.refused("slow_body")
+            await refuse(send, 408, "slow_body", f"the body did not come within {self.seconds:g} s; send it faster")
+            return
+        if body is None:
+            self.refused("large_body")
+            await refuse(send, 413, "large_body", f"the body has more than {self.most} bytes; send less")
+            return
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()  # the client leaves
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, replay, send)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None where it is too large. What came before a client left is what came."""
+        said = dict(scope["headers"]).get(b"content-length", b"0")
+        if not said.isdigit() or int(said) > self.most:
+            return None
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                break
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+            if size > self.most:
+                return None
+        return b"".join(parts)
+
+
+class HostGuard:
+    """Answers only to the names by which it may be called, so that no web page can reach a server of this machine by a
+    name of its own that leads here."""
+
+    def __init__(self, app: App, hosts: frozenset[str]) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and host_of(dict(scope["headers"]).get(b"host", b"")) not in self.hosts:
+            names = ", ".join(sorted(self.hosts))
+            await refuse(send, 421, "wrong_host", f"called by a name that is not one of {names}; see far serve --host")
+            return
+        await self.app(scope, receive, send)
+
+
+def host_of(header: bytes) -> str:
+    """The name or address of a Host header, without the port."""
+    text = header.decode("latin-1").strip().lower()
+    return text[1 : text.find("]")] if text.startswith("[") else text.partition(":")[0]
+
+
+async def refuse(send: Send, status: int, code: str, message: str) -> None:
+    """Answer with an error and hang up."""
+    detail = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    body = json.dumps({"error": detail}).encode()
+    length = (b"content-length", str(len(body)).encode())
+    headers = [(b"content-type", b"application/json"), length, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,137 @@
+"""The bundles that a server draws from, each with its engine and its queue."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from far_runtime.bench.timing import TimedEngine
+from far_runtime.bundle import Bundle, Manifest
+from far_runtime.defaults import plan_of, sampler_of, settings_of
+from far_runtime.engines import open_engine
+from far_runtime.engines.base import EngineOptions
+from far_runtime.errors import FarError
+from far_runtime.pipeline import Pipeline
+from far_runtime.presets import preset_names, preset_of
+from far_runtime.serve.batching import Batcher, Watcher
+from far_runtime.subjects import Subject, resolve_subjects, takes_text
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Queueing:
+    """How pictures wait: `Batcher`'s largest, patience and room."""
+
+    largest: int = 8
+    patience: float = 0.01
+    room: int = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle under the name that requests call it by."""
+
+    name: str
+    bundle: Bundle
+    batcher: Batcher
+    created: int
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's."""
+        return self.bundle.manifest
+
+    @property
+    def size(self) -> str:
+        """Of its pictures, as OpenAI's API writes it: 64x64."""
+        side = self.manifest.model["image_size"]
+        return f"{side}x{side}"
+
+    def subject(self, prompt: str | None, label: int | str | None, negative: str) -> Subject:
+        """What is to be drawn; FarError where it cannot be. A model of labels takes a prompt for a class's name."""
+        if takes_text(self.manifest):
+            if label is not None:
+                raise FarError(f"label {label!r}: {self.name} draws from text; give a prompt")
+            if not prompt:
+                raise FarError("no prompt; say what to draw")
+            return resolve_subjects(self.manifest, prompts=[prompt], negative=negative)[0]
+        wanted = prompt if label is None else label
+        if wanted is None:
+            raise FarError("neither prompt nor label; say what to draw")
+        if negative:
+            raise FarError(f"negative: {self.name} draws from class labels; leave it out")
+        return resolve_subjects(self.manifest, labels=[wanted])[0]
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All sampling settings; FarError for those that cannot be."""
+        try:
+            return settings_of(self.manifest, {name: _as_option(name, value) for name, value in given.items()})
+        except FarError as error:
+            raise FarError(re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))) from error
+
+    def steps(self, settings: Mapping[str, Any]) -> list[str]:
+        """The names of the loop's steps."""
+        return [step.name for step in plan_of(self.manifest, settings)]
+
+    def about(self) -> dict[str, Any]:
+        """What a client wants to know of it."""
+        manifest = self.manifest
+        return {
+            "system": manifest.system,
+            "condition": "text" if takes_text(manifest) else "labels",
+            "classes": list(manifest.classes),
+            "count": None if takes_text(manifest) else manifest.model["classes"],
+            "size": self.size,
+            "grid": manifest.model["grid"],
+            "options": list(sampler_of(manifest).OPTIONS),
+            "defaults": settings_of(manifest),
+            "presets": {name: preset_of(manifest, name).line for name in preset_names(manifest)},
+            "engine": self.batcher.pipeline.engine.name,
+            "precision": manifest.precision,
+            "bundle": manifest.id,
+            "largest_batch": self.batcher.largest,
+        }
+
+
+def _as_option(name: str, value: Any) -> Any:
+    """A setting as the command line has it: lists of numbers separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, list) and name != "levels" else value
+
+
+def open_model(
+    name: str, bundle: Bundle, engine: str, options: EngineOptions, queueing: Queueing, watcher: Watcher | None = None
+) -> Model:
+    """A bundle with its engine, ready to draw; FarError for an engine that cannot be had."""
+    timed = TimedEngine(open_engine(bundle, engine, options))
+    pipeline = Pipeline(bundle, timed, options.threads)
+    largest = min(queueing.largest, largest_batch(bundle.manifest))
+    batcher = Batcher(pipeline, largest, queueing.patience, queueing.room, timed.seconds, watcher)
+    return Model(name, bundle, batcher, int(time.time()))
+
+
+def named(source: str) -> tuple[str, Path]:
+    """Name and folder of NAME=BUNDLE or BUNDLE; FarError for a name that does not fit an address."""
+    name, equals, path = source.partition("=")
+    if not equals:
+        name, path = Path(source).resolve().name, source
+    if not NAME.fullmatch(name):
+        raise FarError(f"{source}: {name!r} cannot be a model's name; give one of letters, digits, . _ -: NAME={path}")
+    return name, Path(path)
+
+
+def check_names(sources: Sequence[str]) -> None:
+    """FarError where two bundles have the same name."""
+    names = [named(source)[0] for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise FarError(f"two bundles are called {name}; give them names: NAME=BUNDLE")
+
+
+def largest_batch(manifest: Manifest) -> int:
+    """The largest batch that all graphs were compiled or exported for."""
+    return min((graph.profile["batch"][2] for graph in manifest.graphs if "batch" in graph.profile), default=1)

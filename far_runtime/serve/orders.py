@@ -1,0 +1,214 @@
+"""What becomes of a request for pictures: it is checked, queued, waited for and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import HTTPException, Request
+
+from far_runtime.errors import FarError
+from far_runtime.pictures import picture_bytes
+from far_runtime.serve.batching import Drawn, Pixels, Ticket
+from far_runtime.serve.errors import LOG, Late, Unknown, error_of
+from far_runtime.serve.keys import Keys, Rate
+from far_runtime.serve.metrics import Metrics
+from far_runtime.serve.models import Model
+from far_runtime.serve.schema import ErrorBody, Image, ImageRequest, ImagesAnswer, Level, Timings
+
+SEED_BITS = 53
+"""Of a random seed, so that it is exact as a number in JavaScript."""
+
+OnLevel = Callable[[int, int, Pixels], None]
+"""Called, on the drawing thread, with which of the pictures, the step's number and the picture after it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for. pictures: of one request. prompt: characters. body: bytes. deadline: seconds until a
+    picture has to be drawn. body_seconds: until a body has to be there. grace: seconds to finish in after SIGTERM."""
+
+    pictures: int = 8
+    prompt: int = 500
+    body: int = 1 << 20
+    deadline: float = 120.0
+    body_seconds: float = 20.0
+    grace: float = 60.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that can be: its model, settings and tickets."""
+
+    request: ImageRequest
+    model: Model
+    settings: dict[str, Any]
+    seed: int
+    tickets: list[Ticket]
+
+    def leave(self) -> None:
+        """Nobody waits for it any longer."""
+        for ticket in self.tickets:
+            ticket.leave()
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a server has: open models, the first of which is the default, and whom it draws for, how much."""
+
+    models: Sequence[Model]
+    metrics: Metrics
+    limits: Limits
+    keys: Keys | None = None
+    rate: Rate | None = None
+
+    def model(self, name: str | None) -> Model:
+        """A model by its name, or the default; Unknown for another."""
+        for model in self.models:
+            if name in (None, model.name):
+                return model
+        raise Unknown(f"model {name!r}: not served here; take one of {', '.join(model.name for model in self.models)}")
+
+    def caller(self, request: Request, key: str | None) -> object:
+        """Whose rate a request counts to: the key's, without keys the address's; HTTPException 401 for a wrong one."""
+        if self.keys is None:
+            return request.client.host if request.client else ""
+        number = None if key is None else self.keys.which(key)
+        if number is None:
+            self.metrics.rejections.labels("key").inc()
+            raise HTTPException(401, "no key, or an unknown one; send Authorization: Bearer KEY")
+        return number
+
+    def order(self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None) -> Order:
+        """Check a request and queue its pictures. FarError where it cannot be, HTTPException 429 where it may not."""
+        model, limits = self.model(wanted.model), self.limits
+        if wanted.n > limits.pictures:
+            raise FarError(f"n {wanted.n}: this server draws up to {limits.pictures} pictures at a request")
+        if max(len(wanted.prompt or ""), len(wanted.negative)) > limits.prompt:
+            raise FarError(f"a prompt of more than {limits.prompt} characters; shorten it")
+        if wanted.size not in (None, "auto", model.size):
+            raise FarError(f"size {wanted.size!r}: {model.name} draws {model.size}; leave it out")
+        subject = model.subject(wanted.prompt, wanted.label, wanted.negative)
+        settings = model.settings(wanted.sampling())
+        seed = secrets.randbits(SEED_BITS) if wanted.seed is None else wanted.seed
+        if seed + wanted.n > 2**64:
+            raise FarError(f"seed {seed}: with n {wanted.n} the last seed is beyond 18446744073709551615")
+        self.spend(caller, wanted.n)
+
+        def shown(index: int) -> Callable[[int, Pixels], None] | None:
+            if on_level is None:
+                return None
+            return lambda step, pixels: on_level(index, step, pixels)
+
+        tickets = [Ticket(subject, seed + i, settings, shown(i)) for i in range(wanted.n)]
+        model.batcher.submit(tickets)
+        return Order(wanted, model, settings, seed, tickets)
+
+    def spend(self, caller: object, count: int) -> None:
+        """Count pictures to the caller's rate; HTTPException 429 where it has no room for them."""
+        if self.rate is None:
+            return
+        if count > self.rate.per_minute:
+            raise FarError(f"n {count}: this server draws {self.rate.per_minute} pictures a minute for a key")
+        if wait := math.ceil(self.rate.take(caller, count)):
+            self.metrics.rejections.labels("rate").inc()
+            message = f"{self.rate.per_minute} pictures a minute is all that may; try again in {wait} s"
+            raise HTTPException(429, message, {"Retry-After": str(wait)})
+
+
+async def drawn_in_time(made: Order, seconds: float) -> list[Drawn]:
+    """All pictures of an order; Late where that takes too long."""
+    waiting = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in made.tickets))
+    try:
+        return list(await asyncio.wait_for(waiting, seconds))
+    except asyncio.TimeoutError as error:
+        raise Late(f"not drawn within {seconds:g} s; ask for fewer pictures or steps, or later") from error
+
+
+async def until_gone(request: Request, work: Any) -> list[Drawn]:
+    """The work's result; 499 (nobody reads it) where the client leaves before."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HTTPException(499, "the client has left")
+        return list(await task)
+    finally:
+        task.cancel()
+        leaving.cancel()
+
+
+async def events(made: Order, levels: asyncio.Queue[tuple[int, int, Pixels]], seconds: float) -> AsyncIterator[str]:
+    """The events of an order's stream; the order is left when the client goes."""
+    names, kind = made.model.steps(made.settings), made.request.output_format
+    work = asyncio.ensure_future(drawn_in_time(made, seconds))
+    try:
+        while not (work.done() and levels.empty()):
+            reading = asyncio.ensure_future(levels.get())
+            await asyncio.wait({work, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                reading.cancel()
+                continue
+            index, step, pixels = reading.result()
+            file = await base64_file(pixels, kind)
+            level = Level(index=index, step=step, steps=len(names), name=names[step], b64_json=file)
+            yield event("level", level.model_dump_json())
+        drawn = await work
+        for i, one in enumerate(drawn):
+            picture = picture_of(made, i, one, await base64_file(one.pixels, kind, one))
+            yield event("picture", picture.model_dump_json())
+        yield event("done", timings(drawn).model_dump_json())
+    except Exception as error:
+        status, body, _ = error_of(error)
+        if status == 500:
+            LOG.exception("stream failed")
+        yield event("error", ErrorBody.model_validate(body).model_dump_json())
+    finally:
+        work.cancel()
+        made.leave()
+
+
+def event(name: str, data: str) -> str:
+    """A server-sent event; data is one line."""
+    return f"event: {name}\ndata: {data}\n\n"
+
+
+async def base64_file(pixels: Pixels, kind: str, drawn: Drawn | None = None) -> str:
+    """A picture as a file in base64, made on another thread."""
+    settings = None if drawn is None else drawn.settings
+    return base64.b64encode(await asyncio.to_thread(picture_bytes, pixels, kind, settings)).decode()
+
+
+def picture_of(made: Order, index: int, drawn: Drawn, file: str) -> Image:
+    """A picture as it is sent."""
+    return Image(b64_json=file, seed=made.seed + index, settings=drawn.settings.to_dict())
+
+
+def timings(drawn: Sequence[Drawn]) -> Timings:
+    """Of an order's pictures, which may have been drawn in several batches."""
+    batches = {(one.seconds, *one.stages.values()): one for one in drawn}.values()
+    names = list(dict.fromkeys(name for one in batches for name in one.stages))
+    stages = {name: sum(one.stages.get(name, 0.0) for one in batches) for name in names}
+    return Timings(waited=max(one.waited for one in drawn), drawing=sum(one.seconds for one in batches), stages=stages)
+
+
+def answer(made: Order, drawn: Sequence[Drawn], files: Sequence[str]) -> ImagesAnswer:
+    """What is sent for an order."""
+    return ImagesAnswer(
+        created=int(time.time()),
+        model=made.model.name,
+        data=[picture_of(made, i, one, file) for i, (one, file) in enumerate(zip(drawn, files, strict=True))],
+        timings=timings(drawn),
+        warnings=list(dict.fromkeys(warning for one in drawn for warning in one.warnings)),
+    )

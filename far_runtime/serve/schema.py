@@ -1,0 +1,130 @@
+"""Requests and answers of the API: OpenAI's images API, and what a FAR needs beside it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from far_runtime.cli_sampling import SAMPLING
+
+MOST_PROMPT, MOST_PICTURES, MOST_SEED = 1000, 64, 2**64 - 1
+"""Limits that the schema knows; a server's own may be lower."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=200)]
+Numbers = Annotated[list[int], Field(max_length=1024)]
+
+
+class ImageRequest(BaseModel):
+    """Pictures that are asked for. Sampling settings that are not given are those of the preset, or the bundle's."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: Annotated[str, Field(max_length=MOST_PROMPT)] | None = Field(
+        None, description="What to draw. With a model of class labels: the name of a class, or its number."
+    )
+    label: int | Text | None = Field(None, description="In place of a prompt: a class, by number or name.")
+    negative: Annotated[str, Field(max_length=MOST_PROMPT)] = Field(
+        "", description="What guidance leads away from, with a model that reads text."
+    )
+    model: Text | None = Field(None, description="One of /v1/models; default: the first.")
+    n: int = Field(1, ge=1, le=MOST_PICTURES, description="Pictures, with the seeds seed, seed + 1, ...")
+    seed: int | None = Field(None, ge=0, le=MOST_SEED, description="Default: a random one, which the answer tells.")
+    size: Text | None = Field(None, description="The model's own, as 256x256, or auto.")
+    response_format: Literal["b64_json"] | None = Field(None, description="Pictures come in the answer itself.")
+    output_format: Literal["png", "webp", "jpeg"] = Field("png", description="PNG and WebP are lossless.")
+    user: Text | None = Field(None, description="Taken and not used.")
+    preset: Text | None = Field(None, description=SAMPLING["preset"]["help"])
+    levels: Numbers | Text | None = Field(None, description=SAMPLING["levels"]["help"])
+    iterations: int | None = Field(None, description=SAMPLING["iterations"]["help"])
+    steps: int | Numbers | Text | None = Field(None, description=SAMPLING["steps"]["help"])
+    solver: Text | None = Field(None, description=SAMPLING["solver"]["help"])
+    start: int | None = Field(None, description=SAMPLING["start"]["help"])
+    guidance: Finite | None = Field(None, description=SAMPLING["guidance"]["help"])
+    guidance_floor: Finite | None = Field(None, description=SAMPLING["guidance_floor"]["help"])
+    guidance_schedule: Text | None = Field(None, description=SAMPLING["guidance_schedule"]["help"])
+    temperature: Finite | None = Field(None, description=SAMPLING["temperature"]["help"])
+    top_k: int | None = Field(None, description=SAMPLING["top_k"]["help"])
+    top_p: Finite | None = Field(None, description=SAMPLING["top_p"]["help"])
+    more_smooth: bool | None = Field(None, description=SAMPLING["more_smooth"]["help"])
+
+    def sampling(self) -> dict[str, Any]:
+        """The sampling settings that were given, by name."""
+        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+
+
+class Image(BaseModel):
+    """A picture. b64_json: the file in base64, with its settings in it where it is PNG. settings: what it was made
+    with, enough to make it again."""
+
+    b64_json: str
+    seed: int
+    settings: dict[str, Any]
+    revised_prompt: None = None
+
+
+class Timings(BaseModel):
+    """Seconds: in the queue (the longest of the pictures), in the batches, and in the stages of these."""
+
+    waited: float
+    drawing: float
+    stages: dict[str, float]
+
+
+class ImagesAnswer(BaseModel):
+    """Pictures in the order of their seeds. created: seconds since 1970."""
+
+    created: int
+    model: str
+    data: list[Image]
+    timings: Timings
+    warnings: list[str]
+
+
+class Level(BaseModel):
+    """A picture on its way, event `level`. index: which of the n. step: from 0, of `steps`. name: as "level 3"."""
+
+    index: int
+    step: int
+    steps: int
+    name: str
+    b64_json: str
+
+
+class ModelCard(BaseModel):
+    """A model as OpenAI's API lists it. far: what it draws from, and how."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "far-deploy"
+    far: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    """All models of the server, the default one first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong, and what to do; param: the field that it is about."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error as OpenAI's API has it."""
+
+    error: ErrorDetail
+
+
+class Health(BaseModel):
+    """status: ok, or what is wrong."""
+
+    status: str
