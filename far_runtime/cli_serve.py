@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from far_runtime.cli_engine import best_unless, engine_options, take_engine
+from far_runtime.cli_engine import best_unless, engine_options, take_engines
 from far_runtime.errors import FarError
 
 PATH = click.Path(path_type=Path)
@@ -52,7 +52,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
     metavar="SECONDS",
     help="Time for what runs after SIGTERM.",
 )
-@engine_options("the best that is installed, for each bundle")
+@engine_options("the best that is installed, for each bundle", several=True)
 @click.option("--no-check", is_flag=True, help="Do not compare the bundles with their checksums first.")
 def serve(
     bundles: tuple[str, ...], host: str, port: int, keys: Path | None, rate: int | None, max_batch: int,
@@ -60,7 +60,8 @@ def serve(
     **options: Any,
 ) -> None:  # fmt: skip
     """Serve pictures from one or more BUNDLEs by OpenAI's images API, at http://HOST:PORT/v1. Requests that wait
-    together are drawn together. /docs describes the API; SIGTERM lets what runs finish."""
+    together are drawn together. At / there is a page to draw with; /openapi.json describes the API. With several
+    engines every bundle is served on each, as BUNDLE@ENGINE. SIGTERM lets what runs finish."""
     try:
         import uvicorn
 
@@ -75,15 +76,18 @@ def serve(
 
     check_names(bundles)
     known = Keys.read(keys) if keys else None
-    engine, engine_settings = take_engine(options)
+    engines, engine_settings = take_engines(options)
     metrics, queueing, models = Metrics(), Queueing(max_batch, max_wait / 1000, queue), []
     for source in bundles:
         name, path = named(source)
         bundle = open_bundle(path, check=not no_check)
-        chosen, why = best_unless(engine, bundle)
-        models.append(open_model(name, bundle, chosen, engine_settings, queueing, ModelWatcher(metrics, name)))
-        for line in why:
-            click.echo(line, err=True)
+        for engine in dict.fromkeys(engines or (None,)):
+            chosen, why = best_unless(engine, bundle)
+            called = f"{name}@{chosen}" if len(set(engines)) > 1 else name
+            watcher = ModelWatcher(metrics, called)
+            models.append(open_model(called, bundle, chosen, engine_settings, queueing, watcher))
+            for line in why:
+                click.echo(line, err=True)
     limits = Limits(pictures=max_n, prompt=max_prompt, deadline=deadline, grace=grace)
     service = Service(models, metrics, limits, known, Rate(rate) if rate else None)
     app = create_app(service, LOOPBACK if is_loopback(host) else None)
@@ -102,7 +106,7 @@ def serve(
             address = server.servers[0].sockets[0].getsockname()
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
             names = ", ".join(model.name for model in models)
-            click.echo(f"serving {names} at http://{shown}:{address[1]} (API: /v1, its description: /docs)")
+            click.echo(f"serving {names} at http://{shown}:{address[1]} (page: /, API: /v1)")
 
     server.startup = startup  # type: ignore[method-assign]
     server.run()

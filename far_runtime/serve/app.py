@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from far_runtime import __version__
@@ -26,6 +28,13 @@ STREAM = (
     "Server-sent events: `level` (a Level) for every picture and step of the loop, `picture` (an Image) for every "
     "finished one, then `done` (Timings), or `error` (an ErrorBody)."
 )
+PAGE = Path(__file__).with_name("page")
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 BEARER = HTTPBearer(auto_error=False, description="A key of the file that --keys names.")
@@ -61,9 +70,12 @@ def create_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI
         await asyncio.gather(*(asyncio.to_thread(model.batcher.close, limits.grace) for model in service.models))
 
     about = "Pictures from FAR, MAR and VAR bundles, by OpenAI's images API."
-    app = FastAPI(title="far-deploy", version=__version__, description=about, lifespan=lifespan)
+    app = FastAPI(
+        title="far-deploy", version=__version__, description=about, lifespan=lifespan, docs_url=None, redoc_url=None
+    )  # their pages load assets from elsewhere
     app.state.service = service
     app.include_router(ROUTES)
+    app.mount("/page", StaticFiles(directory=PAGE))
     handle_errors(app, metrics)
 
     def refused(reason: str) -> None:
@@ -75,6 +87,12 @@ def create_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI
     app.add_middleware(Measured, metrics=metrics)
     describe(app, keys=service.keys is not None)
     return app
+
+
+@ROUTES.get("/", response_class=FileResponse, include_in_schema=False)
+async def page() -> FileResponse:
+    """The page."""
+    return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
 
 @ROUTES.post("/v1/images/generations", response_model=ImagesAnswer, responses=SAID, tags=["images"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,13 @@ class Model:
             raise FarError("neither prompt nor label; say what to draw")
         if negative:
             raise FarError(f"negative: {self.name} draws from class labels; leave it out")
-        return resolve_subjects(self.manifest, labels=[wanted])[0]
+        with fields_for_options():
+            return resolve_subjects(self.manifest, labels=[wanted])[0]
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All sampling settings; FarError for those that cannot be."""
-        try:
+        with fields_for_options():
             return settings_of(self.manifest, {name: _as_option(name, value) for name, value in given.items()})
-        except FarError as error:
-            raise FarError(re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))) from error
 
     def steps(self, settings: Mapping[str, Any]) -> list[str]:
         """The names of the loop's steps."""
@@ -96,6 +96,16 @@ class Model:
             "bundle": manifest.id,
             "largest_batch": self.batcher.largest,
         }
+
+
+@contextmanager
+def fields_for_options() -> Iterator[None]:
+    """Errors that speak of the command line's options speak of the request's fields."""
+    try:
+        yield
+    except FarError as error:
+        text = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))
+        raise FarError(text) from error
 
 
 def _as_option(name: str, value: Any) -> Any:

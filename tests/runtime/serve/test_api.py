@@ -1,0 +1,374 @@
+"""The API over real servers and engines: OpenAI's own client, streams, errors, limits, keys."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from far_runtime.engines.base import EngineOptions
+from far_runtime.pictures import read_settings
+from far_runtime.pipeline import Pipeline
+from far_runtime.serve.keys import Keys, Rate
+from far_runtime.serve.models import Model, Queueing
+from far_runtime.serve.orders import Limits
+
+GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
+
+
+def pixels_of(file: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(file))).convert("RGB"))
+
+
+def events_of(text: str) -> list[tuple[str, Any]]:
+    parts = [part.split("\n") for part in text.strip().split("\n\n")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in parts]
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    found = answer.json()["error"]
+    assert found.keys() == {"message", "type", "param", "code"}
+    return dict(found)
+
+
+def test_openais_client_lists_models_and_gets_the_picture_that_far_generate_draws(
+    address: str, tiny: Any, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+    assert [model.id for model in client.models.list()] == ["bundle", "bundle_t2i"]
+    assert client.models.retrieve("bundle_t2i").id == "bundle_t2i"
+    made = client.images.generate(prompt="3", n=2, size="16x16", extra_body={"seed": 7, "guidance": 1.5, "steps": 2})
+    expected = pipeline.generate([3, 3], [7, 8], guidance=1.5, steps="2")
+    assert made.data is not None
+    for i, picture in enumerate(made.data):
+        file = tmp_path / f"{i}.png"
+        file.write_bytes(base64.b64decode(picture.b64_json or ""))
+        assert (pixels_of(picture.b64_json or "") == expected.images[i]).all()
+        settings = read_settings(file)
+        assert (settings.label, settings.seed) == (3, 7 + i)
+        assert settings.sampling == expected.settings[i].sampling
+    with pytest.raises(openai.BadRequestError, match="no class of that name"):
+        client.images.generate(prompt="no such thing")
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        client.images.generate(prompt="3", model="dall-e-3")
+
+
+def test_a_model_of_text_takes_prompts(client: httpx.Client, tiny: Any) -> None:
+    asked = {"model": "bundle_t2i", "prompt": "a red apple", "negative": "a cat", "seed": 1, "steps": 2}
+    made = client.post(GENERATE, json=asked).json()
+    with Pipeline.from_bundle(tiny.t2i_bundle, "onnxruntime", options=EngineOptions(threads=1)) as pipeline:
+        expected = pipeline.generate(["a red apple"], [1], negative="a cat", steps="2").images[0]
+    assert (pixels_of(made["data"][0]["b64_json"]) == expected).all()
+    assert made["model"] == "bundle_t2i"
+
+
+def test_a_seed_gives_the_same_picture_at_any_load(client: httpx.Client, address: str) -> None:
+    asked = [{"label": i % 10, "seed": i, "steps": 2} for i in range(24)]
+    alone = [client.post(GENERATE, json=one).json()["data"][0]["b64_json"] for one in asked]
+    together: dict[int, str] = {}
+
+    def ask(i: int) -> None:
+        with httpx.Client(base_url=address, timeout=60) as own:
+            together[i] = own.post(GENERATE, json=asked[i]).json()["data"][0]["b64_json"]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sizes = {
+        json.loads(Image.open(io.BytesIO(base64.b64decode(f))).info["far-deploy"])["batch"] for f in together.values()
+    }
+    assert max(sizes) > 1  # they did run together
+    for i, file in enumerate(alone):
+        difference = pixels_of(file).astype(int) - pixels_of(together[i])
+        assert abs(difference).max() <= 1  # the engine's rounding
+
+
+def test_the_stream_sends_every_level_and_then_the_same_picture(client: httpx.Client, pipeline: Pipeline) -> None:
+    asked = {"label": 2, "seed": 5, "n": 2, "steps": 2, "levels": [0, 1, 3]}
+    answer = client.post(STREAM, json=asked)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    found = events_of(answer.text)
+    assert [name for name, _ in found] == ["level"] * 6 + ["picture"] * 2 + ["done"]
+    expected = pipeline.generate([2, 2], [5, 6], steps="2", levels=[0, 1, 3], save_levels=True)
+    assert expected.level_images is not None
+    for _, level in found[:6]:
+        assert (level["steps"], level["name"]) == (3, f"level {[0, 1, 3][level['step']]}")
+        assert (pixels_of(level["b64_json"]) == expected.level_images[level["index"], level["step"]]).all()
+    for i in range(2):
+        assert (pixels_of(found[6 + i][1]["b64_json"]) == expected.images[i]).all()
+        assert found[6 + i][1]["seed"] == 5 + i
+    done = found[-1][1]
+    assert {"transformer", "denoise", "decode"} <= done["stages"].keys()
+    assert 0 < sum(done["stages"].values()) <= done["drawing"]
+
+
+def test_without_a_seed_pictures_differ_and_tell_theirs(client: httpx.Client) -> None:
+    seeds = {client.post(GENERATE, json={"label": 0, "steps": 1}).json()["data"][0]["seed"] for _ in range(3)}
+    assert len(seeds) == 3
+    assert max(seeds) < 2**53
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_pictures_come_in_the_format_that_is_asked_for(client: httpx.Client, kind: str) -> None:
+    made = client.post(GENERATE, json={"label": 0, "steps": 1, "seed": 0, "output_format": kind}).json()
+    assert Image.open(io.BytesIO(base64.b64decode(made["data"][0]["b64_json"]))).format == kind.upper()
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "said"),
+    [
+        ({}, None, "neither prompt nor label"),
+        ({"label": 10}, None, "classes 0 to 9"),
+        ({"label": 0, "n": 0}, "n", "greater than or equal to 1"),
+        ({"label": 0, "n": 9}, None, "up to 8"),
+        ({"label": 0, "size": "1024x1024"}, None, "16x16"),
+        ({"label": 0, "seed": -1}, "seed", "greater than"),
+        ({"label": 0, "seed": 2**64}, "seed", "less than"),
+        ({"label": 0, "seed": 2**64 - 1, "n": 2}, None, "last seed"),
+        ({"label": 0, "guidance": "nan"}, "guidance", "valid number"),
+        ({"label": 0, "guidance": 1e400}, "guidance", "finite"),
+        ({"label": 0, "steps": 0}, None, "steps"),
+        ({"label": 0, "steps": "1:2:3"}, None, "steps"),
+        ({"label": 0, "levels": [3, 1]}, None, "levels"),
+        ({"label": 0, "preset": "best"}, None, "preset"),
+        ({"label": 0, "top_k": 5}, None, "top_k"),
+        ({"label": 0, "quality": "hd"}, "quality", "not permitted"),
+        ({"label": 0, "response_format": "url"}, "response_format", "b64_json"),
+        ({"label": 0, "negative": "blue"}, None, "leave it out"),
+        ({"prompt": "x" * 501}, None, "500"),
+        ({"prompt": "x" * 1001}, "prompt", "1000"),
+        ({"model": "bundle_t2i"}, None, "no prompt"),
+        ({"model": "bundle_t2i", "label": 1}, None, "draws from text"),
+        ([], "", "object"),
+    ],
+)
+def test_a_request_that_cannot_be_says_what_is_expected(
+    client: httpx.Client, asked: Any, field: str | None, said: str
+) -> None:
+    for route in (GENERATE, STREAM):
+        answer = client.post(route, content=json.dumps(asked), headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        found = error_of(answer)
+        assert said in found["message"]
+        assert "--" not in found["message"]  # that is for the command line
+        assert found["param"] == (field or None)
+
+
+def test_what_is_no_json_or_no_route_is_an_error_of_the_same_form(client: httpx.Client) -> None:
+    answers = [
+        client.post(GENERATE, content="{", headers={"content-type": "application/json"}),
+        client.post(GENERATE, content=b"\xff\xfe", headers={"content-type": "application/json"}),
+        client.post(GENERATE, content=json.dumps({"label": 0})),
+        client.get("/v2/nothing"),
+        client.get(GENERATE),
+        client.get("/v1/models/none"),
+    ]
+    assert [answer.status_code for answer in answers] == [400, 400, 400, 404, 405, 404]
+    assert all(error_of(answer)["type"] == "invalid_request_error" for answer in answers)
+
+
+def test_the_openapi_document_says_what_is_so(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert "422" not in document["paths"][GENERATE]["post"]["responses"]
+    assert document["paths"][GENERATE]["post"]["responses"].keys() >= {"200", "400", "401", "413", "429", "503", "504"}
+    assert "security" not in document["paths"][GENERATE]["post"]
+    assert "guidance" in document["components"]["schemas"]["ImageRequest"]["properties"]
+
+
+def test_metrics_and_health(client: httpx.Client) -> None:
+    client.post(GENERATE, json={"label": 0, "steps": 1})
+    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+    text = client.get("/metrics").text
+    for line in (
+        'far_stage_seconds_count{model="bundle",stage="denoise"}',
+        'far_batch_size_count{model="bundle"}',
+        'far_queue_length{model="bundle_t2i"} 0.0',
+        'far_request_seconds_count{route="/v1/images/generations",status="200"}',
+    ):
+        assert line in text
+
+
+def test_keys_are_asked_for_and_each_has_its_rate(serve: Any, tiny: Any, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nfirst-key-of-sixteen\nsecond-key-of-sixteen\n")
+    now = [0.0]
+    with (
+        serve(tiny.bundle, keys=Keys.read(keys), rate=Rate(3, lambda: now[0])) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+
+        def ask(key: str, n: int = 1) -> httpx.Response:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            return client.post(GENERATE, json={"label": 0, "steps": 1, "n": n}, headers=headers)
+
+        for wrong in ("", "third-key-of-sixteen", "first-key-of-sixtee"):
+            assert (answer := ask(wrong)).status_code == 401
+            assert error_of(answer)["code"] == "invalid_api_key"
+        assert client.get("/v1/models").status_code == 401
+        assert client.get("/healthz").status_code == 200
+        assert ask("first-key-of-sixteen", 3).status_code == 200
+        refused = ask("first-key-of-sixteen")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "20")
+        assert ask("second-key-of-sixteen", 2).status_code == 200
+        now[0] = 20.0
+        assert ask("first-key-of-sixteen").status_code == 200
+        assert ask("first-key-of-sixteen", 4).status_code == 400  # never
+        assert 'far_rejections_total{reason="key"} 4.0' in client.get("/metrics").text
+        assert "security" in client.get("/openapi.json").json()["paths"][GENERATE]["post"]
+
+
+def hold(gate: threading.Event) -> Any:
+    """What makes a model's engine wait at every decoding until the gate is open."""
+
+    def change(model: Model) -> None:
+        engine = model.batcher.pipeline.engine
+        run = engine.run
+
+        def waiting(stage: str, *arguments: Any, **named: Any) -> Any:
+            assert gate.wait(30)
+            return run(stage, *arguments, **named)
+
+        engine.run = waiting  # type: ignore[method-assign]
+
+    return change
+
+
+def in_background(address: str, count: int, **asked: Any) -> tuple[list[threading.Thread], list[httpx.Response]]:
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=address, timeout=60) as own:
+            answers.append(own.post(GENERATE, json={"label": 0, "steps": 1, **asked}))
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, answers
+
+
+def waiting_at(client: httpx.Client, count: int) -> None:
+    until = time.monotonic() + 30
+    while f'far_queue_length{{model="bundle"}} {count}.0' not in client.get("/metrics").text:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_full_queue_says_when_to_come_again_and_a_late_picture_is_given_up(serve: Any, tiny: Any) -> None:
+    gate, queueing = threading.Event(), Queueing(largest=1, room=2)
+    with (
+        serve(tiny.bundle, queueing=queueing, limits=Limits(deadline=3), change=hold(gate)) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        threads, answers = in_background(address, 1)
+        waiting_at(client, 0)
+        time.sleep(0.2)
+        more, others = in_background(address, 2)
+        waiting_at(client, 2)
+        refused = client.post(GENERATE, json={"label": 0})
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert error_of(refused)["code"] == "queue_full"
+        for thread in (*threads, *more):
+            thread.join()
+        assert [answer.status_code for answer in (*answers, *others)] == [504] * 3
+        gate.set()
+        assert client.post(GENERATE, json={"label": 0, "steps": 1}).status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_place(serve: Any, tiny: Any) -> None:
+    gate, queueing = threading.Event(), Queueing(largest=1, room=1)
+    with (
+        serve(tiny.bundle, queueing=queueing, change=hold(gate)) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        threads, answers = in_background(address, 1)
+        time.sleep(0.5)
+        for route in (GENERATE, STREAM):
+            with pytest.raises(httpx.TimeoutException):
+                client.post(route, json={"label": 0}, timeout=0.5)
+            until = time.monotonic() + 30  # the place is free again
+            while client.post(GENERATE, json={"label": 99}).status_code == 429:
+                assert time.monotonic() < until
+            waiting_free(client)
+        gate.set()
+        threads[0].join()
+        assert answers[0].status_code == 200
+
+
+def waiting_free(client: httpx.Client) -> None:
+    """Until a picture may be queued; it is left at once."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            answer = client.post(GENERATE, json={"label": 0}, timeout=0.5)
+        except httpx.TimeoutException:
+            return
+        assert answer.status_code == 429
+        assert time.monotonic() < until
+
+
+def test_an_engine_that_fails_is_told_without_its_insides_and_the_next_request_is_drawn(serve: Any, tiny: Any) -> None:
+    broken = [True]
+
+    def change(model: Model) -> None:
+        engine = model.batcher.pipeline.engine
+        run = engine.run
+
+        def failing(stage: str, *arguments: Any, **named: Any) -> Any:
+            if broken[0]:
+                raise RuntimeError("secret of the engine")
+            return run(stage, *arguments, **named)
+
+        engine.run = failing  # type: ignore[method-assign]
+
+    with serve(tiny.bundle, change=change) as address, httpx.Client(base_url=address, timeout=60) as client:
+        answer = client.post(GENERATE, json={"label": 0})
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+        assert error_of(answer)["code"] == "internal_error"
+        found = events_of(client.post(STREAM, json={"label": 0}).text)
+        assert [name for name, _ in found] == ["error"]
+        assert "secret" not in json.dumps(found)
+        broken[0] = False
+        assert client.post(GENERATE, json={"label": 0, "steps": 1}).status_code == 200
+
+
+def test_large_slow_and_half_sent_bodies_are_refused(serve: Any, tiny: Any) -> None:
+    limits = Limits(body=1000, body_seconds=0.5)
+    with serve(tiny.bundle, limits=limits) as address, httpx.Client(base_url=address, timeout=60) as client:
+        large = client.post(GENERATE, content=b" " * 1001)
+        assert (large.status_code, error_of(large)["code"]) == (413, "large_body")
+        parts = client.post(GENERATE, content=iter([b" " * 600] * 3))
+        assert parts.status_code == 413
+        host, port = address.removeprefix("http://").split(":")
+        head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+        with socket.create_connection((host, int(port))) as half:
+            half.sendall(head.encode() + b'{"label"')
+            assert b" 408 " in half.recv(4096)
+        with socket.create_connection((host, int(port))) as gone:
+            gone.sendall(head.encode() + b'{"label"')
+        assert client.post(GENERATE, json={"label": 0, "steps": 1}).status_code == 200
+
+
+def test_a_name_that_is_not_the_servers_is_refused(serve: Any, tiny: Any) -> None:
+    with (
+        serve(tiny.bundle, hosts=frozenset({"127.0.0.1", "::1"})) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/healthz", headers={"host": "[::1]:80"}).status_code == 200
+        assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 421
+        assert "access-control-allow-origin" not in client.get("/healthz", headers={"origin": "http://x"}).headers
