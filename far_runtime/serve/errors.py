@@ -27,9 +27,17 @@ class Unknown(FarError):
     """No such model."""
 
 
+class Failed(FarError):
+    """The engine failed; what at is for the server's log alone."""
+
+    def __init__(self) -> None:
+        super().__init__("the server failed at this request; its log says why")
+
+
 STATUS: dict[type[FarError], tuple[int, str, str]] = {
     QueueFull: (429, "rate_limit_error", "queue_full"),
     Closed: (503, "server_error", "closing"),
+    Failed: (500, "server_error", "internal_error"),
     Late: (504, "server_error", "deadline"),
     Unknown: (404, "invalid_request_error", "model_not_found"),
     FarError: (400, "invalid_request_error", "invalid_value"),
@@ -68,7 +76,7 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
         code = {401: "invalid_api_key", 429: "rate_limit"}.get(status, "http_error")
     else:
         status, kind, code = 500, "server_error", "internal_error"
-        message = "the server failed at this request; its log says why"
+        message = str(Failed())
     return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}, headers
 
 

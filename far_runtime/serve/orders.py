@@ -16,7 +16,7 @@ from fastapi import HTTPException, Request
 from far_runtime.errors import FarError
 from far_runtime.pictures import picture_bytes
 from far_runtime.serve.batching import Drawn, Pixels, Ticket
-from far_runtime.serve.errors import LOG, Late, Unknown, error_of
+from far_runtime.serve.errors import LOG, Failed, Late, Unknown, error_of
 from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model
@@ -123,12 +123,17 @@ class Service:
 
 
 async def drawn_in_time(made: Order, seconds: float) -> list[Drawn]:
-    """All pictures of an order; Late where that takes too long."""
+    """All pictures of an order; Late where that takes too long, Failed where the engine fails."""
     waiting = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in made.tickets))
     try:
         return list(await asyncio.wait_for(waiting, seconds))
     except asyncio.TimeoutError as error:
         raise Late(f"not drawn within {seconds:g} s; ask for fewer pictures or steps, or later") from error
+    except FarError:
+        raise
+    except Exception as error:  # handled here, so that the connection stays open
+        LOG.error("the engine failed", exc_info=error)
+        raise Failed from error
 
 
 async def until_gone(request: Request, work: Any) -> list[Drawn]:
@@ -170,9 +175,7 @@ async def events(made: Order, levels: asyncio.Queue[tuple[int, int, Pixels]], se
             yield event("picture", picture.model_dump_json())
         yield event("done", timings(drawn).model_dump_json())
     except Exception as error:
-        status, body, _ = error_of(error)
-        if status == 500:
-            LOG.exception("stream failed")
+        _, body, _ = error_of(error)
         yield event("error", ErrorBody.model_validate(body).model_dump_json())
     finally:
         work.cancel()
