@@ -203,7 +203,7 @@ def table(rows: Mapping[str, Mapping[int, float]], names: Mapping[str, tuple[str
     return lines
 
 
-def document(plan: Plan, rows: Mapping[str, Mapping[int, float]]) -> str:
+def document(plan: Plan, rows: Mapping[str, Mapping[int, float]], notes: Sequence[str] = ()) -> str:
     """The text of docs/ablations.md."""
     claims = {
         "levels": "paper: 10 of 16 levels are enough",
@@ -223,6 +223,7 @@ def document(plan: Plan, rows: Mapping[str, Mapping[int, float]]) -> str:
         f"{plan.count} samples, guidance 2, 10 DDPM steps at each of 8 levels.",
         "*To the base* is the mean difference over seeds with its standard error; *seen here* says better or worse "
         "where the difference is at least twice that error. With this few seeds and steps that is a hint, no proof.",
+        *notes,
         "## Training",
         "\n".join(table(rows, trained)),
         "## Drawing",
@@ -242,10 +243,11 @@ def document(plan: Plan, rows: Mapping[str, Mapping[int, float]]) -> str:
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds: 0 to this, exclusive.")
 @click.option("--only", multiple=True, type=click.Choice(list(TRAINED)), help="Only these runs (and the base).")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Runs at a time, one thread each.")
+@click.option("--note", multiple=True, help="A remark on how the runs went, for the document.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the tables.")
 def main(
     data: Path, latents: Path, vae: Path, runs: Path, steps: int, count: int, seeds: int, only: tuple[str, ...],
-    jobs: int, out: Path | None,
+    jobs: int, note: tuple[str, ...], out: Path | None,
 ) -> None:  # fmt: skip
     plan = Plan(data, latents, vae, runs, steps, count)
     names = [name for name in TRAINED if not only or name in only or name == BASE]
@@ -255,7 +257,7 @@ def main(
             waiting = [pool.submit(job, plan, name, seed) for seed in range(seeds) for name in names]
             for future in waiting:
                 click.echo(future.result())
-        text = document(plan, found_figures(plan, range(seeds)))
+        text = document(plan, found_figures(plan, range(seeds)), note)
         if out:
             with whole_file(out) as aside:
                 aside.write_text(text, encoding="utf-8")
