@@ -49,6 +49,7 @@ SAID: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorBody, "description": "No key, or an unknown one"},
     404: {"model": ErrorBody, "description": "No such model"},
     408: {"model": ErrorBody, "description": "The body came too slowly"},
+    421: {"model": ErrorBody, "description": "Called by a name that is not the server's"},
     413: {"model": ErrorBody, "description": "The body is too large"},
     429: {"model": ErrorBody, "description": "Too many pictures wait, or were drawn for this key: see Retry-After"},
     500: {"model": ErrorBody, "description": "A fault of the server"},
@@ -89,18 +90,17 @@ def handle_errors(app: FastAPI, metrics: Metrics) -> None:
             metrics.rejections.labels("queue").inc()
         elif isinstance(error, Late):
             metrics.rejections.labels("deadline").inc()
-        elif status == 500:
+        elif status == 500 and not isinstance(error, Failed):  # which is in the log
             LOG.error("request failed", exc_info=error)
         return JSONResponse(body, status, headers)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        field = ".".join(
-            str(part) for part in first["loc"][1:] if not str(part).startswith(("function", "constrained"))
-        )
+        place = first["loc"][1] if len(first["loc"]) > 1 else None  # a number: where in the text it is no JSON
+        field = place if isinstance(place, str) else None
         message = f"{field or 'the body'}: {first['msg']}"
-        detail = {"message": message, "type": "invalid_request_error", "param": field or None, "code": "invalid_value"}
+        detail = {"message": message, "type": "invalid_request_error", "param": field, "code": "invalid_value"}
         return JSONResponse({"error": detail}, 400)
 
     app.add_exception_handler(FarError, known)

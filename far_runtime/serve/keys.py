@@ -66,6 +66,12 @@ class Rate:
             self._buckets[who] = (held, now)
             return (count - held) * 60 / self.per_minute
 
+    def give(self, who: object, count: int) -> None:
+        """Put back what was taken and not used."""
+        with self._lock:
+            held, then = self._buckets.get(who, (float(self.per_minute), self._clock()))
+            self._buckets[who] = (min(self.per_minute, held + count), then)
+
     def _forget(self, now: float) -> None:
         """Drop buckets that are full again, so that many addresses do not fill the memory."""
         if len(self._buckets) > 10_000:

@@ -107,7 +107,12 @@ class Service:
             return lambda step, pixels: on_level(index, step, pixels)
 
         tickets = [Ticket(subject, seed + i, settings, shown(i)) for i in range(wanted.n)]
-        model.batcher.submit(tickets)
+        try:
+            model.batcher.submit(tickets)
+        except FarError:
+            if self.rate:  # what is refused costs nothing
+                self.rate.give(caller, wanted.n)
+            raise
         return Order(wanted, model, settings, seed, tickets)
 
     def spend(self, caller: object, count: int) -> None:

@@ -140,6 +140,7 @@ def test_pictures_come_in_the_format_that_is_asked_for(client: httpx.Client, kin
         ({"label": 0, "seed": 2**64 - 1, "n": 2}, None, "last seed"),
         ({"label": 0, "guidance": "nan"}, "guidance", "valid number"),
         ({"label": 0, "guidance": 1e400}, "guidance", "finite"),
+        ({"label": 0, "steps": 1.5}, "steps", "valid integer"),
         ({"label": 0, "steps": 0}, None, "steps"),
         ({"label": 0, "steps": "1:2:3"}, None, "steps"),
         ({"label": 0, "levels": [3, 1]}, None, "levels"),
@@ -178,6 +179,7 @@ def test_what_is_no_json_or_no_route_is_an_error_of_the_same_form(client: httpx.
     ]
     assert [answer.status_code for answer in answers] == [400, 400, 400, 404, 405, 404]
     assert all(error_of(answer)["type"] == "invalid_request_error" for answer in answers)
+    assert all(error_of(answer)["param"] is None for answer in answers)
 
 
 def test_the_openapi_document_says_what_is_so(client: httpx.Client) -> None:
@@ -227,6 +229,7 @@ def test_keys_are_asked_for_and_each_has_its_rate(serve: Any, tiny: Any, tmp_pat
         assert ask("first-key-of-sixteen").status_code == 200
         assert ask("first-key-of-sixteen", 4).status_code == 400  # never
         assert 'far_rejections_total{reason="key"} 4.0' in client.get("/metrics").text
+        assert 'rejections_total{reason="rate"} 1.0' in client.get("/metrics").text
         assert "security" in client.get("/openapi.json").json()["paths"][GENERATE]["post"]
 
 

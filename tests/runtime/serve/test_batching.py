@@ -13,6 +13,7 @@ import pytest
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation
 from far_runtime.serve.batching import Batcher, Closed, QueueFull, Ticket
+from far_runtime.serve.keys import Rate
 from far_runtime.settings import PictureSettings
 from far_runtime.subjects import Subject
 
@@ -223,3 +224,16 @@ def test_what_is_not_drawn_in_the_time_of_grace_is_refused(batcher: Batcher, gat
     assert first.future.result(WAIT).pixels.max() == 0
     with pytest.raises(Closed):
         waiting.future.result(WAIT)
+
+
+def test_a_rate_fills_evenly_and_takes_back_what_was_not_used() -> None:
+    now = [0.0]
+    rate = Rate(6, lambda: now[0])
+    assert rate.take("a", 6) == 0
+    assert rate.take("a", 1) == pytest.approx(10)
+    assert rate.take("b", 6) == 0  # each has a bucket of its own
+    rate.give("a", 2)
+    assert rate.take("a", 2) == 0
+    now[0] = 1000.0
+    assert rate.take("a", 6) == 0  # a minute's worth is the most
+    assert rate.take("a", 1) > 0
