@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def serve(
     from far_runtime.serve.models import Queueing, check_names, named, open_model
 
     check_names(bundles)
+    listening = listen(host, port)
     known = Keys.read(keys) if keys else None
     engines, engine_settings = take_engines(options)
     metrics, queueing, models = Metrics(), Queueing(max_batch, max_wait / 1000, queue), []
@@ -109,9 +111,17 @@ def serve(
             click.echo(f"serving {names} at http://{shown}:{address[1]} (page: /, API: /v1)")
 
     server.startup = startup  # type: ignore[method-assign]
-    server.run()
-    if not server.started:
-        raise FarError(f"{host}:{port}: cannot listen there; choose another --port or --host")
+    server.run([listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address; FarError where there can be none."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise FarError(
+            f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port or --host"
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

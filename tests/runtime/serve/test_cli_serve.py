@@ -1,0 +1,62 @@
+"""`far serve` as a command: it serves, ends in good order at SIGTERM, and says what is wrong."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from far_runtime.cli import main
+
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "serve"]
+
+
+def test_sigterm_lets_what_runs_finish(tiny: Any) -> None:
+    command = [*COMMAND, f"one={tiny.bundle}", "--port", "0", "--engine", "onnxruntime", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        found = re.match(r"serving one at (http://127\.0\.0\.1:\d+) ", line)
+        assert found, line
+        asked = {"label": 0, "steps": 200, "n": 4}
+        with httpx.stream("POST", f"{found[1]}/v1/generate/stream", json=asked, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: level"
+            server.send_signal(signal.SIGTERM)
+            events = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+        assert events[-5:] == ["picture"] * 4 + ["done"]
+        assert server.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{b}", "{b}"], "NAME=BUNDLE"),
+        (["nowhere"], "no such bundle"),
+        (["no/such name={b}"], "letters"),
+        (["{b}", "--keys", "{tmp}/none"], "a key a line"),
+        (["{b}", "--keys", "{tmp}/empty"], "has no key"),
+        (["{b}", "--keys", "{tmp}/short"], "line 2 is short"),
+        (["{b}", "--port", "{taken}"], "choose another --port"),
+        (["{b}", "--engine", "onnx"], "unknown"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    tiny: Any, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").write_text("# nothing\n")
+    (tmp_path / "short").write_text("# ours\nshort\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
+        values = {"b": tiny.bundle, "tmp": tmp_path, "taken": taken.getsockname()[1]}
+        main(["serve", "--port", "0", *(argument.format(**values) for argument in arguments)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
