@@ -12,7 +12,7 @@ from typing import Any
 
 from far_runtime.errors import FarError
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 ENGINES_FOLDER = "engines"

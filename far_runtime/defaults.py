@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from far_runtime.bundle import Bundle, Manifest
@@ -56,6 +57,19 @@ def settled(
 def plan_of(manifest: Manifest, settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """The steps of the loop under settled settings."""
     return sampler_of(manifest).plan(manifest.model, settings)
+
+
+def kind_of(manifest: Manifest, settings: Mapping[str, Any]) -> str:
+    """What settings have in common with others under which a loop runs the same stages on arrays of the same shapes:
+    everything but how much its guided steps are guided. Pictures of one kind can be drawn in one batch."""
+    guided = [step.guidance != 1 for step in plan_of(manifest, settings)]
+    return json.dumps({**settings, "guidance": [bool(settings["guidance"]), *guided]}, sort_keys=True)
+
+
+def together(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of a batch from those of its pictures, which differ in guidance at most: that is a tuple then."""
+    scales = tuple(one["guidance"] for one in settings)
+    return {**settings[0], "guidance": scales[0] if len(set(scales)) == 1 else scales}
 
 
 def unguided(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:

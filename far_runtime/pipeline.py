@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, Manifest, open_bundle
-from far_runtime.defaults import check_system, option, plan_of, sampler_of, settings_of, unguided
+from far_runtime.defaults import check_system, kind_of, option, plan_of, sampler_of, settings_of, together, unguided
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions, draw
 from far_runtime.errors import FarError
@@ -127,15 +126,16 @@ class Pipeline:
 
         subjects: labels by number or name, or prompts, whichever the bundle draws from. negative: a prompt to lead away
         from. sampling: the system's settings (`Sampler.OPTIONS`) by name, such as guidance=2.5; what is None or absent
-        is the bundle's default. on_level: called with every step's number and pictures [B, H, W, 3] as soon as a batch
-        has them, the last with the finished ones. A picture depends on its own subject, seed and settings alone, up to
-        the engine's rounding. Raises FarError for subjects and settings that cannot be.
+        is the bundle's default; guidance may be a sequence, a scale for each picture. on_level: called with every
+        step's number and pictures [B, H, W, 3] as soon as a batch has them, the last with the finished ones. A picture
+        depends on its own subject, seed and settings alone, up to the engine's rounding. Raises FarError for subjects
+        and settings that cannot be.
         """
         wanted = self.subjects(subjects, negative)
         self._check(wanted, seeds, batch_size)
-        settings = settings_of(self.bundle.manifest, sampling)
+        settings = self._settings(sampling, len(wanted))
         pictures = self._pictures(wanted, SeedNoise([int(seed) for seed in seeds]).seeds, settings, batch_size)
-        return self._draw(pictures, settings, batch_size, on_progress, save_levels, on_level=on_level)
+        return self._draw(pictures, batch_size, on_progress, save_levels, on_level=on_level)
 
     def edit(
         self,
@@ -161,13 +161,13 @@ class Pipeline:
         """
         wanted = self.subjects(subjects, negative)
         self._check(wanted, seeds, batch_size)
-        settings = settings_of(self.bundle.manifest, sampling)
+        settings = self._settings(sampling, len(wanted))
         if all(is_null(self.bundle.manifest, subject) for subject in wanted):
-            settings = unguided(self.bundle.manifest, settings)
+            settings = [unguided(self.bundle.manifest, one) for one in settings]
         pictures = self._pictures(
             wanted, SeedNoise([int(seed) for seed in seeds]).seeds, settings, batch_size, dict(edited or {})
         )
-        return self._draw(pictures, settings, batch_size, on_progress, save_levels, self._known(image, keep))
+        return self._draw(pictures, batch_size, on_progress, save_levels, self._known(image, keep))
 
     def like(
         self, picture: PictureSettings, on_progress: OnProgress | None = None, save_levels: bool = False
@@ -203,6 +203,16 @@ class Pipeline:
             labels: list[int | str] = [] if text else [given.name if given.label is None else given.label]
             found += resolve_subjects(manifest, labels, [given.name] if text else [], given.negative)
         return found
+
+    def _settings(self, sampling: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+        """The settled settings of every picture."""
+        scales = sampling.get("guidance")
+        if not isinstance(scales, list | tuple):
+            return [settings_of(self.bundle.manifest, sampling)] * count
+        if len(scales) != count:
+            raise FarError(f"{len(scales)} scales of guidance for {count} pictures; give one, or one per picture")
+        by_scale = {scale: settings_of(self.bundle.manifest, {**sampling, "guidance": scale}) for scale in set(scales)}
+        return [by_scale[scale] for scale in scales]
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Pictures uint8 [B, H, W, 3] of what the loop ends with (scaled latents [B, L, C])."""
@@ -243,7 +253,6 @@ class Pipeline:
     def _draw(
         self,
         pictures: tuple[PictureSettings, ...],
-        settings: Mapping[str, Any],
         batch_size: int,
         on_progress: OnProgress | None,
         save_levels: bool,
@@ -252,11 +261,9 @@ class Pipeline:
     ) -> Generation:
         """All pictures, batch by batch."""
         batches = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
-        plan = plan_of(self.bundle.manifest, settings)
+        plan = plan_of(self.bundle.manifest, pictures[0].sampling)
         report = reporter(plan, len(batches), on_progress)
-        parts = [
-            self._batch(batch, settings, report(i), save_levels, known, on_level) for i, batch in enumerate(batches)
-        ]
+        parts = [self._batch(batch, report(i), save_levels, known, on_level) for i, batch in enumerate(batches)]
         made = joined(parts)
         warnings = (*made.warnings, *unsteady(self.bundle.manifest, made.latents))
         return replace(made, step_names=tuple(step.name for step in plan), warnings=warnings)
@@ -264,7 +271,6 @@ class Pipeline:
     def _batch(
         self,
         pictures: tuple[PictureSettings, ...],
-        settings: Mapping[str, Any],
         report: Callable[[Step, int], None],
         save_levels: bool,
         known: Callable[[int], Known] | None = None,
@@ -273,6 +279,7 @@ class Pipeline:
         """Pictures that are computed together."""
         manifest = self.bundle.manifest
         sampler = sampler_of(manifest)
+        settings = together([picture.sampling for picture in pictures])
         last = len(plan_of(manifest, settings)) - 1
         samples: list[NDArray[np.float32]] = []
         seen: list[NDArray[np.uint8]] = []
@@ -306,7 +313,7 @@ class Pipeline:
         else:
             texts = {text for one in subjects if one.label is None for text in (one.name, one.negative)}
             shapes = (len(pictures), len(texts), known is not None, first is not None)
-            key = (json.dumps(settings, sort_keys=True), *shapes)
+            key = (kind_of(manifest, settings), *shapes)
             arrays = draw(self.engine, key, make)
         images, latents = arrays["images"], arrays["latents"]
         if not np.isfinite(latents).all():
@@ -326,7 +333,7 @@ class Pipeline:
         self,
         subjects: Sequence[Subject],
         seeds: Sequence[int],
-        settings: Mapping[str, Any],
+        settings: Sequence[Mapping[str, Any]],
         batch_size: int,
         edited: dict[str, str] | None = None,
     ) -> tuple[PictureSettings, ...]:
@@ -338,7 +345,7 @@ class Pipeline:
                 name=subject.name,
                 negative=subject.negative,
                 seed=seed,
-                sampling=dict(settings),
+                sampling=dict(settings[i]),
                 batch=min(batch_size, count - i // batch_size * batch_size),
                 index=i % batch_size,
                 edited=edited or {},

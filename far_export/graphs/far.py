@@ -82,11 +82,11 @@ class TransformerGraph(nn.Module):
 
 
 class DenoiseGraph(nn.Module):
-    """One diffusion step: state and history [B, T, C], condition [g B, T, w] and the step's scalars -> next state and
-    next history [B, T, C].
+    """One diffusion step: state and history [B, T, C], condition [g B, T, w], the step's scalars and guidance [B] ->
+    next state and next history [B, T, C].
 
-    Guided prediction o = uncond + guidance (cond - uncond), variance values from the conditional half, then the
-    update of `far_runtime.solvers.Diffusion.table`. The timestep is embedded once for all rows.
+    Guided prediction o = uncond + guidance (cond - uncond), by a scale a picture, variance values from the conditional
+    half, then the update of `far_runtime.solvers.Diffusion.table`. The timestep is embedded once for all rows.
     """
 
     def __init__(self, far: FAR) -> None:
@@ -110,7 +110,7 @@ class DenoiseGraph(nn.Module):
         prediction, variance = pick(out, torch.arange(batch, device=state.device)).chunk(2, dim=-1)
         last = pick(out, torch.arange(rows - batch, rows, device=state.device))  # without guidance: the same rows
         unconditional = last.chunk(2, dim=-1)[0]
-        prediction = unconditional + guidance * (prediction - unconditional)
+        prediction = unconditional + guidance[:, None, None] * (prediction - unconditional)
         factors = dict(zip(COEFFICIENTS, coefficients.unbind(0), strict=True))
         fraction = (variance + 1) / 2
         deviation = torch.exp(0.5 * (fraction * factors["log_beta"] + (1 - fraction) * factors["log_posterior"]))
@@ -174,7 +174,7 @@ def denoise_stage(model: nn.Module, tokens: int | str) -> Stage:
             Input("condition", ("rows", tokens, config.head_width)),
             Input("timestep", (1,)),
             Input("coefficients", (len(COEFFICIENTS),)),
-            Input("guidance", (1,)),
+            Input("guidance", ("batch",)),
             Input("noise", ("batch", *state)),
             Input("history", ("batch", *state)),
         ),

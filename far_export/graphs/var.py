@@ -74,7 +74,7 @@ class LogitsGraph(nn.Module):
     """hidden [rows, T, W] and the head's modulation [rows, 2, W] -> guided logits [B, T, V].
 
     picked [n]: the rows that the head looks at, n = B where there is no guidance (the first scale) and 2 B with it.
-    pictures [B]: 0 .. B - 1. Guided: uncond + guidance (cond - uncond).
+    pictures [B]: 0 .. B - 1. Guided by a scale a picture [B]: uncond + guidance (cond - uncond).
     """
 
     def __init__(self, var: VAR) -> None:
@@ -91,7 +91,7 @@ class LogitsGraph(nn.Module):
         island("guidance")
         conditional = pick(logits, pictures)
         unconditional = pick(logits, pictures + (picked.shape[0] - pictures.shape[0]))
-        out: Tensor = unconditional + guidance * (conditional - unconditional)
+        out: Tensor = unconditional + guidance[:, None, None] * (conditional - unconditional)
         return out
 
 
@@ -265,7 +265,7 @@ def logits_stage(var: VAR) -> Stage:
             Input("head_modulation", ("rows", 2, config.width)),
             Input("picked", ("picked",), "int64", "rows"),
             Input("pictures", ("batch",), "int64", "batch"),
-            Input("guidance", (1,)),
+            Input("guidance", ("batch",)),
         ),
         outputs=(TensorSpec("logits", "float32", ("batch", "tokens", config.vocabulary)),),
         profile={"batch": BATCH, "rows": ROWS, "picked": ROWS, "tokens": _tokens(config)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,7 +37,7 @@ class Step:
     of progress in it (diffusion steps; 1 for a step without any). guidance: scale of classifier-free guidance; with 1
     the unconditional half is not computed. constants: integers that a graph takes as [1] inputs or has folded in.
     calls: the stages that it runs. shown: what tables show of it beside. diffusion: how it draws from the diffusion
-    head, where it does.
+    head, where it does. each: the scales of a batch's pictures where they differ; guidance is then a guided one's.
     """
 
     index: int
@@ -49,11 +49,16 @@ class Step:
     calls: tuple[Call, ...]
     shown: Mapping[str, int | float] = field(default_factory=dict)
     diffusion: Diffusion | None = None
+    each: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
         """As it is called in messages: "level 3"."""
         return f"{self.kind} {self.number}"
+
+    def scales(self, batch: int) -> NDArray[np.float32]:
+        """The scale of guidance of every picture [B]."""
+        return np.array(self.each or [self.guidance] * batch, np.float32)
 
 
 OnStep = Callable[[Step, int, Array], None]
@@ -76,6 +81,23 @@ class Condition:
     def rows(self, guidance: float) -> Mapping[str, Array]:
         """The inputs of a step with that guidance."""
         return self.own if guidance == 1 else self.both
+
+
+def each_guided(plan: Callable[[Mapping[str, Any]], tuple[Step, ...]], settings: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The plan under settings whose guidance may be a tuple, with a scale for each picture of a batch: a step is guided
+    where any picture's is."""
+    scales = settings["guidance"]
+    if not isinstance(scales, tuple):
+        return plan(settings)
+    plans = {scale: plan({**settings, "guidance": scale}) for scale in scales}
+    return tuple(_joined(steps) for steps in zip(*(plans[scale] for scale in scales), strict=True))
+
+
+def _joined(steps: Sequence[Step]) -> Step:
+    """One step for a batch of pictures, of which each has its own."""
+    scales = tuple(step.guidance for step in steps)
+    most = max(steps, key=lambda step: sum(call.rows for call in step.calls))
+    return replace(most, each=scales if len(set(scales)) > 1 else ())
 
 
 def label_condition(engine: Engine, labels: Sequence[int], null: int) -> Condition:
@@ -102,14 +124,14 @@ class Sampler(Protocol):
     """
 
     OPTIONS: tuple[str, ...]
-    """The settings that it takes."""
+    """The settings that it takes; guidance is one of every system's."""
 
     def settle(self, model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """All settings as JSON values: the given ones, and the official code's for the others. Raises FarError for
         values that cannot be."""
 
     def plan(self, model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-        """The steps of the loop."""
+        """The steps of the loop. A tuple for guidance has a scale for each picture of a batch (`each_guided`)."""
 
     def sample(
         self,

@@ -31,8 +31,9 @@ def diffuse(
     """
     diffusion = diffusion_of(step)
     timesteps, table = diffusion.table(prediction)
-    state = engine.put(noise.start(step.index, *shape) * np.float32(diffusion.start_scale))
-    guidance, drawn, history = engine.put(scalar(step.guidance)), state, state
+    start = noise.start(step.index, *shape) * np.float32(diffusion.start_scale)
+    state, guidance = engine.put(start), engine.put(step.scales(len(start)))
+    drawn, history = state, state
     for i, (timestep, coefficients) in enumerate(zip(timesteps, table, strict=True)):
         if coefficients[NOISE] != 0:  # otherwise the array of the step before is multiplied by 0
             drawn = engine.put(noise.diffusion(step.index, i, *shape))

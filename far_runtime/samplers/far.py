@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from far_runtime.engines.base import Array, Engine
 from far_runtime.frequency import lowpass
 from far_runtime.noise import NoiseSource
-from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
+from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step, each_guided
 from far_runtime.samplers.diffuse import diffuse, keep_index, kept_last, place, restore_index
 from far_runtime.schedule import (
     DIFFUSION_OPTIONS,
@@ -48,7 +48,7 @@ def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedu
 
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """One step for every level of the list."""
-    return plan_of(model, schedule_of(model, settings))
+    return each_guided(lambda one: plan_of(model, schedule_of(model, one)), settings)
 
 
 def plan_of(model: Mapping[str, Any], schedule: Schedule, filter_first: bool = False) -> tuple[Step, ...]:
@@ -89,20 +89,7 @@ def sample(
     A step with guidance 1 runs without its unconditional half. known: its latents take the place of the sample where
     they are kept, after every step, so that the next level is low-passed from them; a masked model sees them first.
     """
-    return run_schedule(engine, model, schedule_of(model, settings), condition, noise, on_step, known)
-
-
-def run_schedule(
-    engine: Engine,
-    model: Mapping[str, Any],
-    schedule: Schedule,
-    condition: Condition,
-    noise: NoiseSource,
-    on_step: OnStep | None = None,
-    known: Known | None = None,
-) -> Array:
-    """`sample` under a schedule."""
-    return run_steps(engine, model, plan_of(model, schedule), condition, noise, on_step, known)
+    return run_steps(engine, model, plan(model, settings), condition, noise, on_step, known)
 
 
 def run_steps(

@@ -10,7 +10,7 @@ from typing import Any
 from far_runtime.engines.base import Array, Engine
 from far_runtime.noise import NoiseSource
 from far_runtime.samplers import far
-from far_runtime.samplers.base import Condition, Known, OnStep, Step
+from far_runtime.samplers.base import Condition, Known, OnStep, Step, each_guided
 from far_runtime.samplers.far import views as views
 from far_runtime.schedule import OFFICIAL_GRID, Schedule, floored
 
@@ -35,7 +35,8 @@ def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedu
 
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """One step for every level of the list; every sample but the last is low-passed."""
-    return far.plan_of({**model, "masked": True}, schedule_of(model, settings), filter_first=True)
+    seen = {**model, "masked": True}
+    return each_guided(lambda one: far.plan_of(seen, schedule_of(model, one), filter_first=True), settings)
 
 
 def sample(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
 from far_runtime.noise import NoiseSource
-from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
+from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step, each_guided
 from far_runtime.samplers.diffuse import diffuse, kept_last, place, place_index, restore_index
 from far_runtime.schedule import DIFFUSION_OPTIONS, OFFICIAL_SOLVER, floored, make_diffusion, settle_diffusion
 
@@ -56,7 +56,12 @@ def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, .
 
 
 def plan_of(settings: Mapping[str, Any], tokens: int, kept: int) -> tuple[Step, ...]:
-    """The iterations over the tokens that are not kept from the start.
+    """The iterations over the tokens that are not kept from the start."""
+    return each_guided(lambda one: _plan(one, tokens, kept), settings)
+
+
+def _plan(settings: Mapping[str, Any], tokens: int, kept: int) -> tuple[Step, ...]:
+    """`plan_of` with one scale for all pictures.
 
     Guidance: 1 + (guidance - 1) (share of the tokens known after the iteration); for the last one the official code
     counts one token as masked still. With fewer free tokens than iterations, every iteration draws one.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from far_runtime.engines.base import Array, Engine, scalar
 from far_runtime.errors import FarError
 from far_runtime.noise import NoiseSource
-from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step
+from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step, each_guided
 from far_runtime.scales import kept_tokens, phi_index, progress, token_ranges
 
 OPTIONS: tuple[str, ...] = ("guidance", "top_k", "top_p", "more_smooth")
@@ -44,6 +44,10 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """One step for every scale. Step.guidance is 1 + guidance * progress: the unconditional half's logits are not
     needed at the first scale, but its keys are."""
+    return each_guided(lambda one: _plan(model, one), settings)
+
+
+def _plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     scales = model["patch_nums"]
     rows = 2 if settings["guidance"] else 1
     steps, past = [], 0
@@ -80,7 +84,8 @@ def sample(
     picture's own embedding takes the place of the drawn one, always at a scale of one token.
     """
     scales, batch = model["patch_nums"], condition.batch
-    copies = 2 if settings["guidance"] else 1
+    steps = plan(model, settings)
+    copies = steps[0].calls[0].rows
     latents = engine.put(np.zeros((batch, scales[-1] ** 2, model["channels"]), np.float32))
     pictures = np.arange(batch)
     alone, repeated = engine.put(pictures), engine.put(np.tile(pictures, copies))
@@ -88,7 +93,7 @@ def sample(
     x, cache = fixed["x"], empty_cache(engine, model, batch * copies)
     ranges = [*token_ranges(scales), (0, 0)]
     embedded = None if known is None else engine.run("tokenize", {"latents": known.latents})["embeddings"]
-    for step in plan(model, settings):
+    for step in steps:
         start, end = ranges[step.index]
         out = engine.run("transformer", {"x": x, "modulation": fixed["modulation"], **cache})
         cache = {name: out[f"next_{name}"] for name in cache}
@@ -97,7 +102,7 @@ def sample(
             "head_modulation": fixed["head_modulation"],
             "picked": engine.put(np.arange(batch if step.guidance == 1 else 2 * batch)),
             "pictures": alone,
-            "guidance": engine.put(scalar(step.guidance)),
+            "guidance": engine.put(step.scales(batch)),
         }
         logits = engine.run("logits", inputs)["logits"]
         drawn = noise.gumbel(step.index, end - start, model["vocabulary"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -61,20 +60,22 @@ OnLevel = Callable[[int, Pixels], None]
 
 @dataclass(eq=False)
 class Ticket:
-    """A picture that is asked for. settings: settled ones. Who loses interest calls `leave`."""
+    """A picture that is asked for. settings: settled ones. kind: what the pictures of one batch have in common. Who
+    loses interest calls `leave`."""
 
     subject: Subject
     seed: int
     settings: dict[str, Any]
+    kind: Hashable
     on_level: OnLevel | None = None
     future: Future[Drawn] = field(default_factory=Future)
     arrived: float = 0.0
     left: bool = False
 
     @property
-    def key(self) -> tuple[str, bool]:
-        """What pictures of one batch have in common: the schedule, and whether their levels are shown."""
-        return json.dumps(self.settings, sort_keys=True), self.on_level is not None
+    def key(self) -> tuple[Hashable, bool]:
+        """What is drawn with what: the kind, and whether levels are shown."""
+        return self.kind, self.on_level is not None
 
     def leave(self) -> None:
         """Give the place in the queue free, or the batch up if nobody else waits for it."""
@@ -202,7 +203,7 @@ class Batcher:
                 batch_size=len(batch),
                 on_progress=on_progress,
                 on_level=on_level if batch[0].on_level else None,
-                **batch[0].settings,
+                **{**batch[0].settings, "guidance": [ticket.settings["guidance"] for ticket in batch]},
             )
         except Exception as error:  # also MemoryError: the thread has to go on
             if len(batch) > 1 and not batch[0].on_level and not isinstance(error, Abandoned):

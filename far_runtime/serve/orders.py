@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 
+from far_runtime.defaults import kind_of
 from far_runtime.errors import FarError
 from far_runtime.pictures import picture_bytes
 from far_runtime.serve.batching import Drawn, Pixels, Ticket
@@ -106,7 +107,8 @@ class Service:
                 return None
             return lambda step, pixels: on_level(index, step, pixels)
 
-        tickets = [Ticket(subject, seed + i, settings, shown(i)) for i in range(wanted.n)]
+        kind = kind_of(model.manifest, settings)
+        tickets = [Ticket(subject, seed + i, settings, kind, shown(i)) for i in range(wanted.n)]
         try:
             model.batcher.submit(tickets)
         except FarError:

@@ -70,7 +70,7 @@ def test_graphs_compute_what_the_modules_do(
         "condition": head,
         "timestep": np.array([333.0], np.float32),
         "coefficients": np.array([1.1, -0.3, -4.0, -5.0, 0.9, 0.2, 1.3, -0.7], np.float32),
-        "guidance": np.array([1.0 if halves == 1 else 2.5], np.float32),
+        "guidance": np.full(batch, 1.0 if halves == 1 else 2.5, np.float32),
         "noise": noise,
         "history": noise - 1,
     }

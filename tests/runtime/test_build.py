@@ -40,7 +40,7 @@ def test_a_graph_has_the_exported_shapes(tiny: Any) -> None:
     (shapes,) = graph_profiles(open_bundle(tiny.bundle), None, 1)["denoise"]
     assert shapes["state"] == ((1, 16, 4), (4, 16, 4), (64, 16, 4))
     assert shapes["condition"] == ((1, 16, 32), (8, 16, 32), (128, 16, 32))
-    assert set(shapes) == {"state", "condition", "noise", "history"}  # the others have no dynamic axis
+    assert set(shapes) == {"state", "condition", "guidance", "noise", "history"}  # the others have no dynamic axis
 
 
 def test_batch_sets_pictures_and_rows_with_and_without_guidance(tiny: Any) -> None:

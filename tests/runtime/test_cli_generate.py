@@ -256,8 +256,8 @@ def test_no_bundle(far: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 99}, "format 99, this far-deploy reads 4; update it with: pip install -U far-deploy"),
-        ({"format": 2}, "format 2 of an earlier far-deploy, this one reads 4; export it again"),
+        ({"format": 99}, "format 99, this far-deploy reads 5; update it with: pip install -U far-deploy"),
+        ({"format": 2}, "format 2 of an earlier far-deploy, this one reads 5; export it again"),
         ({"format": None}, "no format number"),
         ({"system": "far9"}, "system 'far9'"),
         ({"graphs": [{}]}, "incomplete or damaged"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from far_runtime.defaults import plan_of, settings_of
+from far_runtime.defaults import kind_of, plan_of, settings_of
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass
@@ -54,6 +54,39 @@ def test_seeds_and_labels_make_a_difference(any_pipeline: Pipeline) -> None:
 def test_settings_make_a_difference(any_pipeline: Pipeline, changed: dict[str, Any]) -> None:
     usual, other = (any_pipeline.generate([1], [0], **options) for options in ({}, changed))
     assert relative_error(other.latents, usual.latents) > 1e-4
+
+
+@pytest.mark.parametrize("scales", [(3.0, 1.5, 3.0), (1.0, 2.0, 1.0)])
+def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(
+    any_pipeline: Pipeline, scales: tuple[float, ...]
+) -> None:
+    together = any_pipeline.generate([1, 2, 3], [4, 5, 6], guidance=scales)
+    alone = [
+        any_pipeline.generate([label], [seed], guidance=scale)
+        for label, seed, scale in zip([1, 2, 3], [4, 5, 6], scales, strict=True)
+    ]
+    for i, one in enumerate(alone):
+        assert relative_error(together.latents[i], one.latents[0]) < 1e-5
+        assert together.settings[i].sampling == one.settings[0].sampling
+    assert relative_error(any_pipeline.generate([2], [5], guidance=9.0).latents[0], together.latents[1]) > 1e-4
+
+
+def test_a_scale_for_each_picture_or_one_for_all(pipeline: Pipeline) -> None:
+    with pytest.raises(FarError, match="2 scales of guidance for 3 pictures; give one, or one per picture"):
+        pipeline.generate([1, 2, 3], [0, 0, 0], guidance=[1.0, 2.0])
+    with pytest.raises(FarError, match="guidance -1: expected 0 or more"):
+        pipeline.generate([1, 2], [0, 0], guidance=[1.0, -1.0])
+
+
+def test_pictures_of_one_kind_are_guided_at_the_same_steps(pipeline: Pipeline) -> None:
+    manifest = pipeline.bundle.manifest
+
+    def kind(**given: Any) -> str:
+        return kind_of(manifest, settings_of(manifest, given))
+
+    assert kind(guidance=2.0) == kind(guidance=7.0) != kind(guidance=1.0)
+    assert kind(guidance=2.0, guidance_floor=1.6) != kind(guidance=7.0, guidance_floor=1.6)
+    assert kind(guidance=2.0) != kind(guidance=2.0, temperature=0.9)
 
 
 def test_defaults_are_the_manifests(pipeline: Pipeline) -> None:

@@ -74,7 +74,7 @@ def test_a_model_of_text_takes_prompts(client: httpx.Client, tiny: Any) -> None:
 
 
 def test_a_seed_gives_the_same_picture_at_any_load(client: httpx.Client, address: str) -> None:
-    asked = [{"label": i % 10, "seed": i, "steps": 2} for i in range(24)]
+    asked = [{"label": i % 10, "seed": i, "steps": 2, "guidance": 1.5 + i % 3} for i in range(24)]
     alone = [client.post(GENERATE, json=one).json()["data"][0]["b64_json"] for one in asked]
     together: dict[int, str] = {}
 

@@ -89,7 +89,7 @@ def batcher(gated: Gated, told: Told) -> Iterator[Batcher]:
 
 
 def ticket(seed: int, on_level: Any = None, **settings: Any) -> Ticket:
-    return Ticket(Subject(0), seed, settings, on_level)
+    return Ticket(Subject(0), seed, {"guidance": 1.0, **settings}, str(settings), on_level)
 
 
 def begin(batcher: Batcher, gated: Gated, seed: int = 0) -> Ticket:
@@ -109,9 +109,19 @@ def test_what_waits_together_is_drawn_together_where_the_settings_agree(
     gated.let.release(3)
     assert [one.future.result(WAIT).pixels[0, 0, 0] for one in (first, *others)] == [0, 1, 2, 3]
     assert gated.batches == [[0], [1, 3], [2]]
-    assert others[2].future.result().settings.sampling == {"steps": 3}
+    assert others[2].future.result().settings.sampling["steps"] == 3
     assert told.sizes == [1, 2, 1]
     assert (max(told.lengths), told.lengths[-1]) == (3, 0)
+
+
+def test_pictures_of_other_guidance_share_a_batch(batcher: Batcher, gated: Gated) -> None:
+    begin(batcher, gated)
+    others = [Ticket(Subject(0), seed, {"guidance": 1.0 + seed, "steps": 2}, "same") for seed in (1, 2)]
+    batcher.submit(others)
+    gated.let.release(2)
+    drawn = [one.future.result(WAIT) for one in others]
+    assert gated.batches == [[0], [1, 2]]
+    assert drawn[0].settings.sampling == {"guidance": [2.0, 3.0], "steps": 2}
 
 
 def test_no_batch_is_larger_than_the_engine_takes(batcher: Batcher, gated: Gated) -> None:
