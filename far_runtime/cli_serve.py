@@ -38,6 +38,22 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 @click.option("--max-n", type=click.IntRange(1, 64), default=8, show_default=True, help="Pictures of one request.")
 @click.option("--max-prompt", type=click.IntRange(1, 1000), default=500, show_default=True, help="Characters.")
 @click.option(
+    "--max-upload",
+    type=click.IntRange(1, 256),
+    default=16,
+    show_default=True,
+    metavar="MIB",
+    help="Of a request that brings pictures to edit.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1, 64),
+    default=16,
+    show_default=True,
+    metavar="MILLIONS",
+    help="Of such a picture.",
+)
+@click.option(
     "--deadline",
     type=click.FloatRange(min=0, min_open=True),
     default=120.0,
@@ -57,8 +73,8 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 @click.option("--no-check", is_flag=True, help="Do not compare the bundles with their checksums first.")
 def serve(
     bundles: tuple[str, ...], host: str, port: int, keys: Path | None, rate: int | None, max_batch: int,
-    max_wait: float, queue: int, max_n: int, max_prompt: int, deadline: float, grace: float, no_check: bool,
-    **options: Any,
+    max_wait: float, queue: int, max_n: int, max_prompt: int, max_upload: int, max_pixels: int, deadline: float,
+    grace: float, no_check: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Serve pictures from one or more BUNDLEs by OpenAI's images API, at http://HOST:PORT/v1. Requests that wait
     together are drawn together. At / there is a page to draw with; /openapi.json describes the API. With several
@@ -90,7 +106,10 @@ def serve(
             models.append(open_model(called, bundle, chosen, engine_settings, queueing, watcher))
             for line in why:
                 click.echo(line, err=True)
-    limits = Limits(pictures=max_n, prompt=max_prompt, deadline=deadline, grace=grace)
+    limits = Limits(
+        pictures=max_n, prompt=max_prompt, upload=max_upload << 20, pixels=max_pixels * 1_000_000, deadline=deadline,
+        grace=grace,
+    )  # fmt: skip
     service = Service(models, metrics, limits, known, Rate(rate) if rate else None)
     app = create_app(service, LOOPBACK if is_loopback(host) else None)
     config = uvicorn.Config(

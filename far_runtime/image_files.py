@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,20 +35,61 @@ class ImageFile:
         return f"{self.image.width} x {self.image.height}"
 
 
+def open_picture(
+    data: bytes, name: str, option: str, formats: tuple[str, ...] | None = None, most: int = MAX_PIXELS
+) -> Image.Image:
+    """What a file's bytes show, upright, in the mode that it has.
+
+    name: of the file, in errors. formats: those of Pillow's that may be tried (None: all). most: pixels. Raises
+    FarError for what is no picture, damaged or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of harmless oddities, and of a size that is checked here
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                if image.width * image.height > most:
+                    raise Image.DecompressionBombError
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError:
+        raise FarError(f"{name}: more than {most / 1e6:g} million pixels; give {option} a smaller picture") from None
+    except Exception as error:  # Pillow's decoders raise almost anything over a damaged file
+        reason = "no picture of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise FarError(f"{name}: cannot be read as a picture ({reason}); {option} takes a PNG or JPEG, say") from error
+
+
+def as_picture(image: Image.Image) -> Image.Image:
+    """In RGB, on white where it is transparent."""
+    return _opaque(image, _WHITE).convert("RGB")
+
+
+def as_mask(image: Image.Image) -> Image.Image:
+    """In greys, on black where it is transparent."""
+    return _opaque(image, _BLACK).convert("L")
+
+
+def transparent(image: Image.Image) -> Image.Image | None:
+    """A mask in greys, white where the picture is transparent (by half or more); None where it is so nowhere."""
+    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+        return None
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    return Image.fromarray(np.where(alpha < 128, 255, 0).astype(np.uint8)) if (alpha < 128).any() else None
+
+
 def read_picture(path: Path, option: str = "--image") -> ImageFile:
     """A picture in RGB, turned upright as its EXIF says, on white where it is transparent; the first frame of several.
 
     Raises FarError, naming the option, for a file that is missing, no picture, damaged or too large.
     """
-    return _read(path, option, "RGB", _WHITE)
+    return _read(path, option, as_picture)
 
 
 def read_mask(path: Path, option: str = "--mask") -> ImageFile:
     """A mask in greys, turned upright as its EXIF says, on black where it is transparent. Raises as `read_picture`."""
-    return _read(path, option, "L", _BLACK)
+    return _read(path, option, as_mask)
 
 
-def _read(path: Path, option: str, mode: str, paper: tuple[int, int, int, int]) -> ImageFile:
+def _read(path: Path, option: str, shown: Callable[[Image.Image], Image.Image]) -> ImageFile:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -57,22 +99,8 @@ def _read(path: Path, option: str, mode: str, paper: tuple[int, int, int, int]) 
         raise FarError(f"{path}: cannot be read ({error.strerror}); {option} takes a picture file") from error
     if len(data) > MAX_BYTES:
         raise FarError(f"{path}: larger than {MAX_BYTES >> 20} MB; give {option} a smaller picture")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of harmless oddities, and of a size that is checked here
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                image.load()
-                shown = _opaque(ImageOps.exif_transpose(image), paper).convert(mode)
-    except Image.DecompressionBombError:
-        raise FarError(
-            f"{path}: more than {MAX_PIXELS // 1_000_000} million pixels; give {option} a smaller picture"
-        ) from None
-    except Exception as error:  # Pillow's decoders raise almost anything over a damaged file
-        reason = "no picture of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise FarError(f"{path}: cannot be read as a picture ({reason}); {option} takes a PNG or JPEG, say") from error
-    return ImageFile(path, shown, hashlib.sha256(data).hexdigest())
+    image = shown(open_picture(data, str(path), option))
+    return ImageFile(path, image, hashlib.sha256(data).hexdigest())
 
 
 def _opaque(image: Image.Image, paper: tuple[int, int, int, int]) -> Image.Image:

@@ -8,21 +8,23 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from far_runtime import __version__
-from far_runtime.serve.batching import Pixels
+from far_runtime.serve.batching import Edited, Pixels
+from far_runtime.serve.edits import edit_of
 from far_runtime.serve.errors import SAID, handle_errors, only
 from far_runtime.serve.guard import BodyGuard, HostGuard
 from far_runtime.serve.metrics import Measured
-from far_runtime.serve.models import Model
-from far_runtime.serve.orders import Service, answer, base64_file, drawn_in_time, events, until_gone
-from far_runtime.serve.schema import Health, ImageRequest, ImagesAnswer, ModelCard, ModelList
+from far_runtime.serve.models import Model, fields_for_options
+from far_runtime.serve.orders import Order, Service, answer, base64_file, drawn_in_time, events, until_gone
+from far_runtime.serve.schema import EditRequest, Health, ImageRequest, ImagesAnswer, ModelCard, ModelList
 
+EDITS = "/v1/images/edits"
 EVENTS = "text/event-stream"
 STREAM = (
     "Server-sent events: `level` (a Level) for every picture and step of the loop, `picture` (an Image) for every "
@@ -81,7 +83,8 @@ def create_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI
     def refused(reason: str) -> None:
         metrics.rejections.labels(reason).inc()
 
-    app.add_middleware(BodyGuard, most=limits.body, seconds=limits.body_seconds, refused=refused)
+    of = {EDITS: limits.upload}
+    app.add_middleware(BodyGuard, most=limits.body, of=of, seconds=limits.body_seconds, refused=refused)
     if hosts is not None:
         app.add_middleware(HostGuard, hosts=hosts)
     app.add_middleware(Measured, metrics=metrics)
@@ -98,13 +101,32 @@ async def page() -> FileResponse:
 @ROUTES.post("/v1/images/generations", response_model=ImagesAnswer, responses=SAID, tags=["images"])
 async def generations(wanted: ImageRequest, request: Request, service: Served, caller: Caller) -> ImagesAnswer:
     """Draw pictures and send them all together."""
-    made = service.order(wanted, caller)
+    return await sent(service.order(wanted, caller), request, service.limits.deadline)
+
+
+async def sent(made: Order, request: Request, seconds: float) -> ImagesAnswer:
+    """The answer to an order, within so many seconds."""
     try:
-        drawn = await until_gone(request, drawn_in_time(made, service.limits.deadline))
+        drawn = await until_gone(request, drawn_in_time(made, seconds))
     finally:
         made.leave()
-    files = await asyncio.gather(*(base64_file(one.pixels, wanted.output_format, one) for one in drawn))
+    files = await asyncio.gather(*(base64_file(one.pixels, made.request.output_format, one) for one in drawn))
     return answer(made, drawn, files)
+
+
+@ROUTES.post(EDITS, response_model=ImagesAnswer, responses=SAID, tags=["images"])
+async def edits(
+    wanted: Annotated[EditRequest, Form(media_type="multipart/form-data")], request: Request, service: Served,
+    caller: Caller,
+) -> ImagesAnswer:  # fmt: skip
+    """Draw a part of a picture anew, and send the pictures all together."""
+    model, most = service.model(wanted.model), service.limits.pixels
+    model.check_editing()
+    image, mask = await wanted.image.read(), await wanted.mask.read() if wanted.mask else None
+    with fields_for_options():
+        edit = await asyncio.to_thread(edit_of, image, mask, wanted.outpaint, model.manifest.model["image_size"], most)
+    made = service.order(wanted, caller, edit=Edited(edit, wanted.feather))
+    return await sent(made, request, service.limits.deadline)
 
 
 @ROUTES.post(

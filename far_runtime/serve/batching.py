@@ -7,14 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from far_runtime.edit import Edit, compose
 from far_runtime.errors import FarError
-from far_runtime.generation import Progress
+from far_runtime.generation import Generation, OnProgress, Progress
 from far_runtime.pipeline import Pipeline
 from far_runtime.settings import PictureSettings
 from far_runtime.subjects import Subject
@@ -58,24 +59,33 @@ OnLevel = Callable[[int, Pixels], None]
 """Called, on the drawing thread, with a step's number and the picture [H, W, 3] after it."""
 
 
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """What the pictures of a request are drawn into: an edit, and the pixels of its transition (`compose`)."""
+
+    edit: Edit
+    feather: int
+
+
 @dataclass(eq=False)
 class Ticket:
-    """A picture that is asked for. settings: settled ones. kind: what the pictures of one batch have in common. Who
-    loses interest calls `leave`."""
+    """A picture that is asked for. settings: settled ones. kind: what the pictures of one batch have in common. edited:
+    what it is drawn into. Who loses interest calls `leave`."""
 
     subject: Subject
     seed: int
     settings: dict[str, Any]
     kind: Hashable
     on_level: OnLevel | None = None
+    edited: Edited | None = None
     future: Future[Drawn] = field(default_factory=Future)
     arrived: float = 0.0
     left: bool = False
 
     @property
-    def key(self) -> tuple[Hashable, bool]:
-        """What is drawn with what: the kind, and whether levels are shown."""
-        return self.kind, self.on_level is not None
+    def key(self) -> tuple[Hashable, bool, Edited | None]:
+        """What is drawn with what: the kind, whether levels are shown, and an edit's pictures with one another."""
+        return self.kind, self.on_level is not None, self.edited
 
     def leave(self) -> None:
         """Give the place in the queue free, or the batch up if nobody else waits for it."""
@@ -197,14 +207,7 @@ class Batcher:
                     ticket.on_level(step, image)
 
         try:
-            made = self.pipeline.generate(
-                [ticket.subject for ticket in batch],
-                [ticket.seed for ticket in batch],
-                batch_size=len(batch),
-                on_progress=on_progress,
-                on_level=on_level if batch[0].on_level else None,
-                **{**batch[0].settings, "guidance": [ticket.settings["guidance"] for ticket in batch]},
-            )
+            made = self._made(batch, on_progress, on_level if batch[0].on_level else None)
         except Exception as error:  # also MemoryError: the thread has to go on
             if len(batch) > 1 and not batch[0].on_level and not isinstance(error, Abandoned):
                 for ticket in batch:  # the fault may be of one picture
@@ -222,6 +225,28 @@ class Batcher:
             waited = started - ticket.arrived
             drawn = Drawn(made.images[i], made.settings[i], waited, took, stages, made.warnings)
             ticket.future.set_result(drawn)
+
+    def _made(
+        self,
+        batch: Sequence[Ticket],
+        on_progress: OnProgress,
+        on_level: Callable[[int, Pixels], None] | None,
+    ) -> Generation:
+        """A batch's pictures, drawn."""
+        subjects, seeds = [ticket.subject for ticket in batch], [ticket.seed for ticket in batch]
+        settings = {**batch[0].settings, "guidance": [ticket.settings["guidance"] for ticket in batch]}
+        into = batch[0].edited
+        if into is None:
+            return self.pipeline.generate(
+                subjects, seeds, batch_size=len(batch), on_progress=on_progress, on_level=on_level, **settings
+            )
+        edit, source = into.edit, {**into.edit.source, "feather": str(into.feather)}
+        made = self.pipeline.edit(
+            subjects, seeds, edit.image, edit.keep, edited=source, batch_size=len(batch), on_progress=on_progress,
+            **settings,
+        )  # fmt: skip
+        notes = (*edit.notes, *made.warnings)
+        return replace(made, images=compose(made.images, edit, into.feather), warnings=notes)
 
     def _drop_left(self) -> None:
         before = len(self._waiting)

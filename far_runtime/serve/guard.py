@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -15,25 +15,29 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class BodyGuard:
-    """Reads a request's body before the application sees it: at most `most` bytes (else 413) within `seconds` (else
-    408), so that neither a large body nor a slow one takes a place. refused: told of the reason."""
+    """Reads a request's body before the application sees it: at most `most` bytes (else 413), or those that `of` has
+    for its path, within `seconds` (else 408), so that neither a large body nor a slow one takes a place. refused: told
+    of the reason."""
 
-    def __init__(self, app: App, most: int, seconds: float, refused: Callable[[str], None]) -> None:
-        self.app, self.most, self.seconds, self.refused = app, most, seconds, refused
+    def __init__(
+        self, app: App, most: int, of: Mapping[str, int], seconds: float, refused: Callable[[str], None]
+    ) -> None:
+        self.app, self.most, self.of, self.seconds, self.refused = app, most, of, seconds, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
+        most = self.of.get(scope["path"], self.most)
         try:
-            body = await asyncio.wait_for(self._body(scope, receive), self.seconds)
+            body = await asyncio.wait_for(self._body(scope, receive, most), self.seconds)
         except asyncio.TimeoutError:
             self.refused("slow_body")
             await refuse(send, 408, "slow_body", f"the body did not come within {self.seconds:g} s; send it faster")
             return
         if body is None:
             self.refused("large_body")
-            await refuse(send, 413, "large_body", f"the body has more than {self.most} bytes; send less")
+            await refuse(send, 413, "large_body", f"the body has more than {most} bytes; send less")
             return
         given = False
 
@@ -46,10 +50,10 @@ class BodyGuard:
 
         await self.app(scope, replay, send)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _body(self, scope: Scope, receive: Receive, most: int) -> bytes | None:
         """The whole body; None where it is too large. What came before a client left is what came."""
         said = dict(scope["headers"]).get(b"content-length", b"0")
-        if not said.isdigit() or int(said) > self.most:
+        if not said.isdigit() or int(said) > most:
             return None
         parts, size, more = [], 0, True
         while more:
@@ -59,7 +63,7 @@ class BodyGuard:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             more = message.get("more_body", False)
-            if size > self.most:
+            if size > most:
                 return None
         return b"".join(parts)
 

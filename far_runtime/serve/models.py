@@ -19,7 +19,7 @@ from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
 from far_runtime.presets import preset_names, preset_of
 from far_runtime.serve.batching import Batcher, Watcher
-from far_runtime.subjects import Subject, resolve_subjects, takes_text
+from far_runtime.subjects import Subject, null_subject, resolve_subjects, takes_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -53,8 +53,11 @@ class Model:
         side = self.manifest.model["image_size"]
         return f"{side}x{side}"
 
-    def subject(self, prompt: str | None, label: int | str | None, negative: str) -> Subject:
-        """What is to be drawn; FarError where it cannot be. A model of labels takes a prompt for a class's name."""
+    def subject(self, prompt: str | None, label: int | str | None, negative: str, anything: bool = False) -> Subject:
+        """What is to be drawn; FarError where it cannot be. A model of labels takes a prompt for a class's name.
+        anything: whether nothing may be asked for, as in an edit."""
+        if anything and label is None and not prompt:
+            return null_subject(self.manifest, negative)
         if takes_text(self.manifest):
             if label is not None:
                 raise FarError(f"label {label!r}: {self.name} draws from text; give a prompt")
@@ -68,6 +71,16 @@ class Model:
             raise FarError(f"negative: {self.name} draws from class labels; leave it out")
         with fields_for_options():
             return resolve_subjects(self.manifest, labels=[wanted])[0]
+
+    def check_editing(self) -> None:
+        """FarError where it cannot edit."""
+        if not self.edits:
+            raise FarError(f"{self.name}: its bundle has no encode stage, so it cannot edit; export it with one")
+
+    @property
+    def edits(self) -> bool:
+        """Whether it can draw into pictures."""
+        return any(graph.stage == "encode" for graph in self.manifest.graphs)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All sampling settings; FarError for those that cannot be."""
@@ -94,6 +107,7 @@ class Model:
             "engine": self.batcher.pipeline.engine.name,
             "precision": manifest.precision,
             "bundle": manifest.id,
+            "editing": self.edits,
             "largest_batch": self.batcher.largest,
         }
 

@@ -16,12 +16,13 @@ from fastapi import HTTPException, Request
 from far_runtime.defaults import kind_of
 from far_runtime.errors import FarError
 from far_runtime.pictures import picture_bytes
-from far_runtime.serve.batching import Drawn, Pixels, Ticket
+from far_runtime.serve.batching import Drawn, Edited, Pixels, Ticket
 from far_runtime.serve.errors import LOG, Failed, Late, Unknown, error_of
 from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model
 from far_runtime.serve.schema import ErrorBody, Image, ImageRequest, ImagesAnswer, Level, Timings
+from far_runtime.subjects import is_null
 
 SEED_BITS = 53
 """Of a random seed, so that it is exact as a number in JavaScript."""
@@ -32,12 +33,15 @@ OnLevel = Callable[[int, int, Pixels], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for. pictures: of one request. prompt: characters. body: bytes. deadline: seconds until a
-    picture has to be drawn. body_seconds: until a body has to be there. grace: seconds to finish in after SIGTERM."""
+    """What a client may ask for. pictures: of one request. prompt: characters. body: bytes; upload: of a request with
+    files; pixels: of each of these. deadline: seconds until a picture has to be drawn. body_seconds: until a body has
+    to be there. grace: seconds to finish in after SIGTERM."""
 
     pictures: int = 8
     prompt: int = 500
     body: int = 1 << 20
+    upload: int = 16 << 20
+    pixels: int = 16_000_000
     deadline: float = 120.0
     body_seconds: float = 20.0
     grace: float = 60.0
@@ -86,7 +90,9 @@ class Service:
             raise HTTPException(401, "no key, or an unknown one; send Authorization: Bearer KEY")
         return number
 
-    def order(self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None) -> Order:
+    def order(
+        self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None, edit: Edited | None = None
+    ) -> Order:
         """Check a request and queue its pictures. FarError where it cannot be, HTTPException 429 where it may not."""
         model, limits = self.model(wanted.model), self.limits
         if wanted.n > limits.pictures:
@@ -95,7 +101,9 @@ class Service:
             raise FarError(f"a prompt of more than {limits.prompt} characters; shorten it")
         if wanted.size not in (None, "auto", model.size):
             raise FarError(f"size {wanted.size!r}: {model.name} draws {model.size}; leave it out")
-        subject = model.subject(wanted.prompt, wanted.label, wanted.negative)
+        subject = model.subject(wanted.prompt, wanted.label, wanted.negative, anything=edit is not None)
+        if edit and wanted.guidance is not None and is_null(model.manifest, subject):
+            raise FarError("guidance leads towards a prompt or label; give one, or leave it out")
         settings = model.settings(wanted.sampling())
         seed = secrets.randbits(SEED_BITS) if wanted.seed is None else wanted.seed
         if seed + wanted.n > 2**64:
@@ -108,7 +116,7 @@ class Service:
             return lambda step, pixels: on_level(index, step, pixels)
 
         kind = kind_of(model.manifest, settings)
-        tickets = [Ticket(subject, seed + i, settings, kind, shown(i)) for i in range(wanted.n)]
+        tickets = [Ticket(subject, seed + i, settings, kind, shown(i), edit) for i in range(wanted.n)]
         try:
             model.batcher.submit(tickets)
         except FarError:

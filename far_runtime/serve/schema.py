@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from far_runtime.cli_sampling import SAMPLING
@@ -52,6 +53,23 @@ class ImageRequest(BaseModel):
     def sampling(self) -> dict[str, Any]:
         """The sampling settings that were given, by name."""
         return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+
+
+class EditRequest(ImageRequest):
+    """An edit that is asked for, as a form with files. What is drawn anew: where the mask, or without one the picture
+    itself, is transparent; where a mask without any transparency is white; or the margins of `outpaint`."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+    image: UploadFile = Field(description="The picture: PNG, JPEG or WebP, of any size.")
+    mask: UploadFile | None = Field(None, description="As large as the picture.")
+    prompt: Annotated[str, Field(max_length=MOST_PROMPT)] | None = Field(
+        None, description="What the new part shows. Nothing: the picture alone says what to draw."
+    )
+    outpaint: Text | None = Field(None, description="In place of a mask: pixels to add by side, as left=16,top=8.")
+    feather: int = Field(1, ge=0, le=64, description="Pixels of transition, inside of what is drawn anew.")
+    levels: Text | None = Field(None, description=SAMPLING["levels"]["help"])
+    steps: Text | None = Field(None, description=SAMPLING["steps"]["help"])
 
 
 class Image(BaseModel):
