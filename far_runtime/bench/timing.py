@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
-from far_runtime.engines.base import Array, Engine
+from far_runtime.engines.base import Array, DrawingEngine, Engine, Make, draw
 
 COPIES = "copies"
 """Under this name stands what `put` and `get` take."""
@@ -52,3 +52,23 @@ class TimedEngine:
         self._wait()
         self.seconds.setdefault(name, []).append(self._clock() - started)
         return result
+
+
+class SampledEngine(TimedEngine):
+    """A timed engine of those that have their own way with whole generations: of `every` generations the first is timed
+    stage by stage, and the others are left to the engine, which may capture them."""
+
+    def __init__(self, engine: Engine, every: int = 16, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(engine, clock)
+        self._every, self._count = every, 0
+
+    def draw(self, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
+        turn, self._count = self._count, (self._count + 1) % self._every
+        if turn:
+            return draw(self._engine, key, make)
+        return {name: self.get(array).copy() for name, array in make(self).items()}
+
+
+def timed(engine: Engine) -> TimedEngine:
+    """An engine with its times, and without losing what it does with whole generations."""
+    return SampledEngine(engine) if isinstance(engine, DrawingEngine) else TimedEngine(engine)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bench.timing import TimedEngine
+from far_runtime.bench.timing import timed
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.defaults import plan_of, sampler_of, settings_of
 from far_runtime.engines import open_engine
@@ -131,10 +131,10 @@ def open_model(
     name: str, bundle: Bundle, engine: str, options: EngineOptions, queueing: Queueing, watcher: Watcher | None = None
 ) -> Model:
     """A bundle with its engine, ready to draw; FarError for an engine that cannot be had."""
-    timed = TimedEngine(open_engine(bundle, engine, options))
-    pipeline = Pipeline(bundle, timed, options.threads)
+    measured = timed(open_engine(bundle, engine, options))
+    pipeline = Pipeline(bundle, measured, options.threads)
     largest = min(queueing.largest, largest_batch(bundle.manifest))
-    batcher = Batcher(pipeline, largest, queueing.patience, queueing.room, timed.seconds, watcher)
+    batcher = Batcher(pipeline, largest, queueing.patience, queueing.room, measured.seconds, watcher)
     return Model(name, bundle, batcher, int(time.time()))
 
 
