@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from safetensors.torch import load_file
 
 from far_models.checkpoint import load_checkpoint
 from far_runtime.errors import FarError
@@ -90,6 +91,22 @@ def test_two_processes_have_the_losses_of_one(
     assert load_checkpoint(tmp_path / "two" / "far.safetensors", expect="far").classes == ("ant", "bee", "cat")
     run_train("far", *run, "--steps", 6, "--accumulate", 2)
     np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(
+    latents: Path, vae_run: Path, tiny_sizes: dict[str, list[str]], tmp_path: Path
+) -> None:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    data = ("--data", latents, "--vae", vae_run / "vae.safetensors", "--input-noise", 0.3, *tiny_sizes["far"])
+    for name, *steps in (("whole", 4), ("parts", 2, 4)):
+        for count in steps:
+            resume = ("--resume",) if count > steps[0] else ()
+            done = launched(launcher, "far", *data, "-o", tmp_path / name, "--steps", count, *resume)
+            assert done.returncode == 0, done.stdout + done.stderr
+    whole, parts = (load_file(tmp_path / name / "far.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole | parts)
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
 
 
 @pytest.mark.slow
