@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from far_runtime.cli_engine import best_unless, engine_options, take_engines
 from far_runtime.errors import FarError
 
 PATH = click.Path(path_type=Path)
+STALLED = 30.0
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -133,10 +135,14 @@ def serve(
     server.run([listening])
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address; FarError where there can be none."""
+def listen(host: str, port: int, stalled: float = STALLED) -> socket.socket:
+    """A socket at an address; FarError where there can be none. stalled: seconds after which Linux hangs up on a client
+    that takes nothing of what waits to be sent to it."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if sys.platform == "linux":  # connections have it from the socket that they come in at
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * stalled))
+        return made
     except OSError as error:
         raise FarError(
             f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port or --host"

@@ -1,10 +1,14 @@
-"""The two errors that users see: one line each, no traceback."""
+"""The errors that users see: one line each, no traceback."""
 
 from __future__ import annotations
 
 
 class FarError(Exception):
     """Bad input or surroundings: what was wrong, what was expected, what mends it; the command exits with 2."""
+
+
+class NotFinite(FarError):
+    """Numbers that ran out of range while a picture was drawn."""
 
 
 class CheckFailed(FarError):

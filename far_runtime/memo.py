@@ -27,7 +27,7 @@ class Memo:
             return found
         made = np.array(make())
         made.setflags(write=False)
-        if made.nbytes <= self.limit:
+        if made.nbytes <= self.limit and np.isfinite(made).all():  # what failed once need not fail again
             self._kept[key] = made
             self.size += made.nbytes
         while self.size > self.limit:

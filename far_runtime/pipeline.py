@@ -16,7 +16,7 @@ from far_runtime.bundle import Bundle, Manifest, open_bundle
 from far_runtime.defaults import check_system, kind_of, option, plan_of, sampler_of, settings_of, together, unguided
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions, draw
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, NotFinite
 from far_runtime.generation import Generation, OnLevel, OnProgress, joined, reporter
 from far_runtime.noise import SeedNoise
 from far_runtime.once import LIMIT, Once
@@ -318,7 +318,7 @@ class Pipeline:
         images, latents = arrays["images"], arrays["latents"]
         if not np.isfinite(latents).all():
             used = ", ".join(f"{option(name)} {value}" for name, value in settings.items())
-            raise FarError(
+            raise NotFinite(
                 f"the latents are not finite with {used}; try less --guidance, or far verify to see where it begins"
             )
         made = Generation(images, latents, pictures, warnings=(*cut, *warnings))

@@ -30,6 +30,8 @@ STREAM = (
     "Server-sent events: `level` (a Level) for every picture and step of the loop, `picture` (an Image) for every "
     "finished one, then `done` (Timings), or `error` (an ErrorBody)."
 )
+MOST_LEVELS = 64
+"""Levels of a stream that wait to be sent; a client that reads too slowly for them misses the oldest."""
 PAGE = Path(__file__).with_name("page")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -138,10 +140,15 @@ async def edits(
 async def stream(wanted: ImageRequest, service: Served, caller: Caller) -> StreamingResponse:
     """Draw pictures and send every level as it is computed."""
     loop = asyncio.get_running_loop()
-    levels: asyncio.Queue[tuple[int, int, Pixels]] = asyncio.Queue()
+    levels: asyncio.Queue[tuple[int, int, Pixels]] = asyncio.Queue(MOST_LEVELS)
+
+    def put(level: tuple[int, int, Pixels]) -> None:
+        if levels.full():
+            levels.get_nowait()
+        levels.put_nowait(level)
 
     def on_level(index: int, step: int, pixels: Pixels) -> None:
-        loop.call_soon_threadsafe(levels.put_nowait, (index, step, pixels.copy()))
+        loop.call_soon_threadsafe(put, (index, step, pixels.copy()))
 
     made = service.order(wanted, caller, on_level)
     return StreamingResponse(events(made, levels, service.limits.deadline), media_type=EVENTS, headers=UNBUFFERED)

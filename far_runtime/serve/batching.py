@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.edit import Edit, compose
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, NotFinite
 from far_runtime.generation import Generation, OnProgress, Progress
 from far_runtime.pipeline import Pipeline
 from far_runtime.settings import PictureSettings
 from far_runtime.subjects import Subject
 
+LOG = logging.getLogger("far_runtime.serve")
 Pixels = NDArray[np.uint8]
 
 
@@ -36,6 +38,20 @@ class Closed(FarError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; try again in a moment, or at another one")
+
+
+class Failed(FarError):
+    """A picture that could not be drawn; why is for the server's log alone."""
+
+    def __init__(self, message: str = "the server failed at this request; its log says why") -> None:
+        super().__init__(message)
+
+
+class OutOfRange(Failed):
+    """A picture whose latents are not finite."""
+
+    def __init__(self) -> None:
+        super().__init__("the picture's numbers ran out of range; try less guidance, or another preset")
 
 
 class Abandoned(Exception):
@@ -70,7 +86,7 @@ class Edited:
 @dataclass(eq=False)
 class Ticket:
     """A picture that is asked for. settings: settled ones. kind: what the pictures of one batch have in common. edited:
-    what it is drawn into. Who loses interest calls `leave`."""
+    what it is drawn into. shown: the last step that `on_level` was told of. Who loses interest calls `leave`."""
 
     subject: Subject
     seed: int
@@ -81,6 +97,7 @@ class Ticket:
     future: Future[Drawn] = field(default_factory=Future)
     arrived: float = 0.0
     left: bool = False
+    shown: int = -1
 
     @property
     def key(self) -> tuple[Hashable, bool, Edited | None]:
@@ -203,18 +220,23 @@ class Batcher:
 
         def on_level(step: int, images: Pixels) -> None:
             for ticket, image in zip(batch, images, strict=True):
-                if ticket.on_level and not ticket.left:
+                if ticket.on_level and not ticket.left and step > ticket.shown:  # which it was before a batch failed
                     ticket.on_level(step, image)
+                    ticket.shown = step
 
         try:
             made = self._made(batch, on_progress, on_level if batch[0].on_level else None)
+        except Abandoned:
+            for ticket in batch:
+                _fail(ticket, CancelledError())
+            return
         except Exception as error:  # also MemoryError: the thread has to go on
-            if len(batch) > 1 and not batch[0].on_level and not isinstance(error, Abandoned):
+            if len(batch) > 1:
                 for ticket in batch:  # the fault may be of one picture
                     self._draw([ticket])
                 return
-            for ticket in batch:
-                _fail(ticket, CancelledError() if isinstance(error, Abandoned) else error)
+            LOG.error("the picture of seed %d was not drawn", batch[0].seed, exc_info=error)
+            _fail(batch[0], OutOfRange() if isinstance(error, NotFinite) else Failed())
             return
         took = self._clock() - started
         self._pace = took / len(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -12,11 +11,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from far_runtime.errors import FarError
-from far_runtime.serve.batching import Closed, QueueFull
+from far_runtime.serve.batching import LOG, Closed, Failed, OutOfRange, QueueFull
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.schema import ErrorBody
-
-LOG = logging.getLogger("far_runtime.serve")
 
 
 class Late(FarError):
@@ -27,16 +24,10 @@ class Unknown(FarError):
     """No such model."""
 
 
-class Failed(FarError):
-    """The engine failed; what at is for the server's log alone."""
-
-    def __init__(self) -> None:
-        super().__init__("the server failed at this request; its log says why")
-
-
 STATUS: dict[type[FarError], tuple[int, str, str]] = {
     QueueFull: (429, "rate_limit_error", "queue_full"),
     Closed: (503, "server_error", "closing"),
+    OutOfRange: (500, "server_error", "out_of_range"),
     Failed: (500, "server_error", "internal_error"),
     Late: (504, "server_error", "deadline"),
     Unknown: (404, "invalid_request_error", "model_not_found"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from far_runtime.serve.guard import App, Message, Receive, Scope, Send
 
@@ -14,10 +14,12 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """One server's counters. The histogram of a stage counts its calls, one for each step of the loop."""
+    """One server's counters, and on Linux its process's memory, CPU seconds and open files. The histogram of a stage
+    counts its calls, one for each step of the loop."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         one = ("model",)
         self.stages = Histogram(
             "far_stage_seconds", "Seconds of a stage's call", ("model", "stage"), buckets=SECONDS, registry=registry

@@ -17,7 +17,7 @@ from far_runtime.defaults import kind_of
 from far_runtime.errors import FarError
 from far_runtime.pictures import picture_bytes
 from far_runtime.serve.batching import Drawn, Edited, Pixels, Ticket
-from far_runtime.serve.errors import LOG, Failed, Late, Unknown, error_of
+from far_runtime.serve.errors import Late, Unknown, error_of
 from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model
@@ -138,17 +138,18 @@ class Service:
 
 
 async def drawn_in_time(made: Order, seconds: float) -> list[Drawn]:
-    """All pictures of an order; Late where that takes too long, Failed where the engine fails."""
-    waiting = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in made.tickets))
+    """All pictures of an order; Late where that takes too long, Failed where one could not be drawn."""
+    futures = [asyncio.wrap_future(ticket.future) for ticket in made.tickets]
     try:
-        return list(await asyncio.wait_for(waiting, seconds))
-    except asyncio.TimeoutError as error:
-        raise Late(f"not drawn within {seconds:g} s; ask for fewer pictures or steps, or later") from error
-    except FarError:
-        raise
-    except Exception as error:  # handled here, so that the connection stays open
-        LOG.error("the engine failed", exc_info=error)
-        raise Failed from error
+        done, waiting = await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        if errors := [error for future in done if (error := future.exception())]:
+            raise errors[0]
+        if waiting:
+            raise Late(f"not drawn within {seconds:g} s; ask for fewer pictures or steps, or later")
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 async def until_gone(request: Request, work: Any) -> list[Drawn]:
@@ -173,6 +174,7 @@ async def events(made: Order, levels: asyncio.Queue[tuple[int, int, Pixels]], se
     """The events of an order's stream; the order is left when the client goes."""
     names, kind = made.model.steps(made.settings), made.request.output_format
     work = asyncio.ensure_future(drawn_in_time(made, seconds))
+    reading: asyncio.Future[tuple[int, int, Pixels]] | None = None
     try:
         while not (work.done() and levels.empty()):
             reading = asyncio.ensure_future(levels.get())
@@ -194,6 +196,8 @@ async def events(made: Order, levels: asyncio.Queue[tuple[int, int, Pixels]], se
         yield event("error", ErrorBody.model_validate(body).model_dump_json())
     finally:
         work.cancel()
+        if reading is not None:
+            reading.cancel()
         made.leave()
 
 

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from far_runtime.cli_sampling import SAMPLING
 
-MOST_PROMPT, MOST_PICTURES, MOST_SEED = 1000, 64, 2**64 - 1
+MOST_PROMPT, MOST_PICTURES, MOST_SEED, MOST_SCALE = 1000, 64, 2**64 - 1, 100
 """Limits that the schema knows; a server's own may be lower."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=0, le=MOST_SCALE, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=200)]
 Numbers = Annotated[list[int], Field(max_length=1024)]
 
@@ -42,10 +43,10 @@ class ImageRequest(BaseModel):
     steps: int | Numbers | Text | None = Field(None, description=SAMPLING["steps"]["help"])
     solver: Text | None = Field(None, description=SAMPLING["solver"]["help"])
     start: int | None = Field(None, description=SAMPLING["start"]["help"])
-    guidance: Finite | None = Field(None, description=SAMPLING["guidance"]["help"])
-    guidance_floor: Finite | None = Field(None, description=SAMPLING["guidance_floor"]["help"])
+    guidance: Scale | None = Field(None, description=SAMPLING["guidance"]["help"])
+    guidance_floor: Scale | None = Field(None, description=SAMPLING["guidance_floor"]["help"])
     guidance_schedule: Text | None = Field(None, description=SAMPLING["guidance_schedule"]["help"])
-    temperature: Finite | None = Field(None, description=SAMPLING["temperature"]["help"])
+    temperature: Scale | None = Field(None, description=SAMPLING["temperature"]["help"])
     top_k: int | None = Field(None, description=SAMPLING["top_k"]["help"])
     top_p: Finite | None = Field(None, description=SAMPLING["top_p"]["help"])
     more_smooth: bool | None = Field(None, description=SAMPLING["more_smooth"]["help"])

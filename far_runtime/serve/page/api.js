@@ -17,24 +17,34 @@ async function answerOf(response) {
   throw new ApiError(response.status, response.status === 429 && wait ? `${message} (in ${wait} s)` : message);
 }
 
+// What a request or a reader promises; where the connection fails, an error that says what to look for.
+async function reached(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error instanceof TypeError) throw new ApiError(0, "the connection broke off; is the server still there?");
+    throw error;
+  }
+}
+
 function headersOf(key) {
   return key ? { authorization: `Bearer ${key}` } : {};
 }
 
 export async function models(key) {
-  return (await (await answerOf(await fetch("v1/models", { headers: headersOf(key) }))).json()).data;
+  return (await (await answerOf(await reached(fetch("v1/models", { headers: headersOf(key) })))).json()).data;
 }
 
 // Calls handlers[event](data) for every event of a stream; an `error` event is thrown.
 export async function stream(request, key, signal, handlers) {
   const headers = { ...headersOf(key), "content-type": "application/json" };
   const response = await answerOf(
-    await fetch("v1/generate/stream", { method: "POST", headers, signal, body: JSON.stringify(request) }),
+    await reached(fetch("v1/generate/stream", { method: "POST", headers, signal, body: JSON.stringify(request) })),
   );
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "", ended = false;
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reached(reader.read());
     if (done) break;
     text += value;
     for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {
@@ -44,7 +54,7 @@ export async function stream(request, key, signal, handlers) {
       handlers[name]?.(data);
     }
   }
-  if (!ended) throw new ApiError(0, "the stream broke off; is the server still there?");
+  if (!ended) throw new ApiError(0, "the stream broke off before its end; try again");
 }
 
 function parsed(block) {

@@ -24,7 +24,9 @@ export function remember(entry) {
 }
 
 export function forget() {
-  localStorage.removeItem(KEY);
+  try {
+    localStorage.removeItem(KEY);
+  } catch { /* a browser that keeps nothing */ }
 }
 
 function quoted(text) {

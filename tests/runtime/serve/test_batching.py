@@ -12,7 +12,7 @@ import pytest
 
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation
-from far_runtime.serve.batching import Batcher, Closed, QueueFull, Ticket
+from far_runtime.serve.batching import Batcher, Closed, Failed, QueueFull, Ticket
 from far_runtime.serve.keys import Rate
 from far_runtime.settings import PictureSettings
 from far_runtime.subjects import Subject
@@ -189,9 +189,23 @@ def test_a_picture_that_fails_takes_no_other_with_it(batcher: Batcher, gated: Ga
     gated.let.release(10)
     assert tickets[0].future.result(WAIT).pixels.max() == 1
     assert tickets[2].future.result(WAIT).pixels.max() == 3
-    with pytest.raises(FarError, match="poisoned"):
+    with pytest.raises(Failed, match="its log says why"):
         tickets[1].future.result(WAIT)
     assert batcher.alive
+
+
+def test_levels_that_were_seen_before_a_batch_failed_are_not_sent_twice(batcher: Batcher, gated: Gated) -> None:
+    begin(batcher, gated)
+    gated.poison = 4
+    seen: list[tuple[int, int]] = []
+    tickets = [ticket(seed, lambda step, pixels, seed=seed: seen.append((seed, step))) for seed in (4, 6)]
+    batcher.submit(tickets)
+    gated.let.release(10)
+    assert tickets[1].future.result(WAIT).pixels.max() == 6
+    with pytest.raises(Failed):
+        tickets[0].future.result(WAIT)
+    assert gated.batches == [[0], [4, 6], [4], [6]]
+    assert seen == [(4, 0), (6, 0), (4, 1), (6, 1)]
 
 
 def test_levels_come_to_those_who_asked(batcher: Batcher, gated: Gated) -> None:
