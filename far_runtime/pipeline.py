@@ -149,6 +149,7 @@ class Pipeline:
         batch_size: int = DEFAULT_BATCH,
         on_progress: OnProgress | None = None,
         save_levels: bool = False,
+        on_level: OnLevel | None = None,
         **sampling: Any,
     ) -> Generation:
         """Draw pictures that keep part of an image: its latents stand where every pixel of their cell is kept.
@@ -167,7 +168,7 @@ class Pipeline:
         pictures = self._pictures(
             wanted, SeedNoise([int(seed) for seed in seeds]).seeds, settings, batch_size, dict(edited or {})
         )
-        return self._draw(pictures, batch_size, on_progress, save_levels, self._known(image, keep))
+        return self._draw(pictures, batch_size, on_progress, save_levels, self._known(image, keep), on_level)
 
     def like(
         self, picture: PictureSettings, on_progress: OnProgress | None = None, save_levels: bool = False

@@ -15,14 +15,23 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from far_runtime import __version__
-from far_runtime.serve.batching import Edited, Pixels
+from far_runtime.serve.batching import Edited
 from far_runtime.serve.edits import edit_of
 from far_runtime.serve.errors import SAID, handle_errors, only
 from far_runtime.serve.guard import BodyGuard, HostGuard
 from far_runtime.serve.metrics import Measured
 from far_runtime.serve.models import Model, fields_for_options
-from far_runtime.serve.orders import Order, Service, answer, base64_file, drawn_in_time, events, until_gone
-from far_runtime.serve.schema import EditRequest, Health, ImageRequest, ImagesAnswer, ModelCard, ModelList
+from far_runtime.serve.orders import Order, Service, answer, base64_file, drawn_in_time, until_gone
+from far_runtime.serve.schema import (
+    EditRequest,
+    GenerationRequest,
+    Health,
+    ImageRequest,
+    ImagesAnswer,
+    ModelCard,
+    ModelList,
+)
+from far_runtime.serve.streams import events, openai_events, watched, watched_alone
 
 EDITS = "/v1/images/edits"
 EVENTS = "text/event-stream"
@@ -30,8 +39,13 @@ STREAM = (
     "Server-sent events: `level` (a Level) for every picture and step of the loop, `picture` (an Image) for every "
     "finished one, then `done` (Timings), or `error` (an ErrorBody)."
 )
-MOST_LEVELS = 64
-"""Levels of a stream that wait to be sent; a client that reads too slowly for them misses the oldest."""
+STREAMED = (
+    "The pictures; with `stream`, server-sent events: up to `partial_images` times `image_generation.partial_image` (a "
+    "PartialImage; of an edit `image_edit.partial_image`), then `image_generation.completed` (a Completed), or `error`."
+)
+PICTURES: dict[int | str, dict[str, Any]] = {
+    **SAID, 200: {"content": {EVENTS: {"schema": {"type": "string"}}}, "description": STREAMED}
+}  # fmt: skip
 PAGE = Path(__file__).with_name("page")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -100,9 +114,13 @@ async def page() -> FileResponse:
     return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
 
-@ROUTES.post("/v1/images/generations", response_model=ImagesAnswer, responses=SAID, tags=["images"])
-async def generations(wanted: ImageRequest, request: Request, service: Served, caller: Caller) -> ImagesAnswer:
-    """Draw pictures and send them all together."""
+@ROUTES.post("/v1/images/generations", response_model=ImagesAnswer, responses=PICTURES, tags=["images"])
+async def generations(
+    wanted: GenerationRequest, request: Request, service: Served, caller: Caller
+) -> ImagesAnswer | StreamingResponse:
+    """Draw pictures and send them all together, or one as a stream."""
+    if wanted.stream:
+        return streamed(openai_events(watched_alone(service, wanted, caller), "image_generation"))
     return await sent(service.order(wanted, caller), request, service.limits.deadline)
 
 
@@ -116,19 +134,21 @@ async def sent(made: Order, request: Request, seconds: float) -> ImagesAnswer:
     return answer(made, drawn, files)
 
 
-@ROUTES.post(EDITS, response_model=ImagesAnswer, responses=SAID, tags=["images"])
+@ROUTES.post(EDITS, response_model=ImagesAnswer, responses=PICTURES, tags=["images"])
 async def edits(
     wanted: Annotated[EditRequest, Form(media_type="multipart/form-data")], request: Request, service: Served,
     caller: Caller,
-) -> ImagesAnswer:  # fmt: skip
-    """Draw a part of a picture anew, and send the pictures all together."""
+) -> ImagesAnswer | StreamingResponse:  # fmt: skip
+    """Draw a part of a picture anew, and send the pictures all together, or one as a stream."""
     model, most = service.model(wanted.model), service.limits.pixels
     model.check_editing()
     image, mask = await wanted.image.read(), await wanted.mask.read() if wanted.mask else None
     with fields_for_options():
         edit = await asyncio.to_thread(edit_of, image, mask, wanted.outpaint, model.manifest.model["image_size"], most)
-    made = service.order(wanted, caller, edit=Edited(edit, wanted.feather))
-    return await sent(made, request, service.limits.deadline)
+    into = Edited(edit, wanted.feather)
+    if wanted.stream:
+        return streamed(openai_events(watched_alone(service, wanted, caller, into), "image_edit"))
+    return await sent(service.order(wanted, caller, edited=into), request, service.limits.deadline)
 
 
 @ROUTES.post(
@@ -139,19 +159,12 @@ async def edits(
 )
 async def stream(wanted: ImageRequest, service: Served, caller: Caller) -> StreamingResponse:
     """Draw pictures and send every level as it is computed."""
-    loop = asyncio.get_running_loop()
-    levels: asyncio.Queue[tuple[int, int, Pixels]] = asyncio.Queue(MOST_LEVELS)
+    return streamed(events(watched(service, wanted, caller)))
 
-    def put(level: tuple[int, int, Pixels]) -> None:
-        if levels.full():
-            levels.get_nowait()
-        levels.put_nowait(level)
 
-    def on_level(index: int, step: int, pixels: Pixels) -> None:
-        loop.call_soon_threadsafe(put, (index, step, pixels.copy()))
-
-    made = service.order(wanted, caller, on_level)
-    return StreamingResponse(events(made, levels, service.limits.deadline), media_type=EVENTS, headers=UNBUFFERED)
+def streamed(found: AsyncIterator[str]) -> StreamingResponse:
+    """Events as an answer."""
+    return StreamingResponse(found, media_type=EVENTS, headers=UNBUFFERED)
 
 
 @ROUTES.get("/v1/models", response_model=ModelList, responses=only(401), tags=["models"])

@@ -263,9 +263,14 @@ class Batcher:
                 subjects, seeds, batch_size=len(batch), on_progress=on_progress, on_level=on_level, **settings
             )
         edit, source = into.edit, {**into.edit.source, "feather": str(into.feather)}
+
+        def shown(step: int, images: Pixels) -> None:
+            if on_level:
+                on_level(step, compose(images, edit, into.feather))
+
         made = self.pipeline.edit(
             subjects, seeds, edit.image, edit.keep, edited=source, batch_size=len(batch), on_progress=on_progress,
-            **settings,
+            on_level=shown if on_level else None, **settings,
         )  # fmt: skip
         notes = (*edit.notes, *made.warnings)
         return replace(made, images=compose(made.images, edit, into.feather), warnings=notes)

@@ -7,7 +7,7 @@ import base64
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,11 @@ from far_runtime.defaults import kind_of
 from far_runtime.errors import FarError
 from far_runtime.pictures import picture_bytes
 from far_runtime.serve.batching import Drawn, Edited, Pixels, Ticket
-from far_runtime.serve.errors import Late, Unknown, error_of
+from far_runtime.serve.errors import Late, Unknown
 from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model
-from far_runtime.serve.schema import ErrorBody, Image, ImageRequest, ImagesAnswer, Level, Timings
+from far_runtime.serve.schema import Image, ImageRequest, ImagesAnswer, Timings
 from far_runtime.subjects import is_null
 
 SEED_BITS = 53
@@ -91,7 +91,7 @@ class Service:
         return number
 
     def order(
-        self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None, edit: Edited | None = None
+        self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None, edited: Edited | None = None
     ) -> Order:
         """Check a request and queue its pictures. FarError where it cannot be, HTTPException 429 where it may not."""
         model, limits = self.model(wanted.model), self.limits
@@ -101,8 +101,8 @@ class Service:
             raise FarError(f"a prompt of more than {limits.prompt} characters; shorten it")
         if wanted.size not in (None, "auto", model.size):
             raise FarError(f"size {wanted.size!r}: {model.name} draws {model.size}; leave it out")
-        subject = model.subject(wanted.prompt, wanted.label, wanted.negative, anything=edit is not None)
-        if edit and wanted.guidance is not None and is_null(model.manifest, subject):
+        subject = model.subject(wanted.prompt, wanted.label, wanted.negative, anything=edited is not None)
+        if edited and wanted.guidance is not None and is_null(model.manifest, subject):
             raise FarError("guidance leads towards a prompt or label; give one, or leave it out")
         settings = model.settings(wanted.sampling())
         seed = secrets.randbits(SEED_BITS) if wanted.seed is None else wanted.seed
@@ -116,7 +116,7 @@ class Service:
             return lambda step, pixels: on_level(index, step, pixels)
 
         kind = kind_of(model.manifest, settings)
-        tickets = [Ticket(subject, seed + i, settings, kind, shown(i), edit) for i in range(wanted.n)]
+        tickets = [Ticket(subject, seed + i, settings, kind, shown(i), edited) for i in range(wanted.n)]
         try:
             model.batcher.submit(tickets)
         except FarError:
@@ -168,42 +168,6 @@ async def until_gone(request: Request, work: Any) -> list[Drawn]:
     finally:
         task.cancel()
         leaving.cancel()
-
-
-async def events(made: Order, levels: asyncio.Queue[tuple[int, int, Pixels]], seconds: float) -> AsyncIterator[str]:
-    """The events of an order's stream; the order is left when the client goes."""
-    names, kind = made.model.steps(made.settings), made.request.output_format
-    work = asyncio.ensure_future(drawn_in_time(made, seconds))
-    reading: asyncio.Future[tuple[int, int, Pixels]] | None = None
-    try:
-        while not (work.done() and levels.empty()):
-            reading = asyncio.ensure_future(levels.get())
-            await asyncio.wait({work, reading}, return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                reading.cancel()
-                continue
-            index, step, pixels = reading.result()
-            file = await base64_file(pixels, kind)
-            level = Level(index=index, step=step, steps=len(names), name=names[step], b64_json=file)
-            yield event("level", level.model_dump_json())
-        drawn = await work
-        for i, one in enumerate(drawn):
-            picture = picture_of(made, i, one, await base64_file(one.pixels, kind, one))
-            yield event("picture", picture.model_dump_json())
-        yield event("done", timings(drawn).model_dump_json())
-    except Exception as error:
-        _, body, _ = error_of(error)
-        yield event("error", ErrorBody.model_validate(body).model_dump_json())
-    finally:
-        work.cancel()
-        if reading is not None:
-            reading.cancel()
-        made.leave()
-
-
-def event(name: str, data: str) -> str:
-    """A server-sent event; data is one line."""
-    return f"event: {name}\ndata: {data}\n\n"
 
 
 async def base64_file(pixels: Pixels, kind: str, drawn: Drawn | None = None) -> str:

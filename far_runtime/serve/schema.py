@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from far_runtime.cli_sampling import SAMPLING
 
@@ -56,7 +57,20 @@ class ImageRequest(BaseModel):
         return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
 
 
-class EditRequest(ImageRequest):
+class GenerationRequest(ImageRequest):
+    """A request of OpenAI's routes, which may be answered by a stream of OpenAI's events."""
+
+    stream: bool = Field(False, description="Answer with server-sent events, of one picture.")
+    partial_images: int = Field(0, ge=0, le=3, description="So many pictures on the way, in a stream.")
+
+    @model_validator(mode="after")
+    def _partial_images_are_streamed(self) -> Self:
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images come in a stream; send stream true beside them")
+        return self
+
+
+class EditRequest(GenerationRequest):
     """An edit that is asked for, as a form with files. What is drawn anew: where the mask, or without one the picture
     itself, is transparent; where a mask without any transparency is white; or the margins of `outpaint`."""
 
@@ -109,6 +123,30 @@ class Level(BaseModel):
     steps: int
     name: str
     b64_json: str
+
+
+class PartialImage(BaseModel):
+    """A picture on its way, event `image_generation.partial_image` or `image_edit.partial_image`."""
+
+    type: str
+    b64_json: str
+    partial_image_index: int
+    created_at: int
+    size: str
+    output_format: str
+    quality: Literal["auto"] = "auto"
+    background: Literal["opaque"] = "opaque"
+
+
+class Completed(Image):
+    """The finished picture, event `image_generation.completed` or `image_edit.completed`."""
+
+    type: str
+    created_at: int
+    size: str
+    output_format: str
+    quality: Literal["auto"] = "auto"
+    background: Literal["opaque"] = "opaque"
 
 
 class ModelCard(BaseModel):

@@ -23,6 +23,7 @@ from far_runtime.pipeline import Pipeline
 from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.models import Model, Queueing
 from far_runtime.serve.orders import Limits
+from far_runtime.serve.streams import chosen_steps
 
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
 
@@ -113,6 +114,42 @@ def test_the_stream_sends_every_level_and_then_the_same_picture(client: httpx.Cl
     done = found[-1][1]
     assert {"transformer", "denoise", "decode"} <= done["stages"].keys()
     assert 0 < sum(done["stages"].values()) <= done["drawing"]
+
+
+def test_openais_client_streams_a_picture_as_it_sharpens(
+    client: httpx.Client, address: str, pipeline: Pipeline
+) -> None:
+    asked: dict[str, Any] = {"seed": 5, "steps": 2, "levels": [0, 1, 2, 3]}
+    expected = pipeline.generate([2], [5], steps="2", levels=[0, 1, 2, 3], save_levels=True)
+    assert expected.level_images is not None
+    made = openai.OpenAI(base_url=f"{address}/v1", api_key="none").images
+    events = list(made.generate(prompt="2", stream=True, partial_images=2, size="16x16", extra_body=asked))
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    for event, step in zip(events, (0, 1, 3), strict=True):
+        assert (pixels_of(event.b64_json) == expected.level_images[0, step]).all()
+        assert (event.size, event.output_format, event.quality) == ("16x16", "png", "auto")
+    assert [event.partial_image_index for event in events[:2]] == [0, 1]  # type: ignore[union-attr]
+    (only,) = made.generate(prompt="2", stream=True, extra_body=asked)
+    assert (pixels_of(only.b64_json) == expected.images[0]).all()
+    with pytest.raises(openai.BadRequestError, match="n 2: a stream of this route has one picture"):
+        made.generate(prompt="2", n=2, stream=True)
+    assert "send stream true" in error_of(client.post(GENERATE, json={"label": 0, "partial_images": 1}))["message"]
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1, 3), (2, 3), (4, 2), (8, 1), (8, 3), (10, 3), (64, 3)])
+def test_partial_images_are_spread_over_the_steps_before_the_last(steps: int, count: int) -> None:
+    chosen = sorted(chosen_steps(steps, count))
+    assert len(chosen) == min(count, steps - 1)
+    assert all(0 <= step < steps - 1 for step in chosen)
+    gaps = np.diff([-1, *chosen, steps - 1])
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_a_stream_of_openais_ends_with_the_error(serve: Any, tiny: Any) -> None:
+    with serve(tiny.bundle, limits=Limits(deadline=1e-6)) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+        with pytest.raises(openai.APIError, match="not drawn within"):
+            list(client.images.generate(prompt="2", stream=True, partial_images=1))
 
 
 def test_without_a_seed_pictures_differ_and_tell_theirs(client: httpx.Client) -> None:

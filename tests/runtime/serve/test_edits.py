@@ -100,6 +100,19 @@ def test_what_is_drawn_anew_is_told_in_four_ways(
     assert (found[~change] == edit.image[~change]).all()
 
 
+def test_an_edit_streams_its_levels_into_the_picture(address: str) -> None:
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+    files: dict[str, Any] = {"image": ("a.png", file_of(PICTURE)), "mask": ("m.png", CLEAR)}
+    asked = {"seed": 7, "steps": "2"}
+    events = list(client.images.edit(**files, prompt="3", stream=True, partial_images=1, extra_body=asked))
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+    (whole,) = client.images.edit(**files, prompt="3", extra_body=asked).data or []
+    assert events[1].b64_json == whole.b64_json
+    for event in events:
+        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))))
+        assert (found[~CHANGE] == PICTURE[~CHANGE]).all()
+
+
 def test_nothing_of_the_file_goes_on_but_its_pixels(client: httpx.Client) -> None:
     exif = Image.Exif()
     exif[0x010E] = "secret words"

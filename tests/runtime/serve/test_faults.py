@@ -25,7 +25,8 @@ import uvicorn
 from far_runtime.bundle import open_bundle
 from far_runtime.cli_serve import listen
 from far_runtime.engines.base import EngineOptions
-from far_runtime.serve import app as serve_app
+from far_runtime.serve import streams
+from far_runtime.serve.app import create_app
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model, Queueing, open_model
 from far_runtime.serve.orders import Limits, Service
@@ -197,9 +198,9 @@ def test_numbers_out_of_range_are_a_fault_of_the_server_and_speak_of_no_option(
 
 def test_a_client_that_reads_slowly_misses_levels_but_no_picture(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen levels, of which four may wait while nothing is read."""
-    monkeypatch.setattr(serve_app, "MOST_LEVELS", 4)
+    monkeypatch.setattr(streams, "MOST_LEVELS", 4)
     model = open_model("tiny", open_bundle(tiny.bundle), "onnxruntime", EngineOptions(threads=1), Queueing())
-    app = serve_app.create_app(Service([model], Metrics(), Limits()))
+    app = create_app(Service([model], Metrics(), Limits()))
     body = json.dumps({**DRAWN, "n": 4}).encode()
     ends: list[asyncio.Event] = []
     sent = b""
@@ -246,7 +247,7 @@ def test_a_client_that_reads_slowly_misses_levels_but_no_picture(tiny: Any, monk
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux hangs up by itself")
 def test_a_client_that_reads_nothing_is_hung_up_on(tiny: Any) -> None:
     model = open_model("tiny", open_bundle(tiny.bundle), "onnxruntime", EngineOptions(threads=1), Queueing())
-    app = serve_app.create_app(Service([model], Metrics(), Limits()))
+    app = create_app(Service([model], Metrics(), Limits()))
     listening = listen("127.0.0.1", 0, stalled=0.5)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

@@ -1,0 +1,146 @@
+"""Streams of server-sent events: pictures on their way, in this API's own form and in OpenAI's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from far_runtime.errors import FarError
+from far_runtime.serve.batching import Drawn, Edited, Pixels
+from far_runtime.serve.errors import error_of
+from far_runtime.serve.orders import Order, Service, base64_file, drawn_in_time, picture_of, timings
+from far_runtime.serve.schema import Completed, ErrorBody, GenerationRequest, ImageRequest, Level, PartialImage
+
+MOST_LEVELS = 64
+"""Levels of a stream that wait to be sent; a client that reads too slowly for them misses the oldest."""
+
+Shown = tuple[int, int, Pixels]
+"""Which of the pictures, the number of the step, the picture after it."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An order whose levels are sent as they come, within so many seconds."""
+
+    made: Order
+    levels: asyncio.Queue[Shown]
+    seconds: float
+
+
+def watched(service: Service, wanted: ImageRequest, caller: object, edited: Edited | None = None) -> Watched:
+    """Order pictures and their levels; raises as `Service.order`."""
+    loop = asyncio.get_running_loop()
+    levels: asyncio.Queue[Shown] = asyncio.Queue(MOST_LEVELS)
+
+    def put(level: Shown) -> None:
+        if levels.full():
+            levels.get_nowait()
+        levels.put_nowait(level)
+
+    def on_level(index: int, step: int, pixels: Pixels) -> None:
+        loop.call_soon_threadsafe(put, (index, step, pixels.copy()))
+
+    made = service.order(wanted, caller, on_level, edited)
+    return Watched(made, levels, service.limits.deadline)
+
+
+def watched_alone(service: Service, wanted: GenerationRequest, caller: object, edited: Edited | None = None) -> Watched:
+    """The same for OpenAI's events, which do not tell pictures apart; FarError for several."""
+    if wanted.n > 1:
+        raise FarError(f"n {wanted.n}: a stream of this route has one picture; use n 1, or /v1/generate/stream")
+    if wanted.partial_images:
+        return watched(service, wanted, caller, edited)
+    return Watched(service.order(wanted, caller, edited=edited), asyncio.Queue(1), service.limits.deadline)
+
+
+async def events(stream: Watched) -> AsyncIterator[str]:
+    """`level` for every picture and step, `picture` for each finished one, `done`; or `error`."""
+    made = stream.made
+    names, kind = made.model.steps(made.settings), made.request.output_format
+    try:
+        async with aclosing(_progress(stream)) as progress:
+            async for shown in progress:
+                if isinstance(shown, tuple):
+                    index, step, pixels = shown
+                    file = await base64_file(pixels, kind)
+                    level = Level(index=index, step=step, steps=len(names), name=names[step], b64_json=file)
+                    yield event("level", level.model_dump_json())
+                    continue
+                for i, one in enumerate(shown):
+                    picture = picture_of(made, i, one, await base64_file(one.pixels, kind, one))
+                    yield event("picture", picture.model_dump_json())
+                yield event("done", timings(shown).model_dump_json())
+    except Exception as error:
+        yield failed(error)
+
+
+async def openai_events(stream: Watched, what: str) -> AsyncIterator[str]:
+    """The events of OpenAI's API: `what`.partial_image for some of the steps, `what`.completed; or `error`."""
+    made = stream.made
+    kind, size = made.request.output_format, made.model.size
+    steps = sorted(chosen_steps(len(made.model.steps(made.settings)), getattr(made.request, "partial_images", 0)))
+
+    def sent(shown: Shown | list[Drawn], file: str) -> PartialImage | Completed:
+        now = int(time.time())
+        if isinstance(shown, list):
+            picture = picture_of(made, 0, shown[0], file).model_dump()
+            return Completed(type=f"{what}.completed", created_at=now, size=size, output_format=kind, **picture)
+        return PartialImage(
+            type=f"{what}.partial_image", partial_image_index=steps.index(shown[1]), b64_json=file, created_at=now,
+            size=size, output_format=kind,
+        )  # fmt: skip
+
+    try:
+        async with aclosing(_progress(stream)) as progress:
+            async for shown in progress:
+                if isinstance(shown, list):
+                    file = await base64_file(shown[0].pixels, kind, shown[0])
+                elif shown[1] in steps:
+                    file = await base64_file(shown[2], kind)
+                else:
+                    continue
+                body = sent(shown, file)
+                yield event(body.type, body.model_dump_json())
+    except Exception as error:
+        yield failed(error)
+
+
+def chosen_steps(steps: int, count: int) -> Collection[int]:
+    """At most `count` of a loop's steps, evenly spread and without the last, which ends with the finished picture."""
+    places = ((i + 1) * steps // (count + 1) - 1 for i in range(count))
+    return {step for step in places if 0 <= step < steps - 1}
+
+
+def event(name: str, data: str) -> str:
+    """A server-sent event; data is one line."""
+    return f"event: {name}\ndata: {data}\n\n"
+
+
+def failed(error: Exception) -> str:
+    """The event of an error."""
+    _, body, _ = error_of(error)
+    return event("error", ErrorBody.model_validate(body).model_dump_json())
+
+
+async def _progress(stream: Watched) -> AsyncGenerator[Shown | list[Drawn], None]:
+    """The levels as they come and at last all pictures; the order is left when the client goes."""
+    levels = stream.levels
+    work = asyncio.ensure_future(drawn_in_time(stream.made, stream.seconds))
+    reading: asyncio.Future[Shown] | None = None
+    try:
+        while not (work.done() and levels.empty()):
+            reading = asyncio.ensure_future(levels.get())
+            await asyncio.wait({work, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                yield reading.result()
+            else:
+                reading.cancel()
+        yield await work
+    finally:
+        work.cancel()
+        if reading is not None:
+            reading.cancel()
+        stream.made.leave()
