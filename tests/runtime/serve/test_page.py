@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 ZOO = ROOT / "models" / "zoo" / "far-emoji"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "serve"]
 WAIT = 120_000
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
@@ -22,14 +27,33 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def server(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """far-emoji, drawn with one diffusion step at each level unless the page asks for more."""
     from far_export.export import export_bundle
 
-    bundle = tmp_path_factory.mktemp("page") / "far-emoji"
-    export_bundle(ZOO / "far.safetensors", ZOO / "vae.safetensors", bundle, defaults={"steps": "1"}, editing=False)
+    made = tmp_path_factory.mktemp("page") / "far-emoji"
+    export_bundle(ZOO / "far.safetensors", ZOO / "vae.safetensors", made, defaults={"steps": "1"}, editing=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(serve: Any, bundle: Path) -> Iterator[str]:
     with serve(bundle) as address:
         yield address
+
+
+@contextlib.contextmanager
+def own_server(bundle: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that serves a bundle, and its address; it is killed at the end, if it was not before."""
+    command = [*COMMAND, str(bundle), "--port", str(port), "--engine", "onnxruntime", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.match(r"serving far-emoji at (http://\S+) ", process.stdout.readline())
+            assert found
+            yield process, found[1]
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +173,56 @@ def test_an_error_says_what_to_do(page: Any) -> None:
     page.locator("#error:not(:empty)").wait_for()
     assert "no class of that name" in page.locator("#error").inner_text()
     assert page.locator("#draw").is_enabled()
+
+
+def test_it_draws_where_the_browser_has_no_room_for_the_history(page: Any) -> None:
+    page.evaluate(
+        """() => {
+            let text = "x".repeat(1 << 20), key = 0;
+            while (text.length) {
+                try { localStorage.setItem(`filler ${key++}`, text); } catch { text = text.slice(text.length / 2 + 1); }
+            }
+        }"""
+    )
+    page.fill("#label", "ghost")
+    page.fill("#seed", "4")
+    page.click("#draw")
+    page.locator(".legend").wait_for()
+    assert page.locator("article h3").inner_text() == "ghost, seed 4"
+    assert page.locator("#error").inner_text() == ""
+    assert page.locator("#history li").count() == 0
+    page.evaluate("() => localStorage.clear()")
+    page.click("#draw")
+    page.locator("#history li").wait_for()  # there is room again
+
+
+def test_a_server_that_is_killed_in_the_middle_of_a_picture_is_told_and_another_draws(
+    browser: Any, bundle: Path
+) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(WAIT)
+    with own_server(bundle, 0) as (process, address):
+        page.goto(f"{address}/")
+        page.locator("#about:not(:empty)").wait_for()
+        page.fill("#label", "robot")
+        page.fill("#seed", "6")
+        page.select_option("#preset", "official")
+        page.click("#draw")
+        page.locator(".strip figcaption").first.wait_for()
+        process.kill()
+        page.locator("#error:not(:empty)").wait_for()
+        assert "is the server still there?" in page.locator("#error").inner_text()
+        assert "is the server still there?" in page.locator("article").inner_text()
+        assert page.locator("#draw").is_enabled()
+        assert page.locator("#history li").count() == 0
+        page.click("#draw")  # nobody is there
+        page.locator("#error:not(:empty)").wait_for()
+    with own_server(bundle, int(address.rpartition(":")[2])):
+        page.select_option("#preset", "")
+        page.click("#draw")
+        page.locator(".legend").wait_for()
+        assert page.locator("#error").inner_text() == ""
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

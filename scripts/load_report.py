@@ -1,0 +1,122 @@
+"""What a load test tells: numbers as JSON, and the same as lines."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from load_clients import REFUSED
+from load_run import Result
+
+SHARES = (50, 95, 99)
+DIFFERENCE = 1
+"""Of 255: what the batch's size may change of a picture, by the engine's rounding."""
+PARTS = 10
+MB = 1e6
+
+Reported = tuple[dict[str, Any], list[str], bool]
+"""Numbers, lines, and whether something failed."""
+
+
+def machine() -> dict[str, Any]:
+    """Cores, and processes that ran or waited over 1, 5 and 15 minutes (where the system tells)."""
+    return {"cores": os.cpu_count(), "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None}
+
+
+def report(made: Result) -> Reported:
+    """Of one run."""
+    numbers = numbers_of(made)
+    seconds, errors, memory = numbers["seconds"], numbers["errors"], numbers["memory"]
+    lines = [
+        f"{numbers['requests']} requests in {seconds:.1f} s, {numbers['pictures']} pictures: "
+        f"{numbers['requests'] / seconds:.2f} requests/s, {numbers['pictures'] / seconds:.2f} pictures/s",
+        f"refused with 429: {numbers['refused']}; errors: "
+        + (", ".join(f"{what}: {count}" for what, count in errors.items()) or "none"),
+        "",
+        f"{'seconds':26}{'n':>8}" + "".join(f"{f'p{share}':>9}" for share in SHARES) + f"{'largest':>9}",
+    ]
+    for name, of in numbers["latencies"].items():
+        if of["n"]:
+            shown = "".join(f"{of[key]:9.3f}" for key in (*(f"p{share}" for share in SHARES), "largest"))
+            lines.append(f"{name:26}{of['n']:8}{shown}")
+    sizes = ", ".join(f"{size}: {count}" for size, count in numbers["batches"].items())
+    parts = " ".join(f"{part:.0f}" for part in memory["parts"])
+    lines += [
+        "",
+        f"batches of up to so many pictures: {sizes}",
+        f"server: {memory['ready']:.0f} MB when ready, {memory['warm']:.0f} warm, {memory['end']:.0f} at the end, "
+        f"{memory['largest']:.0f} at most; by tenths of the run {parts}",
+        f"server: {numbers['cores']:.2f} cores busy; {numbers['files'][0]:.0f} files and connections open when warm, "
+        f"{numbers['files'][1]:.0f} at the end",
+    ]
+    if made.differences:
+        lines.append(
+            f"{len(made.differences)} of the pictures drawn again alone: largest difference "
+            f"{max(made.differences)} of 255"
+        )
+    return numbers, lines, bool(errors) or max(made.differences, default=0) > DIFFERENCE
+
+
+def comparison(turns: Sequence[tuple[Result, Result]]) -> Reported:
+    """Of two servers in turn: pictures a second with batches and one by one, and their ratio."""
+    rates = [[sum(one.pictures for one in made.outcomes) / made.seconds for made in turn] for turn in turns]
+    ratios = [together / alone for together, alone in rates]
+    lines = [f"{'round':8}{'batched':>12}{'one by one':>12}{'ratio':>8}    pictures a second"]
+    for i, ((together, alone), ratio) in enumerate(zip(rates, ratios, strict=True)):
+        lines.append(f"{i + 1:<8}{together:12.2f}{alone:12.2f}{ratio:8.2f}")
+    lines.append(
+        f"batching draws {statistics.median(ratios):.2f} times as many (median; {min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    numbers = [[numbers_of(made) for made in turn] for turn in turns]
+    for i, name in enumerate(("batched", "one by one")):
+        p = statistics.median(turn[i]["latencies"]["whole answer"]["p50"] for turn in numbers)
+        lines.append(f"{name}: p50 of the whole answer {p:.3f} s")
+    failed = any(each["errors"] for turn in numbers for each in turn)
+    return {"ratio": statistics.median(ratios), "ratios": ratios, "rounds": numbers}, lines, failed
+
+
+def numbers_of(made: Result) -> dict[str, Any]:
+    """A run in numbers; memory in MB."""
+    right = [one for one in made.outcomes if not one.error]
+    wrong = Counter(one.error for one in made.outcomes if one.error)
+    latencies = {
+        "whole answer": [one.seconds for one in right],
+        "plain requests": [one.seconds for one in right if not one.stream],
+        "streams": [one.seconds for one in right if one.stream],
+        "first level of a stream": [one.first for one in right if one.first is not None],
+    }
+    batches = {
+        size: int(count - made.warm.batches.get(size, 0))
+        for size, count in made.after.batches.items()
+        if count > made.warm.batches.get(size, 0)
+    }
+    parts = [float(np.mean(part)) / MB for part in np.array_split(made.memory, PARTS) if len(part)]
+    memory = {"ready": made.before.memory / MB, "warm": made.warm.memory / MB, "end": made.after.memory / MB}
+    return {
+        "requests": len(made.outcomes),
+        "pictures": sum(one.pictures for one in made.outcomes),
+        "seconds": made.seconds,
+        "refused": sum(count for what, count in wrong.items() if what.startswith(REFUSED)),
+        "errors": {what: count for what, count in wrong.items() if not what.startswith(REFUSED)},
+        "latencies": {name: spread(of) for name, of in latencies.items()},
+        "batches": batches,
+        "memory": {**memory, "largest": max(made.memory, default=0.0) / MB, "parts": parts},
+        "cores": (made.after.cpu - made.warm.cpu) / made.seconds,
+        "files": [made.warm.files, made.after.files],
+        "differences": made.differences,
+        "server": asdict(made.after),
+    }
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """How many, and percentiles."""
+    if not seconds:
+        return {"n": 0}
+    shares = {f"p{share}": float(np.percentile(seconds, share)) for share in SHARES}
+    return {"n": len(seconds), **shares, "largest": max(seconds)}

@@ -1,0 +1,118 @@
+"""Malformed requests by Schemathesis: the server bears some hundreds, and what is wrong with one would be found."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.importorskip("schemathesis", reason="schemathesis is not installed (extra dev, Python 3.11)")
+
+from far_runtime.serve.schema import ErrorBody, ErrorDetail
+from fuzz_server import check_end, fuzz, stream_errors
+from serve_process import serving
+
+
+def test_malformed_requests_are_refused_as_the_document_says(tiny: Any) -> None:
+    with serving(tiny.bundle, ["--engine", "onnxruntime", "--threads", "1", "--no-check"]) as address:
+        found = fuzz(address, 120, seed=1)
+        check_end(address, found)
+    assert found.requests == 120
+    assert found.failures == {}
+    posts = [statuses for route, statuses in found.statuses.items() if route.startswith("POST")]
+    assert len(posts) == 3
+    for statuses in posts:
+        assert statuses["negative 400"] > 5
+    assert sum(count for statuses in posts for what, count in statuses.items() if what.startswith("positive")) > 10
+
+
+class Careless(BaseHTTPRequestHandler):
+    """A server that says in its document that n is 1 to 4, and does not look."""
+
+    document: ClassVar[dict[str, Any]] = {
+        "openapi": "3.1.0",
+        "info": {"title": "careless", "version": "1"},
+        "paths": {
+            "/draw": {
+                "post": {
+                    "requestBody": {
+                        "required": True,
+                        "content": {
+                            "application/json": {
+                                "schema": {
+                                    "type": "object",
+                                    "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 4}},
+                                    "required": ["n"],
+                                }
+                            }
+                        },
+                    },
+                    "responses": {
+                        "200": {
+                            "description": "drawn",
+                            "content": {"application/json": {"schema": {"type": "object", "required": ["data"]}}},
+                        }
+                    },
+                }
+            }
+        },
+    }
+
+    def do_GET(self) -> None:
+        answer = json.dumps(self.document).encode() if self.path == "/openapi.json" else b""
+        self.reply(200, answer)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if b"{" not in body:
+            self.reply(500, b'{"data": []}')
+        else:
+            self.reply(200, b"{}" if len(body) % 2 else b'{"data": []}')
+
+    def reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+def test_a_server_that_does_not_do_as_it_says_is_found_out() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Careless) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            found = fuzz(f"http://127.0.0.1:{server.server_address[1]}", 60, seed=0)
+        finally:
+            server.shutdown()
+            thread.join()
+    what = " ".join(found.failures)
+    for title in ("Server error", "Response violates schema", "Schema-violating request accepted"):
+        assert title in what
+    assert found.requests == 60
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("event: level\ndata: {}\n\n", "validation error"),
+        ("event: hello\ndata: {}\n\n", "hello"),
+        ("event: done", "Invalid JSON"),
+    ],
+)
+def test_a_stream_that_is_none_is_found_out(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        stream_errors(text)
+
+
+def test_faults_of_the_server_in_a_stream_are_found() -> None:
+    body = ErrorBody(error=ErrorDetail(message="no", type="server_error", param=None, code="internal_error"))
+    assert stream_errors(f"event: error\ndata: {body.model_dump_json()}\n\n") == ["internal_error"]
+    body.error.type = "invalid_request_error"
+    assert stream_errors(f"event: error\ndata: {json.dumps(body.model_dump())}\n\n") == []
