@@ -2,38 +2,43 @@
 
     python scripts/fuzz_server.py BUNDLE [--requests 10000] [--seed 0] [--json FILE] [-- OPTIONS OF far serve]
 
-Three requests of four break the document's rules (kinds, bounds, missing and unknown fields), one keeps them. Every
-answer has to be one that the document describes, in status, content type, headers and body; none may be a fault of the
-server (5xx, or such an event in a stream); what breaks the rules may not be drawn. At the end the server has to be
-alive, draw a picture, and hold no more memory than a third above what it held once it was warm. A small BUNDLE lets
-the valid requests cost little. Exits with 1 where anything of that fails. Only a server that it starts itself, on this
-machine, is a target; the same seed asks the same.
+Half of the requests break the document's rules (kinds, bounds, missing and unknown fields), a quarter keeps them, and
+another asks besides for what is there, so that much of it is drawn. Every answer has to be one that the document
+describes, in status, content type, headers and body; none may be a fault of the server (5xx, or such an event in a
+stream); what breaks the rules may not be drawn. At the end the server has to be alive, draw a picture, and hold at
+most a third more memory than after a tenth of the requests. A small BUNDLE lets those that are drawn cost little.
+Exits with 1 where anything of that fails. Only a server that it starts itself, on this machine, is a target; the same
+seed asks the same.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import dataclasses
+import io
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 import hypothesis
+import PIL.Image
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase
 from hypothesis.errors import HypothesisException
-from pydantic import BaseModel
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import Failure, FailureGroup
 
+from far_runtime.cli_sampling import SAMPLING
 from far_runtime.errors import FarError
 from far_runtime.files import check_file, whole_file
-from far_runtime.serve.schema import ErrorBody, Image, Level, Timings
+from far_runtime.serve.schema import ErrorBody
+from far_runtime.serve.streams import OWN, openais
 from serve_process import Seen, serving
 
 CHECKED = (
@@ -44,22 +49,27 @@ CHECKED = (
     "response_schema_conformance",
     "negative_data_rejection",
 )
-BROKEN, RIGHT = schemathesis.GenerationMode.NEGATIVE, schemathesis.GenerationMode.POSITIVE
-MODES = (BROKEN, RIGHT, BROKEN, BROKEN)
-EVENTS: dict[str, type[BaseModel]] = {"level": Level, "picture": Image, "done": Timings, "error": ErrorBody}
-ROUND = 50
-"""Requests of one route and mode in a row, each such round with a seed of its own."""
+BROKEN, RIGHT, LIKELY = "broken", "right", "likely"
+"""LIKELY: right, and about what is there: the served model, a class of it, settings that its system has."""
+MODES = (BROKEN, RIGHT, BROKEN, LIKELY)
+EVENTS = {**OWN, **openais("image_generation"), **openais("image_edit")}
+LAST = ("done", "error", "image_generation.completed", "image_edit.completed")
+ROW = 20
+"""Requests of one route and mode in a row, each such row with a seed of its own."""
 WAIT = 120.0
-GROWTH = 4 / 3
+MOST_EVENTS = 10_000
+GROWTH, TENTHS = 4 / 3, 10
+MOST = 8
+"""Pictures of a request, unless `far serve --max-n` says otherwise."""
 
 
 @dataclass
 class Found:
     """What came of the requests: by route, by mode and status; failures by what was wrong, with how often and the
-    first request that shows it; seconds of the slowest; resident bytes when warm and at the end."""
+    first request that shows it; seconds of the slowest; resident bytes after every tenth."""
 
     seed: int
-    statuses: dict[str, collections.Counter[str]] = field(default_factory=dict)
+    statuses: dict[str, dict[str, int]] = field(default_factory=dict)
     failures: dict[str, tuple[int, str]] = field(default_factory=dict)
     slowest: float = 0.0
     seconds: float = 0.0
@@ -74,71 +84,89 @@ class Found:
         self.failures[what] = count + 1, first
 
 
-def fuzz(address: str, count: int, seed: int) -> Found:
-    """Send `count` requests to the server at an address."""
-    config = schemathesis.Config(seed=seed)
+def fuzz(address: str, count: int, seed: int, about: Mapping[str, Any] | None = None, row: int = ROW) -> Found:
+    """Send `count` requests to the server at an address. about: what /v1/models says of its model; without it, none are
+    LIKELY."""
+    config = schemathesis.Config.from_dict({"seed": seed, "max-stream-events": MOST_EVENTS})
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json", config=config, timeout=WAIT)
     load_all_checks()
     operations = [one for result in schema.get_all_operations() if (one := result.ok()) is not None]
     varied = [one for one in operations if one.body or one.path_parameters or one.query]
     found, session = Found(seed), requests.Session()
     session.trust_env = False
-    started = time.perf_counter()
+    started, turn = time.perf_counter(), 0
     for one in operations:
         if one not in varied:
             send(one, RIGHT, address, session, found, 1, seed)
-    turn, warm = 0, False
     while found.requests < count:
-        before = found.requests
+        before, mode = found.requests, MODES[turn % len(MODES)]
         for one in varied:
-            mode = MODES[turn % len(MODES)]
-            size = min(ROUND if one.body else ROUND // 10, count - found.requests)
+            size = min(row if one.body else row // 10, count - found.requests)
             if size > 0:
-                send(one, mode, address, session, found, size, seed + turn)
+                send(one, mode, address, session, found, size, seed + turn, about if mode == LIKELY else None)
         turn += 1
         if found.requests == before:
             raise FarError("the OpenAPI document gives no more requests; see its paths")
-        if not warm and found.requests >= count / 10:
-            warm = True
+        if found.requests * TENTHS >= count * (len(found.memory) + 1):
             found.memory.append(seen(address).memory)
-    found.memory.append(seen(address).memory)
     found.seconds = time.perf_counter() - started
     return found
 
 
 def send(
-    operation: Any, mode: Any, address: str, session: requests.Session, found: Found, count: int, seed: int
-) -> None:
+    operation: Any, mode: str, address: str, session: requests.Session, found: Found, count: int, seed: int,
+    about: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """`count` requests of a route and a mode."""
     checks = [check for check in CHECKS.get_all() if check.__name__ in CHECKED]
-    statuses = found.statuses.setdefault(f"{operation.method.upper()} {operation.path}", collections.Counter())
+    statuses = found.statuses.setdefault(f"{operation.method.upper()} {operation.path}", {})
+    kind = schemathesis.GenerationMode.NEGATIVE if mode == BROKEN else schemathesis.GenerationMode.POSITIVE
+
+    def put_down(what: str) -> None:
+        statuses[f"{mode} {what}"] = statuses.get(f"{mode} {what}", 0) + 1
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck]
     )
-    @hypothesis.given(operation.as_strategy(generation_mode=mode))
+    @hypothesis.given(operation.as_strategy(generation_mode=kind))
     def one(case: Any) -> None:
+        if about and isinstance(case.body, dict):
+            make_likely(case.body, about)
         began = time.perf_counter()
         try:
             answer = case.call(base_url=address, session=session, timeout=WAIT)
         except requests.RequestException as error:
-            statuses[type(error).__name__] += 1
+            put_down(type(error).__name__)
             found.fail(f"no answer: {type(error).__name__}", case.as_curl_command(base_url=address))
             return
         found.slowest = max(found.slowest, time.perf_counter() - began)
-        statuses[f"{mode.value} {answer.status_code}"] += 1
+        put_down(str(answer.status_code))
         for what in wrong(case, answer, checks):
             found.fail(what, case.as_curl_command(base_url=address))
 
-    try:
+    # A route whose every request is right has none that is BROKEN.
+    with contextlib.suppress(HypothesisException):
         one()
-    except HypothesisException as error:  # no request of this mode can be made
-        statuses[f"{mode.value}: {type(error).__name__}"] += 0
+
+
+def make_likely(body: dict[str, Any], about: Mapping[str, Any]) -> None:
+    """Let a right request be about what is there, in place of words by lot; numbers stay as they are."""
+    names = {"model", "prompt", "label", "negative", "size", "mask", "outpaint"}
+    words = {name for name in SAMPLING if isinstance(body.get(name), str | list)}
+    others = {name for name in SAMPLING if name not in about["options"]}
+    for name in names | words | others:
+        body.pop(name, None)
+    if about["condition"] == "text":
+        body["prompt"] = "a red apple"
+    else:
+        body["label"] = 0
+    if isinstance(body.get("n"), int):
+        body["n"] = min(body["n"], MOST)
+    if "image" in body:
+        file = io.BytesIO()
+        PIL.Image.new("RGBA", (24, 16)).save(file, "png")  # all of it transparent
+        body["image"] = file.getvalue()
 
 
 def wrong(case: Any, answer: Any, checks: list[Any]) -> list[str]:
@@ -169,7 +197,7 @@ def stream_errors(text: str) -> list[str]:
         event = EVENTS[last].model_validate_json(data.removeprefix("data: "))
         if isinstance(event, ErrorBody) and event.error.type == "server_error":
             found.append(str(event.error.code))
-    if last not in ("done", "error"):
+    if last not in LAST:
         raise ValueError(f"its last event is {last}")
     return found
 
@@ -179,16 +207,16 @@ def seen(address: str) -> Seen:
     return Seen.read(requests.get(f"{address}/metrics", timeout=WAIT).text)
 
 
-def check_end(address: str, found: Found) -> None:
+def check_end(address: str, found: Found, about: Mapping[str, Any]) -> None:
     """Put down what is wrong with the server when all is over."""
     for route in ("/healthz", "/readyz"):
         if (status := requests.get(f"{address}{route}", timeout=WAIT).status_code) != 200:
             found.fail(f"{route} answers {status} at the end", "")
-    model = requests.get(f"{address}/v1/models", timeout=WAIT).json()["data"][0]["far"]
-    asked = {"prompt": "a red apple"} if model["condition"] == "text" else {"label": 0}
+    asked: dict[str, Any] = {}
+    make_likely(asked, about)
     if (status := requests.post(f"{address}/v1/images/generations", json=asked, timeout=WAIT).status_code) != 200:
         found.fail(f"a plain request is answered with {status} at the end", "")
-    warm, end = found.memory
+    warm, end = found.memory[0], found.memory[-1]
     if end > warm * GROWTH:
         found.fail(f"memory grew from {warm / 1e6:.0f} to {end / 1e6:.0f} MB", "")
 
@@ -198,10 +226,10 @@ def show(found: Found) -> None:
     for route, statuses in found.statuses.items():
         told = ", ".join(f"{name}: {count}" for name, count in sorted(statuses.items()) if count)
         click.echo(f"{route:34} {sum(statuses.values()):6}   {told}")
-    warm, end = (f"{memory / 1e6:.0f}" for memory in found.memory)
+    memory = " ".join(f"{size / 1e6:.0f}" for size in found.memory)
     click.echo(
         f"{found.requests} requests (seed {found.seed}) in {found.seconds:.0f} s, the slowest {found.slowest:.2f} s; "
-        f"memory {warm} MB after a tenth of them, {end} MB at the end"
+        f"memory after every tenth {memory} MB"
     )
     for what, (count, request) in found.failures.items():
         click.echo(f"FAILED {count} times: {what[:300]}\n    {request[:600]}")
@@ -219,8 +247,9 @@ def main(bundle: Path, options: tuple[str, ...], count: int, seed: int, report: 
         if report:
             check_file(report, "--json")
         with serving(bundle, options) as address:
-            found = fuzz(address, count, seed)
-            check_end(address, found)
+            about = requests.get(f"{address}/v1/models", timeout=WAIT).json()["data"][0]["far"]
+            found = fuzz(address, count, seed, about)
+            check_end(address, found, about)
         show(found)
         if report:
             with whole_file(report) as aside:

@@ -23,15 +23,18 @@ from far_runtime.serve.metrics import Measured
 from far_runtime.serve.models import Model, fields_for_options
 from far_runtime.serve.orders import Order, Service, answer, base64_file, drawn_in_time, until_gone
 from far_runtime.serve.schema import (
+    Completed,
     EditRequest,
     GenerationRequest,
     Health,
     ImageRequest,
     ImagesAnswer,
+    Level,
     ModelCard,
     ModelList,
+    PartialImage,
 )
-from far_runtime.serve.streams import events, openai_events, watched, watched_alone
+from far_runtime.serve.streams import OWN, described, events, openai_events, openais, watched, watched_alone
 
 EDITS = "/v1/images/edits"
 EVENTS = "text/event-stream"
@@ -43,9 +46,6 @@ STREAMED = (
     "The pictures; with `stream`, server-sent events: up to `partial_images` times `image_generation.partial_image` (a "
     "PartialImage; of an edit `image_edit.partial_image`), then `image_generation.completed` (a Completed), or `error`."
 )
-PICTURES: dict[int | str, dict[str, Any]] = {
-    **SAID, 200: {"content": {EVENTS: {"schema": {"type": "string"}}}, "description": STREAMED}
-}  # fmt: skip
 PAGE = Path(__file__).with_name("page")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -108,13 +108,20 @@ def create_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI
     return app
 
 
+def pictures(what: str) -> dict[int | str, dict[str, Any]]:
+    """What a route answers that sends pictures, or a stream of one."""
+    return {**SAID, 200: {"content": {EVENTS: described(openais(what))}, "description": STREAMED}}
+
+
 @ROUTES.get("/", response_class=FileResponse, include_in_schema=False)
 async def page() -> FileResponse:
     """The page."""
     return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
 
-@ROUTES.post("/v1/images/generations", response_model=ImagesAnswer, responses=PICTURES, tags=["images"])
+@ROUTES.post(
+    "/v1/images/generations", response_model=ImagesAnswer, responses=pictures("image_generation"), tags=["images"]
+)
 async def generations(
     wanted: GenerationRequest, request: Request, service: Served, caller: Caller
 ) -> ImagesAnswer | StreamingResponse:
@@ -134,7 +141,7 @@ async def sent(made: Order, request: Request, seconds: float) -> ImagesAnswer:
     return answer(made, drawn, files)
 
 
-@ROUTES.post(EDITS, response_model=ImagesAnswer, responses=PICTURES, tags=["images"])
+@ROUTES.post(EDITS, response_model=ImagesAnswer, responses=pictures("image_edit"), tags=["images"])
 async def edits(
     wanted: Annotated[EditRequest, Form(media_type="multipart/form-data")], request: Request, service: Served,
     caller: Caller,
@@ -154,7 +161,7 @@ async def edits(
 @ROUTES.post(
     "/v1/generate/stream",
     response_class=StreamingResponse,
-    responses={**SAID, 200: {"content": {EVENTS: {"schema": {"type": "string"}}}, "description": STREAM}},
+    responses={**SAID, 200: {"content": {EVENTS: described(OWN)}, "description": STREAM}},
     tags=["images"],
 )
 async def stream(wanted: ImageRequest, service: Served, caller: Caller) -> StreamingResponse:
@@ -219,6 +226,8 @@ def describe(app: FastAPI, keys: bool) -> None:
                         operation.pop("security", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
+            for model in (Level, PartialImage, Completed):  # data of events
+                schema["components"]["schemas"][model.__name__] = model.model_json_schema()
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
 
 from far_runtime.errors import FarError
 from far_runtime.serve.batching import Drawn, Edited, Pixels
 from far_runtime.serve.errors import error_of
 from far_runtime.serve.orders import Order, Service, base64_file, drawn_in_time, picture_of, timings
-from far_runtime.serve.schema import Completed, ErrorBody, GenerationRequest, ImageRequest, Level, PartialImage
+from far_runtime.serve.schema import (
+    Completed,
+    ErrorBody,
+    GenerationRequest,
+    Image,
+    ImageRequest,
+    Level,
+    PartialImage,
+    Timings,
+)
 
 MOST_LEVELS = 64
 """Levels of a stream that wait to be sent; a client that reads too slowly for them misses the oldest."""
+
+OWN: dict[str, type[BaseModel]] = {"level": Level, "picture": Image, "done": Timings, "error": ErrorBody}
+"""The events of /v1/generate/stream, with their data."""
 
 Shown = tuple[int, int, Pixels]
 """Which of the pictures, the number of the step, the picture after it."""
@@ -28,6 +43,22 @@ class Watched:
     made: Order
     levels: asyncio.Queue[Shown]
     seconds: float
+
+
+def openais(what: str) -> dict[str, type[BaseModel]]:
+    """The events of a stream by OpenAI's API, with their data; what: image_generation or image_edit."""
+    return {f"{what}.partial_image": PartialImage, f"{what}.completed": Completed, "error": ErrorBody}
+
+
+def described(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """What an OpenAPI document says of an answer of such events, in the words of OpenAPI 3.2."""
+
+    def one(name: str, data: type[BaseModel]) -> dict[str, Any]:
+        content = {"$ref": f"#/components/schemas/{data.__name__}"}
+        text = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+        return {"type": "object", "required": ["event", "data"], "properties": {"event": {"const": name}, "data": text}}
+
+    return {"itemSchema": {"oneOf": [one(name, data) for name, data in events.items()]}}
 
 
 def watched(service: Service, wanted: ImageRequest, caller: object, edited: Edited | None = None) -> Watched:
