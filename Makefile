@@ -33,7 +33,7 @@ $(VENV)/.demo: $(VENV)/.python $(INPUTS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python $(INPUTS)
-	$(INSTALL) -e '.[cpu,openvino,rtx,export,train,evaluate,serve,dev]'
+	$(INSTALL) -e '.[cpu,openvino,rtx,export,train,evaluate,serve,ray,dev]'
 	$(INSTALL) --no-deps $(TENSORRT_STUBS)
 	@touch $@ $(VENV)/.demo
 

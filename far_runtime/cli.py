@@ -20,6 +20,7 @@ BUILT_IN = {
     "edit": "far_runtime.cli_edit",
     "generate": "far_runtime.cli_generate",
     "inspect": "far_runtime.cli_inspect",
+    "sample": "far_runtime.cli_sample",
     "serve": "far_runtime.cli_serve",
 }
 
@@ -33,6 +34,7 @@ SUMMARIES = {
     "export": "Make a bundle of ONNX stages from a checkpoint.",
     "generate": "Draw pictures from a bundle.",
     "inspect": "Show what a bundle holds and what a picture costs.",
+    "sample": "Draw many pictures into sharded files, on one machine or many.",
     "serve": "Serve pictures from bundles over HTTP.",
     "train": "Train a VAE and a FAR model.",
     "tune": "Find the cheapest schedules that keep the pictures' distribution.",

@@ -108,7 +108,6 @@ def evaluate(
     from far_export.evaluate.figures import figures
     from far_export.evaluate.floor import open_floor
     from far_export.evaluate.reference import open_reference
-    from far_export.evaluate.show import progress, say
     from far_export.graphs import SYSTEMS
     from far_runtime import __version__
     from far_runtime.bundle import open_bundle
@@ -116,6 +115,7 @@ def evaluate(
     from far_runtime.errors import FarError
     from far_runtime.files import check_folder, whole_file
     from far_runtime.pipeline import Pipeline
+    from far_runtime.reporting import progress, say
 
     for option, given in (("--floor", floor), ("--inception", inception)):
         if given and not references:
@@ -185,8 +185,8 @@ def _plan(
     seed: int,
     images: bool,
 ) -> Plan:
-    from far_export.evaluate.show import say
     from far_runtime.errors import FarError
+    from far_runtime.reporting import say
     from far_runtime.subjects import resolve_subjects, takes_text
 
     if takes_text(opened.manifest):
@@ -208,9 +208,9 @@ def _plan(
 def _plan_of_prompts(
     opened: Bundle, prompts: Path | None, count: int | None, samples: int | None, references: Sequence[str]
 ) -> Plan:
-    from far_export.evaluate.prompts import read_prompts
-    from far_export.evaluate.show import say
     from far_runtime.errors import FarError
+    from far_runtime.prompts import read_prompts
+    from far_runtime.reporting import say
     from far_runtime.subjects import resolve_subjects
 
     if prompts is None:
@@ -232,7 +232,7 @@ def _check_count(count: int, references: Sequence[str]) -> None:
 def _network(weights: Path | None) -> Extractor:
     from far_export.evaluate import networks
     from far_export.evaluate.inception import inception
-    from far_export.evaluate.show import say
+    from far_runtime.reporting import say
 
     return inception(weights, say) if weights else networks.lite()
 

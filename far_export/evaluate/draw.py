@@ -3,7 +3,6 @@ batch."""
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from far_export.evaluate.networks import Extractor, Found
-from far_export.evaluate.show import Reporting, silent
-from far_runtime.errors import FarError
+from far_runtime.facts import settle
 from far_runtime.files import whole_file
 from far_runtime.pictures import save_plain
+from far_runtime.reporting import Reporting, silent
 
 RUN = "run.json"
 Pixels = NDArray[np.uint8]
@@ -44,28 +43,7 @@ class Run:
 
     def begin(self) -> None:
         """Write down what is drawn; FarError where the folder holds a run of something else."""
-        path = self.folder / RUN
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as aside:
-                aside.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
-            return
-        except (OSError, ValueError) as error:
-            raise FarError(f"{path}: cannot be read ({error}); remove {self.folder} or choose another -o") from error
-        now = json.loads(json.dumps(self.facts))
-        if not isinstance(before, dict) or before != now:
-            before = before if isinstance(before, dict) else {}
-            changed = [
-                f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-                for key in sorted({*before, *now})
-                if before.get(key) != now.get(key)
-            ]
-            raise FarError(
-                f"{self.folder}: holds pictures of another run ({'; '.join(changed)}); give the same settings or "
-                "choose another -o folder"
-            )
+        settle(self.folder / RUN, self.facts)
 
     def drawn(self, draw: Draw, reporting: Reporting = silent) -> Found | None:
         """What the network says of all pictures (None without one); those that are missing are drawn."""

@@ -12,10 +12,10 @@ from torch import nn
 
 from far_export.evaluate.networks import Extractor, best_device
 from far_export.evaluate.reference import Pixels, Reference, features_of
-from far_export.evaluate.show import Reporting, silent
 from far_models.checkpoint import load_checkpoint
 from far_models.training.vae import reconstruct_pixels
 from far_runtime.errors import FarError
+from far_runtime.reporting import Reporting, silent
 
 
 @dataclass(frozen=True)

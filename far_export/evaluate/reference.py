@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from far_export.evaluate.cache import FeatureCache
 from far_export.evaluate.metrics import MOST_REFERENCES, Statistics, statistics_of
 from far_export.evaluate.networks import Extractor
-from far_export.evaluate.show import Reporting, silent
 from far_runtime.errors import FarError
 from far_runtime.files import user_cache
+from far_runtime.reporting import Reporting, silent
 
 if TYPE_CHECKING:
     from far_models.training.data import PictureSet

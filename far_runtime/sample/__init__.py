@@ -1,0 +1,1 @@
+"""`far sample`: many pictures in sharded files, drawn here or by workers on Ray."""

@@ -1,0 +1,126 @@
+"""`far sample --ray` on a cluster of two nodes on this machine, each with room for one worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="ray is not installed")
+psutil = pytest.importorskip("psutil")
+
+FAST = ("--engine", "onnxruntime", "--threads", 1, "--shard-size", 4, "--batch-size", 3)
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "sample"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster with one CPU on each of two nodes."""
+    from ray.cluster_utils import Cluster
+
+    set_before = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ.update(set_before)
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    made.add_node(**node)
+    yield made.address
+    made.shutdown()
+    for name in set_before:
+        del os.environ[name]
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*.tar"))}
+
+
+def workers() -> list[Any]:
+    """Processes of the cluster that draw, as Ray calls them."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[0].startswith("ray::MapWorker"):
+                found.append(process)
+        except (psutil.Error, IndexError):
+            continue
+    return found
+
+
+def test_one_of_two_workers_is_killed_and_every_seed_is_there_once_with_the_same_pixels(
+    far: Any, tiny: Any, cluster: str, tmp_path: Path
+) -> None:
+    arguments = [str(tiny.bundle), "--count", "100", "--steps", "40", *map(str, FAST)]
+    out = tmp_path / "out"
+    command = [*COMMAND, *arguments, "-o", str(out), "--ray", "--workers", "2", "--address", cluster]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while len(workers()) < 2 or len(shards(out)) < 6:
+            assert run.poll() is None, run.stderr and run.stderr.read()
+            time.sleep(0.02)
+        victim = workers()[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        before = len(shards(out))
+        said, told = run.communicate(timeout=200)
+    assert run.returncode == 0, told
+    assert before < 25
+    assert not psutil.pid_exists(victim.pid) or victim.status() == psutil.STATUS_ZOMBIE
+    assert "100 pictures in 25 shards, seeds 0 to 99" in said
+    assert "drew 100 in " in said and "by 2 workers" in said
+    alone = far("sample", *arguments, "-o", "alone")
+    assert alone.code == 0, alone.err
+    assert shards(out) == shards(tmp_path / "alone")  # of which the names hold every seed once: test_sample.py
+    assert (out / "sample.json").read_bytes() == (tmp_path / "alone" / "sample.json").read_bytes()
+
+
+def test_workers_of_another_engine_are_refused(far: Any, tiny: Any, cluster: str, tmp_path: Path) -> None:
+    arguments = ["sample", tiny.bundle, "--count", 8, *FAST, "--ray", "--address", cluster]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "engine.json").write_text('{"engine": "tensorrt", "engine_version": "10.3", "threads": null}')
+    result = far(*arguments, "-o", "out")
+    assert result.code == 2, result.err
+    assert "would draw with onnxruntime:cpu" in result.err and "use --engine, or --mixed" in result.err
+    assert shards(tmp_path / "out") == {}
+
+
+def test_a_shard_that_kills_its_workers_ends_the_run(tiny: Any, cluster: str) -> None:
+    import pyarrow
+
+    from far_runtime.engines.base import EngineOptions
+    from far_runtime.sample.on_ray import TRIES, Setting, Tries, Worker
+    from far_runtime.sample.plan import Plan
+    from far_runtime.subjects import Subject
+
+    ray.init(cluster, log_to_driver=False)
+    try:
+        tries = ray.remote(num_cpus=0)(Tries).remote()
+        for _ in range(TRIES):
+            ray.get(tries.begin.remote(1))
+        setting = Setting(Plan([Subject(0)], {}, 4), tiny.bundle, "", "onnxruntime", EngineOptions())
+        answer = Worker(setting, tries)(pyarrow.table({"number": [1], "first": [0], "count": [4]}))
+    finally:
+        ray.shutdown()
+    (row,) = answer.to_pylist()
+    assert row["data"] == b""
+    assert f"shard 1: {TRIES} workers died drawing it" in row["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus-per-worker", "0.5"], "0.5 GPU each: the cluster has 0 in all"),
+        (["--resource", "jetson=1"], "1 jetson each"),
+        (["--address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    far: Any, tiny: Any, cluster: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    result = far("sample", tiny.bundle, "--count", 10, "-o", "out", "--ray", *arguments)
+    assert (result.code, result.out) == (2, ""), result.err
+    assert said in result.err
