@@ -6,23 +6,25 @@ import importlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from far_runtime.memory import total_memory
+from far_runtime.processor import abilities, processor
 
 LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "tensorrt-rtx-cu12", "nncf")
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm")
+FLAGS = (
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16",
+    "i8mm",
+)  # fmt: skip
 """Abilities of a processor that decide how fast it multiplies."""
 
 
 def machine_facts() -> dict[str, Any]:
     """Processor, cores, memory, system and versions of the libraries that are installed; None where it cannot be
     told."""
-    processor = _processor()
     return {
-        "processor": processor.get("model name") or platform.processor() or platform.machine(),
-        "abilities": [flag for flag in FLAGS if flag in processor.get("flags", processor.get("Features", "")).split()],
+        "processor": processor().get("model name") or platform.processor() or platform.machine(),
+        "abilities": [flag for flag in FLAGS if flag in abilities()],
         "processors": os.cpu_count(),
         "usable_processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": total_memory(),
@@ -46,19 +48,6 @@ def gpu_facts() -> dict[str, Any] | None:
     name = properties.name
     text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
     return {"name": text.rstrip("\0"), "memory_bytes": int(total), "used_bytes": int(total) - int(free)}
-
-
-def _processor() -> dict[str, str]:
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
-    except OSError:
-        return {}
-    return _entries(first)
-
-
-def _entries(text: str) -> dict[str, str]:
-    pairs = (line.partition(":") for line in text.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _version(library: str) -> str | None:

@@ -109,6 +109,8 @@ class OnnxRuntimeEngine:
             # One of several graphs over the same weights: a packed copy in each would multiply the memory, unpacked
             # they all read the one mapped file.
             options.add_session_config_entry("session.disable_prepacking", "1")
+        # Without VNNI sums of INT8 products overflow; it has slower kernels there that do not.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if "cpu" not in self._names:
             if hasattr(self._ort.InferenceSession, "get_provider_graph_assignment_info"):
                 options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -18,6 +18,7 @@ from far_runtime.engines.cache import EngineCache
 from far_runtime.engines.sidecar import CachedEngine, EngineKey, bundle_facts
 from far_runtime.errors import FarError
 from far_runtime.memory import unmapping
+from far_runtime.processor import abilities, saturates
 
 HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Precisions to compute in, and what a device that can calls them."""
@@ -88,6 +89,9 @@ class OpenVinoEngine:
             # Without its fused attention, whose kernel is kept by the first length's shape: over a length that changes
             # from call to call (VAR's keys so far) the cached kernel is wrong, in 2026.4 at least.
             self._settings["SNIPPETS_MODE"] = "DISABLE"
+            if bundle.manifest.precision == "int8" and saturates(abilities()):
+                # What INT8 rounds is rounded all the same, but multiplied in FP32.
+                self._settings["LP_TRANSFORMS_MODE"] = "NO"
             if options.threads:
                 self._settings["INFERENCE_NUM_THREADS"] = options.threads
             if options.pinning is not None:
