@@ -6,17 +6,32 @@ import ipaddress
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import best_unless, engine_options, take_engines
+from far_runtime.cli_engine import engine_options, take_engines
+from far_runtime.cli_ray import ray_options, refuse_without_ray, resources_of
+from far_runtime.cluster import Each
 from far_runtime.errors import FarError
+
+if TYPE_CHECKING:
+    from far_runtime.serve.opening import Setting
 
 PATH = click.Path(path_type=Path)
 STALLED = 30.0
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def replicas_of(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    """The numbers of N or MIN:MAX."""
+    least, colon, most = value.partition(":")
+    numbers = (least, most if colon else least)
+    if not all(number.isdigit() for number in numbers) or not 1 <= int(numbers[0]) <= int(numbers[1]):
+        raise click.BadParameter(f"{value!r}: expected N or MIN:MAX, from 1 on, as in 1:4", ctx, param)
+    return int(numbers[0]), int(numbers[1])
 
 
 @click.command(short_help="Serve pictures from bundles over HTTP.")
@@ -73,47 +88,54 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 )
 @engine_options("the best that is installed, for each bundle", several=True)
 @click.option("--no-check", is_flag=True, help="Do not compare the bundles with their checksums first.")
+@click.option("--ray", "on_ray", is_flag=True, help="Serve with replicas on Ray Serve, which may be on many machines.")
+@click.option(
+    "--replicas", callback=replicas_of, default="1", show_default=True, metavar="N|MIN:MAX",
+    help="Each with engines and a queue of its own; MIN to MAX by the load.",
+)  # fmt: skip
+@ray_options("replica")
+@click.pass_context
 def serve(
+    ctx: click.Context, /,
     bundles: tuple[str, ...], host: str, port: int, keys: Path | None, rate: int | None, max_batch: int,
     max_wait: float, queue: int, max_n: int, max_prompt: int, max_upload: int, max_pixels: int, deadline: float,
-    grace: float, no_check: bool, **options: Any,
+    grace: float, no_check: bool, on_ray: bool, replicas: tuple[int, int], cpus: float, gpus: float,
+    resources: tuple[str, ...], address: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Serve pictures from one or more BUNDLEs by OpenAI's images API, at http://HOST:PORT/v1. Requests that wait
     together are drawn together. At / there is a page to draw with; /openapi.json describes the API. With several
     engines every bundle is served on each, as BUNDLE@ENGINE. SIGTERM lets what runs finish."""
+    if not on_ray:
+        refuse_without_ray(ctx, "replicas")
     try:
         import uvicorn
 
         from far_runtime.serve.app import create_app
-        from far_runtime.serve.metrics import Metrics, ModelWatcher
-        from far_runtime.serve.orders import Limits, Service
+        from far_runtime.serve.opening import Setting
+        from far_runtime.serve.orders import Limits
     except ModuleNotFoundError as error:
         raise FarError(f"far serve needs {error.name}; install it with: pip install 'far-deploy[serve]'") from error
-    from far_runtime.bundle import open_bundle
-    from far_runtime.serve.keys import Keys, Rate
-    from far_runtime.serve.models import Queueing, check_names, named, open_model
+    from far_runtime.serve.keys import Keys
+    from far_runtime.serve.models import Queueing, check_names
 
     check_names(bundles)
     listening = listen(host, port)
-    known = Keys.read(keys) if keys else None
     engines, engine_settings = take_engines(options)
-    metrics, queueing, models = Metrics(), Queueing(max_batch, max_wait / 1000, queue), []
-    for source in bundles:
-        name, path = named(source)
-        bundle = open_bundle(path, check=not no_check)
-        for engine in dict.fromkeys(engines or (None,)):
-            chosen, why = best_unless(engine, bundle)
-            called = f"{name}@{chosen}" if len(set(engines)) > 1 else name
-            watcher = ModelWatcher(metrics, called)
-            models.append(open_model(called, bundle, chosen, engine_settings, queueing, watcher))
-            for line in why:
-                click.echo(line, err=True)
     limits = Limits(
         pictures=max_n, prompt=max_prompt, upload=max_upload << 20, pixels=max_pixels * 1_000_000, deadline=deadline,
         grace=grace,
     )  # fmt: skip
-    service = Service(models, metrics, limits, known, Rate(rate) if rate else None)
-    app = create_app(service, LOOPBACK if is_loopback(host) else None)
+    setting = Setting(
+        bundles, engines, engine_settings, Queueing(max_batch, max_wait / 1000, queue), limits,
+        Keys.read(keys) if keys else None, rate, LOOPBACK if is_loopback(host) else None, not no_check,
+    )  # fmt: skip
+    if on_ray:
+        _serve_on_ray(setting, host, listening, replicas, Each(cpus, gpus, resources_of(resources)), address)
+        return
+    service, lines = setting.service()
+    for line in lines:
+        click.echo(line, err=True)
+    app = create_app(service, setting.hosts)
     config = uvicorn.Config(
         app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=round(grace),
     )  # fmt: skip
@@ -126,13 +148,43 @@ def serve(
     async def startup(sockets: Any = None) -> None:
         await began(sockets)
         if server.started:
-            address = server.servers[0].sockets[0].getsockname()
-            shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-            names = ", ".join(model.name for model in models)
-            click.echo(f"serving {names} at http://{shown}:{address[1]} (page: /, API: /v1)")
+            names = ", ".join(model.name for model in service.models)
+            click.echo(f"serving {names} at {address_of(listening)} (page: /, API: /v1)")
 
     server.startup = startup  # type: ignore[method-assign]
     server.run([listening])
+
+
+def _serve_on_ray(
+    setting: Setting, host: str, listening: socket.socket, replicas: tuple[int, int], each: Each, address: str | None
+) -> None:
+    """Serve through Ray's proxy, at the address that a socket has kept free until now."""
+    from far_runtime.bundle import open_bundle
+    from far_runtime.serve.models import named
+    from far_runtime.serve.on_ray import serve_on_ray
+
+    names, sources = [], []
+    for source in setting.sources:
+        name, path = named(source)
+        open_bundle(path, check=setting.check)  # what is wrong with it is said here, not by a replica
+        names.append(name)
+        sources.append(f"{name}={path.resolve()}")
+    at, port = address_of(listening), int(listening.getsockname()[1])
+    listening.close()
+    least, most = replicas
+    count = f"{most}" if least == most else f"{least} to {most}"
+
+    def ready() -> None:
+        click.echo(f"serving {', '.join(names)} at {at} (page: /, API: /v1), {count} replicas on Ray")
+
+    proxies = "HeadOnly" if is_loopback(host) else "EveryNode"
+    serve_on_ray(replace(setting, sources=sources), host, port, replicas, each, address, proxies, ready)
+
+
+def address_of(listening: socket.socket) -> str:
+    """http://HOST:PORT of a socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(host: str, port: int, stalled: float = STALLED) -> socket.socket:
