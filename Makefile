@@ -15,6 +15,9 @@ PYTEST_FLAGS ?= -n 2
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 # Types of TensorRT for mypy. They require TensorRT itself, which is on NVIDIA's own index alone: hence --no-deps.
 TENSORRT_STUBS := tensorrt-stubs==10.13.0.35.1
+# Triton's client, and the schema of its configurations. It asks for older versions of protobuf and ml_dtypes than the
+# pinned ones, and does without: hence --no-deps.
+TRITON_CLIENT := tritonclient==2.73.0 python-rapidjson==1.25
 INPUTS := setup.cfg pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -34,7 +37,7 @@ $(VENV)/.demo: $(VENV)/.python $(INPUTS)
 
 $(VENV)/.dev: $(VENV)/.python $(INPUTS)
 	$(INSTALL) -e '.[cpu,openvino,rtx,export,train,evaluate,serve,ray,dev]'
-	$(INSTALL) --no-deps $(TENSORRT_STUBS)
+	$(INSTALL) --no-deps $(TENSORRT_STUBS) $(TRITON_CLIENT)
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

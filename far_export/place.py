@@ -16,6 +16,7 @@ from typing import Any
 from far_runtime.bundle import ENGINES_FOLDER, MANIFEST
 from far_runtime.engines.sidecar import belongs
 from far_runtime.errors import FarError
+from far_runtime.files import process_lives
 
 
 def check_target(target: Path) -> None:
@@ -134,22 +135,12 @@ def clear_leftovers(target: Path) -> None:
     """Remove unfinished folders of processes that are gone; an old bundle that one had just moved aside comes back."""
     for path in target.absolute().parent.iterdir():
         found = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-\w+\.(part|old)", path.name)
-        if found is None or _alive(int(found[1])):
+        if found is None or process_lives(int(found[1])):
             continue
         if found[2] == "old" and not target.exists():
             path.rename(target)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _umask() -> int:

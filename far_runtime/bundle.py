@@ -122,7 +122,7 @@ def open_bundle(path: str | Path, check: bool = True) -> Bundle:
     and a file name that leads out of the bundle.
     """
     folder = Path(path)
-    bundle = Bundle(folder, _read_manifest(folder))
+    bundle = Bundle(folder, read_manifest(folder))
     for name, record in bundle.manifest.files.items():
         _check_file(folder, name, record, check)
     if (folder / WEIGHTS).exists() and WEIGHTS not in bundle.manifest.files:
@@ -136,7 +136,8 @@ def open_bundle(path: str | Path, check: bool = True) -> Bundle:
     return bundle
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder, its own checksum compared and no file's; FarError where there is none of ours."""
     file = folder / MANIFEST
     if not folder.is_dir():
         raise FarError(f"{folder}: no such bundle; make one with: far export CHECKPOINT --vae VAE -o {folder}")

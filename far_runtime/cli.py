@@ -18,6 +18,7 @@ BUILT_IN = {
     "build": "far_runtime.cli_build",
     "clean": "far_runtime.cli_clean",
     "edit": "far_runtime.cli_edit",
+    "export-triton": "far_runtime.cli_triton",
     "generate": "far_runtime.cli_generate",
     "inspect": "far_runtime.cli_inspect",
     "sample": "far_runtime.cli_sample",
@@ -32,6 +33,7 @@ SUMMARIES = {
     "evaluate": "Measure how good a bundle's pictures are.",
     "edit": "Draw a part of a picture anew, or what lies around it.",
     "export": "Make a bundle of ONNX stages from a checkpoint.",
+    "export-triton": "Make a model repository for Triton Inference Server.",
     "generate": "Draw pictures from a bundle.",
     "inspect": "Show what a bundle holds and what a picture costs.",
     "sample": "Draw many pictures into sharded files, on one machine or many.",
@@ -56,7 +58,7 @@ class FarGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in BUILT_IN:
-            return getattr(importlib.import_module(BUILT_IN[cmd_name]), cmd_name)  # type: ignore[no-any-return]
+            return getattr(importlib.import_module(BUILT_IN[cmd_name]), cmd_name.replace("-", "_"))  # type: ignore[no-any-return]
         module, _, name = _plugins().get(cmd_name, "").partition(":")
         if not module:
             return None

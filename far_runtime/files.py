@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -64,6 +67,57 @@ def whole_file(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, option: str = "-o") -> Iterator[Path]:
+    """A folder beside `target` to write to; after the block it becomes `target`, or vanishes if the block raises.
+
+    FarError where something stands at `target` already (an empty folder may), or it cannot be written. What a process
+    that was killed left beside it is cleared first.
+    """
+    target = target.absolute()
+    check_new_folder(target, option)
+    check_folder(target.parent, option)
+    for path in target.parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-\w+\.part", path.name)
+        if found and not process_lives(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}-", suffix=".part", dir=target.parent))
+    try:
+        yield folder
+        umask = os.umask(0)
+        os.umask(umask)
+        folder.chmod(0o777 & ~umask)
+        check_new_folder(target, option)  # once more: somebody may have been faster
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise FarError(
+            f"{target}: cannot be written ({error.strerror}); free some space, or name another folder with {option}"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_new_folder(target: Path, option: str = "-o") -> None:
+    """FarError unless `target` is absent or an empty folder."""
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise FarError(f"{target}: is there already, and stays; remove it, or name another folder with {option}")
+
+
+def process_lives(process: int) -> bool:
+    """Whether a process of this number runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def user_cache() -> Path:

@@ -15,12 +15,13 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from far_runtime import __version__
+from far_runtime.fields import fields_for_options
 from far_runtime.serve.batching import Edited
 from far_runtime.serve.edits import edit_of
 from far_runtime.serve.errors import SAID, handle_errors, only
 from far_runtime.serve.guard import BodyGuard, HostGuard
 from far_runtime.serve.metrics import Measured
-from far_runtime.serve.models import Model, fields_for_options
+from far_runtime.serve.models import Model
 from far_runtime.serve.orders import Order, Service, answer, base64_file, drawn_in_time, until_gone
 from far_runtime.serve.schema import (
     Completed,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from far_runtime.defaults import plan_of, sampler_of, settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
+from far_runtime.fields import as_option, fields_for_options
 from far_runtime.pipeline import Pipeline
 from far_runtime.presets import preset_names, preset_of
 from far_runtime.serve.batching import Batcher, Watcher
@@ -85,7 +85,7 @@ class Model:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All sampling settings; FarError for those that cannot be."""
         with fields_for_options():
-            return settings_of(self.manifest, {name: _as_option(name, value) for name, value in given.items()})
+            return settings_of(self.manifest, {name: as_option(name, value) for name, value in given.items()})
 
     def steps(self, settings: Mapping[str, Any]) -> list[str]:
         """The names of the loop's steps."""
@@ -110,21 +110,6 @@ class Model:
             "editing": self.edits,
             "largest_batch": self.batcher.largest,
         }
-
-
-@contextmanager
-def fields_for_options() -> Iterator[None]:
-    """Errors that speak of the command line's options speak of the request's fields."""
-    try:
-        yield
-    except FarError as error:
-        text = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))
-        raise FarError(text) from error
-
-
-def _as_option(name: str, value: Any) -> Any:
-    """A setting as the command line has it: lists of numbers separated by commas."""
-    return ",".join(map(str, value)) if isinstance(value, list) and name != "levels" else value
 
 
 def open_model(

@@ -212,7 +212,7 @@ def test_a_broken_graph_is_named(tiny: Any, tmp_path: Path) -> None:
 def open_bundle_unchecked(folder: Path) -> Any:
     """A bundle whose files were not compared with the manifest, as after a change on disk."""
     from far_runtime.bundle import Bundle
-    from far_runtime.bundle import _read_manifest as read
+    from far_runtime.bundle import read_manifest as read
 
     return Bundle(folder, read(folder))
 

@@ -1,0 +1,85 @@
+"""The stages as models of the Triton server that the loop runs in: business logic scripting behind the Engine protocol.
+
+Not run under Triton by us: tests/simulator stands in for the server and for its Python backend.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from far_runtime.bundle import Bundle
+from far_runtime.engines.base import Array, scalar
+from far_runtime.errors import FarError
+from far_runtime.triton.config import stage_model
+
+READ = ("decode", "denoise", "place", "quantize")
+"""Stages whose outputs the pipeline reads on the host, where what depends on a subject alone is not kept (`Once`)."""
+
+
+class StageFailed(FarError):
+    """The server did not run a stage."""
+
+
+class TritonEngine:
+    """Runs a bundle's graphs through the server's own models, one blocking request for every call of a stage.
+
+    utils: the module triton_python_backend_utils, which only exists within the server. prefix: of the models' names.
+    Arrays are in host memory: outputs are asked for there, and Triton copies what a model on a GPU makes. on_device:
+    those of other stages than READ stay where their model made them, as Triton's own tensors, and cannot be read; for
+    a pipeline that remembers nothing. Triton allows requests from within `execute` alone.
+    """
+
+    def __init__(self, bundle: Bundle, utils: Any, prefix: str, name: str, on_device: bool = False) -> None:
+        self.name = name
+        self.version = os.environ.get("TRITON_SERVER_VERSION", "")
+        self._bundle, self._utils, self._prefix, self._on_device = bundle, utils, prefix, on_device
+
+    def put(self, array: NDArray[Any]) -> Array:
+        return np.array(array, order="C")  # a copy: a request reads it later
+
+    def get(self, array: Array) -> NDArray[Any]:
+        if not isinstance(array, np.ndarray):
+            raise StageFailed(f"{array.name()}: lies on a GPU and cannot be read")
+        return array
+
+    def run(
+        self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
+    ) -> dict[str, Array]:
+        constants, utils = constants or {}, self._utils
+        graph = self._bundle.manifest.graph(stage, constants)
+        arrays = {
+            spec.name: inputs[spec.name] if spec.name in inputs else scalar(constants[spec.name], np.int64)
+            for spec in graph.inputs
+        }
+        model = stage_model(self._prefix, graph)
+        host = {"preferred_memory": utils.PreferredMemory(utils.TRITONSERVER_MEMORY_CPU, 0)}
+        request = utils.InferenceRequest(
+            model_name=model,
+            requested_output_names=[spec.name for spec in graph.outputs],
+            inputs=[self._tensor(name, array) for name, array in arrays.items()],
+            **({} if self._on_device and stage not in READ else host),
+        )
+        response = request.exec()
+        if response.has_error():
+            raise StageFailed(f"{model}: {response.error().message()}")
+        outputs = {}
+        for spec in graph.outputs:
+            tensor = utils.get_output_tensor_by_name(response, spec.name)
+            if tensor is None:
+                raise StageFailed(f"{model}: gave no {spec.name}")
+            outputs[spec.name] = tensor.as_numpy() if tensor.is_cpu() else tensor
+        return outputs
+
+    def _tensor(self, name: str, array: Array) -> Any:
+        """An array as an input of that name."""
+        if isinstance(array, np.ndarray):
+            return self._utils.Tensor(name, array)
+        return self._utils.Tensor.from_dlpack(name, array)
+
+    def close(self) -> None:
+        """The models are the server's."""

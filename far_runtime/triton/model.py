@@ -1,0 +1,57 @@
+"""The loop as a model of Triton's Python backend. Imported within the server alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as utils
+
+from far_runtime.bundle import Bundle, read_manifest, record_of
+from far_runtime.errors import FarError
+from far_runtime.once import LIMIT
+from far_runtime.pipeline import Pipeline
+from far_runtime.subjects import takes_text
+from far_runtime.text import TOKENIZER, load_tokenizer
+from far_runtime.triton.drawing import Drawer
+from far_runtime.triton.engine import TritonEngine
+
+
+class TritonPythonModel:
+    """Draws pictures through the stages' models, by the loop that all engines run."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read the manifest beside model.py. TritonModelException, with which the server refuses to load the model,
+        where it is damaged or a library is missing."""
+        parameters = {
+            key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()
+        }
+        try:
+            bundle = open_loop(Path(args["model_repository"]) / args["model_version"])
+            on_device = parameters["TENSORS"] == "device"
+            engine = TritonEngine(bundle, utils, parameters["STAGES"], f"triton:{parameters['ENGINE']}", on_device)
+            self._pipeline = Pipeline(bundle, engine, remember=0 if on_device else LIMIT)
+        except FarError as error:
+            raise utils.TritonModelException(str(error)) from error
+        self._drawer = Drawer(self._pipeline, utils)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """A response for each of the requests that the server puts together."""
+        return self._drawer.answer(requests)
+
+    def finalize(self) -> None:
+        """Called when the model is unloaded."""
+        self._pipeline.close()
+
+
+def open_loop(folder: Path) -> Bundle:
+    """The bundle of a version folder, which has the manifest and the tokenizer and none of the graphs; FarError for one
+    that changed, and where the library for prompts is missing."""
+    manifest = read_manifest(folder)
+    if takes_text(manifest) and any(graph.stage == "text" for graph in manifest.graphs):
+        if (folder / TOKENIZER).is_file() and record_of(folder / TOKENIZER) != manifest.files.get(TOKENIZER):
+            raise FarError(f"{folder / TOKENIZER}: changed since export; write the model repository again")
+        load_tokenizer(folder)
+    return Bundle(folder, manifest)
