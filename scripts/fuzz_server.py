@@ -33,6 +33,7 @@ from hypothesis import HealthCheck, Phase
 from hypothesis.errors import HypothesisException
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import Failure, FailureGroup
+from schemathesis.core.result import Ok
 
 from far_runtime.cli_sampling import SAMPLING
 from far_runtime.errors import FarError
@@ -90,7 +91,7 @@ def fuzz(address: str, count: int, seed: int, about: Mapping[str, Any] | None = 
     config = schemathesis.Config.from_dict({"seed": seed, "max-stream-events": MOST_EVENTS})
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json", config=config, timeout=WAIT)
     load_all_checks()
-    operations = [one for result in schema.get_all_operations() if (one := result.ok()) is not None]
+    operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     varied = [one for one in operations if one.body or one.path_parameters or one.query]
     found, session = Found(seed), requests.Session()
     session.trust_env = False

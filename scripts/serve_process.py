@@ -32,7 +32,8 @@ def serving(bundle: Path, options: Sequence[str] = ()) -> Iterator[str]:
     It does not hear the terminal's Ctrl-C. What it logs is shown at the end. FarError where it does not start, and
     where it does not end in good order at SIGTERM.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that it ends with its caller
+    # So that it ends with its caller.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryFile("w+") as log:
         command = [*COMMAND, str(bundle), "--port", "0", *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
@@ -51,6 +52,7 @@ def serving(bundle: Path, options: Sequence[str] = ()) -> Iterator[str]:
         finally:
             late.cancel()
             status = _ended(process)
+            signal.signal(signal.SIGTERM, before)
         if said := _logged(log):
             print(f"the server's log, {said.count(chr(10)) + 1} lines, begins:\n{said[:2000]}", file=sys.stderr)
         if status:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -225,6 +226,13 @@ def test_the_openapi_document_says_what_is_so(client: httpx.Client) -> None:
     assert document["paths"][GENERATE]["post"]["responses"].keys() >= {"200", "400", "401", "413", "429", "503", "504"}
     assert "security" not in document["paths"][GENERATE]["post"]
     assert "guidance" in document["components"]["schemas"]["ImageRequest"]["properties"]
+    events = document["paths"][STREAM]["post"]["responses"]["200"]["content"]["text/event-stream"]["itemSchema"][
+        "oneOf"
+    ]
+    assert [one["properties"]["event"]["const"] for one in events] == ["level", "picture", "done", "error"]
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert {"Level", "Image", "Timings", "ErrorBody", "PartialImage", "Completed"} <= named
+    assert named <= document["components"]["schemas"].keys()
 
 
 def test_metrics_and_health(client: httpx.Client) -> None:
