@@ -14,8 +14,9 @@ from far_runtime.bundle import open_bundle
 from far_runtime.pipeline import Pipeline
 from far_runtime.settings import PictureSettings
 from far_runtime.triton.config import Serving
+from far_runtime.triton.engine import StageFailed, TritonEngine
 from far_runtime.triton.repository import Options, write_repository
-from simulated_triton import Request, Server, TritonError, TritonModelException, seeds, strings
+from simulated_triton import Request, Server, Tensor, TritonError, TritonModelException, seeds, strings
 
 STEPS = {"far": {"steps": 2}, "far_t2i": {"steps": 2}, "mar": {"steps": 2}, "var": {}}
 
@@ -188,3 +189,16 @@ def test_a_damaged_loop_is_not_loaded(tiny: Any, tmp_path: Path, file: str) -> N
     path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
     with pytest.raises(TritonModelException, match=file), server.running("m"):
         pass
+
+
+def test_what_is_put_is_a_copy_and_what_lies_on_a_gpu_is_not_read(tiny: Any) -> None:
+    engine = TritonEngine(open_bundle(tiny.bundle), None, "m", "triton:onnxruntime:cuda", on_device=True)
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    held = engine.put(array)
+    array[:] = 0
+    assert held.flags.c_contiguous
+    assert engine.get(held).tolist() == [[0, 3], [1, 4], [2, 5]]
+    on_gpu = Tensor("hidden", held)
+    on_gpu.gpu = True
+    with pytest.raises(StageFailed, match="hidden: lies on a GPU"):
+        engine.get(on_gpu)
