@@ -3,6 +3,7 @@ neighbours in the batch."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -28,6 +29,11 @@ class NoiseSource(Protocol):
 
     def gumbel(self, step: int, tokens: int, vocabulary: int) -> NDArray[np.float32]:
         """Gumbel noise [B, tokens, vocabulary] of step `step`: added to logits, its maximum is a draw from them."""
+
+
+def random_seed() -> int:
+    """A seed that nobody chose; of 53 bits, so that it is exact as a number in JSON and JavaScript."""
+    return secrets.randbits(53)
 
 
 def raw_bits(

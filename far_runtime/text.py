@@ -101,10 +101,7 @@ def text_condition(
 def encode(engine: Engine, manifest: Manifest, folder: Path, texts: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
     """The text encoder's features [texts, T, width], and warnings of texts that were cut; FarError for a bundle without
     a text encoder."""
-    if not any(graph.stage == "text" for graph in manifest.graphs):
-        raise FarError(
-            f"{folder}: has no text encoder, so it takes no prompts; export it again with --text-encoder DIR"
-        )
+    check_encoder(manifest, folder)
     ids, mask, warnings = tokenize(load_tokenizer(folder), manifest.model["text"], texts)
     return engine.run("text", {"ids": engine.put(ids), "mask": engine.put(mask)})["features"], warnings
 
@@ -124,3 +121,11 @@ def context_condition(
         return {"context": engine.run("context", inputs)["context"]}
 
     return Condition(len(own), context(own), context([*own, *negative]))
+
+
+def check_encoder(manifest: Manifest, folder: Path) -> None:
+    """FarError for a bundle without a text encoder."""
+    if not any(graph.stage == "text" for graph in manifest.graphs):
+        raise FarError(
+            f"{folder}: has no text encoder, so it takes no prompts; export it again with --text-encoder DIR"
+        )

@@ -20,6 +20,7 @@ from far_runtime.pipeline import Pipeline
 from far_runtime.presets import preset_names, preset_of
 from far_runtime.serve.batching import Batcher, Watcher
 from far_runtime.subjects import Subject, null_subject, resolve_subjects, takes_text
+from far_runtime.text import check_encoder, load_tokenizer
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -115,7 +116,11 @@ class Model:
 def open_model(
     name: str, bundle: Bundle, engine: str, options: EngineOptions, queueing: Queueing, watcher: Watcher | None = None
 ) -> Model:
-    """A bundle with its engine, ready to draw; FarError for an engine that cannot be had."""
+    """A bundle with its engine, ready to draw; FarError for an engine that cannot be had, and for a bundle that lacks
+    what reads its text."""
+    if takes_text(bundle.manifest):
+        check_encoder(bundle.manifest, bundle.path)
+        load_tokenizer(bundle.path)
     measured = timed(open_engine(bundle, engine, options))
     pipeline = Pipeline(bundle, measured, options.threads)
     largest = min(queueing.largest, largest_batch(bundle.manifest))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from fastapi import HTTPException, Request
 
 from far_runtime.defaults import kind_of
 from far_runtime.errors import FarError
+from far_runtime.noise import random_seed
 from far_runtime.pictures import picture_bytes
 from far_runtime.serve.batching import Drawn, Edited, Pixels, Ticket
 from far_runtime.serve.errors import Late, Unknown
@@ -23,9 +23,6 @@ from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model
 from far_runtime.serve.schema import Image, ImageRequest, ImagesAnswer, Timings
 from far_runtime.subjects import is_null
-
-SEED_BITS = 53
-"""Of a random seed, so that it is exact as a number in JavaScript."""
 
 OnLevel = Callable[[int, int, Pixels], None]
 """Called, on the drawing thread, with which of the pictures, the step's number and the picture after it."""
@@ -105,7 +102,7 @@ class Service:
         if edited and wanted.guidance is not None and is_null(model.manifest, subject):
             raise FarError("guidance leads towards a prompt or label; give one, or leave it out")
         settings = model.settings(wanted.sampling())
-        seed = secrets.randbits(SEED_BITS) if wanted.seed is None else wanted.seed
+        seed = random_seed() if wanted.seed is None else wanted.seed
         if seed + wanted.n > 2**64:
             raise FarError(f"seed {seed}: with n {wanted.n} the last seed is beyond 18446744073709551615")
         self.spend(caller, wanted.n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,8 @@ from far_runtime.bundle import Manifest
 from far_runtime.defaults import kind_of, settings_of
 from far_runtime.errors import FarError
 from far_runtime.fields import as_option, fields_for_options
+from far_runtime.noise import random_seed
 from far_runtime.subjects import Subject, resolve_subjects, takes_text
-
-SEED_BITS = 53
-"""Of a random seed, so that it is exact as a number in JSON."""
 
 MOST_TEXT, MOST_SAMPLING = 1000, 10_000
 """Characters of a prompt or label, and of the sampling settings."""
@@ -42,7 +39,7 @@ def wanted_of(manifest: Manifest, request: int, inputs: Mapping[str, Sequence[An
         row = {name: values[i] for name, values in inputs.items()}
         name = text_of(shown, raw, MOST_TEXT)
         negative = text_of("NEGATIVE", row.get("NEGATIVE", b""), MOST_TEXT)
-        seed = int(row["SEED"]) if "SEED" in row else secrets.randbits(SEED_BITS)
+        seed = int(row["SEED"]) if "SEED" in row else random_seed()
         given = sampling_of(text_of("SAMPLING", row.get("SAMPLING", b""), MOST_SAMPLING))
         with fields_for_options():
             subject = resolve_subjects(manifest, [] if text else [name], [name] if text else [], negative)[0]

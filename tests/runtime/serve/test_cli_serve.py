@@ -7,13 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 
+from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
+from far_runtime.engines.base import EngineOptions
+from far_runtime.errors import FarError
+from far_runtime.serve.models import Queueing, open_model
 
 COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "serve"]
 
@@ -60,3 +65,11 @@ def test_what_is_wrong_is_said_in_a_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_bundle_that_cannot_read_its_prompts_is_not_served(tiny: Any) -> None:
+    bundle = open_bundle(tiny.t2i_bundle)
+    without = tuple(graph for graph in bundle.manifest.graphs if graph.stage != "text")
+    silent = replace(bundle, manifest=replace(bundle.manifest, graphs=without))
+    with pytest.raises(FarError, match="has no text encoder, so it takes no prompts; export it again"):
+        open_model("silent", silent, "onnxruntime", EngineOptions(threads=1), Queueing())
