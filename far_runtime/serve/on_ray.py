@@ -80,7 +80,7 @@ def serve_on_ray(
             try:
                 serve.run(application(setting, replicas, each), name=APP, route_prefix="/", logging_config=QUIET)
             except (RuntimeError, ray.exceptions.RayError) as error:
-                raise FarError(f"the replicas do not start: {_reason(error)}") from error
+                raise FarError(f"the replicas do not start: {_reason(error, serve.status())}") from error
             ready()
             ending.wait()
         finally:
@@ -89,7 +89,13 @@ def serve_on_ray(
                 serve.shutdown()
 
 
-def _reason(error: Exception) -> str:
-    """The line of a long report that says why."""
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else repr(error))
+def _reason(error: Exception, status: Any) -> str:
+    """Why, out of the replicas' tracebacks that Serve keeps; its own words where there are none."""
+    application = status.applications.get(APP)
+    told: list[str] = [one.message for one in application.deployments.values()] if application else []
+    lines = [line.strip() for text in told for line in text.split("\n")]
+    for line in reversed(lines):
+        _, found, reason = line.partition("FarError: ")
+        if found:
+            return reason
+    return " ".join(str(error).split())

@@ -15,6 +15,7 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 psutil = pytest.importorskip("psutil")
+pytestmark = pytest.mark.slow
 
 FAST = ("--engine", "onnxruntime", "--threads", 1, "--shard-size", 4, "--batch-size", 3)
 COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "sample"]
@@ -55,7 +56,7 @@ def workers() -> list[Any]:
 def test_one_of_two_workers_is_killed_and_every_seed_is_there_once_with_the_same_pixels(
     far: Any, tiny: Any, cluster: str, tmp_path: Path
 ) -> None:
-    arguments = [str(tiny.bundle), "--count", "100", "--steps", "40", *map(str, FAST)]
+    arguments = [str(tiny.bundle), "--count", "100", "--steps", "25", *map(str, FAST)]
     out = tmp_path / "out"
     command = [*COMMAND, *arguments, "-o", str(out), "--ray", "--workers", "2", "--address", cluster]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:

@@ -22,6 +22,7 @@ from far_runtime.cli import main
 from far_runtime.pipeline import Pipeline
 
 pytest.importorskip("ray.serve", reason="ray is not installed")
+pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "serve"]
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
@@ -101,6 +102,7 @@ def test_sigterm_lets_a_stream_finish(server: Any) -> None:
         (["--ray", "--replicas", "3:2"], "expected N or MIN:MAX"),
         (["--ray", "--resource", "jetson=none"], "expected NAME=AMOUNT"),
         (["--ray", "--address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
+        (["--ray", "--engine", "none"], "the replicas do not start: engine 'none': unknown"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
