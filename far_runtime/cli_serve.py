@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import signal
 import socket
 import sys
@@ -32,6 +33,16 @@ def replicas_of(ctx: click.Context, param: click.Parameter, value: str) -> tuple
     if not all(number.isdigit() for number in numbers) or not 1 <= int(numbers[0]) <= int(numbers[1]):
         raise click.BadParameter(f"{value!r}: expected N or MIN:MAX, from 1 on, as in 1:4", ctx, param)
     return int(numbers[0]), int(numbers[1])
+
+
+class Seconds(click.FloatRange):
+    """A range that nan is outside of."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
 
 
 @click.command(short_help="Serve pictures from bundles over HTTP.")
@@ -72,7 +83,7 @@ def replicas_of(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 )
 @click.option(
     "--deadline",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(0, 86_400, min_open=True),
     default=120.0,
     show_default=True,
     metavar="SECONDS",
@@ -80,7 +91,7 @@ def replicas_of(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=Seconds(0, 86_400),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -137,7 +148,7 @@ def serve(
         click.echo(line, err=True)
     app = create_app(service, setting.hosts)
     config = uvicorn.Config(
-        app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=round(grace),
+        app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=math.ceil(grace),
     )  # fmt: skip
     # uvicorn ends in good order at these, then raises them once more for whoever had set handlers before it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

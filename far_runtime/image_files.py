@@ -70,10 +70,13 @@ def as_mask(image: Image.Image) -> Image.Image:
 
 def transparent(image: Image.Image) -> Image.Image | None:
     """A mask in greys, white where the picture is transparent (by half or more); None where it is so nowhere."""
-    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+    if image.mode.startswith("I") and isinstance(image.info.get("transparency"), int):
+        clear = np.asarray(image) == image.info["transparency"]
+    elif image.mode in _WITH_ALPHA or "transparency" in image.info:
+        clear = np.asarray(image.convert("RGBA").getchannel("A")) < 128
+    else:
         return None
-    alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    return Image.fromarray(np.where(alpha < 128, 255, 0).astype(np.uint8)) if (alpha < 128).any() else None
+    return Image.fromarray(np.where(clear, 255, 0).astype(np.uint8)) if clear.any() else None
 
 
 def read_picture(path: Path, option: str = "--image") -> ImageFile:
@@ -116,7 +119,7 @@ def _opaque(image: Image.Image, paper: tuple[int, int, int, int]) -> Image.Image
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """Greys of 16 bits in 8, which Pillow would cut off; Pillow's 32-bit mode holds them too, or already 8 bits."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     if image.mode != "I" or values.max() > 255:
-        values = values / 257
-    return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
+        values = (np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

@@ -175,7 +175,8 @@ class Pipeline:
     ) -> Generation:
         """One picture made again: in its place of a batch of the same size, whose other rows are copies of it.
 
-        Same bundle, engine and machine: every bit is the same. `PictureSettings.differences` tells what is not. Raises
+        Same bundle, engine and machine: every bit is the same, unless a step of the picture was unguided beside guided
+        ones of its batch, which is the same up to rounding. `PictureSettings.differences` tells what is not. Raises
         FarError for an edited picture, which does not hold the image that it came from.
         """
         if picture.edited:
@@ -208,12 +209,13 @@ class Pipeline:
     def _settings(self, sampling: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         """The settled settings of every picture."""
         scales = sampling.get("guidance")
-        if not isinstance(scales, list | tuple):
+        if not isinstance(scales, list | tuple | np.ndarray):
             return [settings_of(self.bundle.manifest, sampling)] * count
         if len(scales) != count:
             raise FarError(f"{len(scales)} scales of guidance for {count} pictures; give one, or one per picture")
-        by_scale = {scale: settings_of(self.bundle.manifest, {**sampling, "guidance": scale}) for scale in set(scales)}
-        return [by_scale[scale] for scale in scales]
+        numbers = [float(scale) for scale in scales]
+        by_scale = {one: settings_of(self.bundle.manifest, {**sampling, "guidance": one}) for one in set(numbers)}
+        return [by_scale[one] for one in numbers]
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Pictures uint8 [B, H, W, 3] of what the loop ends with (scaled latents [B, L, C])."""

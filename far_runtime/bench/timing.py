@@ -65,6 +65,7 @@ class SampledEngine(TimedEngine):
     def draw(self, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
         turn, self._count = self._count, (self._count + 1) % self._every
         if turn:
+            self.seconds.clear()  # of what was computed beforehand, which would pass for the generation's
             return draw(self._engine, key, make)
         return {name: self.get(array).copy() for name, array in make(self).items()}
 

@@ -15,11 +15,8 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from far_runtime import __version__
-from far_runtime.fields import fields_for_options
-from far_runtime.serve.batching import Edited
-from far_runtime.serve.edits import edit_of
 from far_runtime.serve.errors import SAID, handle_errors, only
-from far_runtime.serve.guard import BodyGuard, HostGuard
+from far_runtime.serve.guard import BodyGuard, HostGuard, KeyGuard
 from far_runtime.serve.metrics import Measured
 from far_runtime.serve.models import Model
 from far_runtime.serve.orders import Order, Service, answer, base64_file, drawn_in_time, until_gone
@@ -35,10 +32,20 @@ from far_runtime.serve.schema import (
     ModelList,
     PartialImage,
 )
-from far_runtime.serve.streams import OWN, described, events, openai_events, openais, watched, watched_alone
+from far_runtime.serve.streams import (
+    EVENTS,
+    OWN,
+    EventStream,
+    Watched,
+    check_alone,
+    described,
+    events,
+    levels_queue,
+    openai_events,
+    openais,
+)  # fmt: skip
 
 EDITS = "/v1/images/edits"
-EVENTS = "text/event-stream"
 STREAM = (
     "Server-sent events: `level` (a Level) for every picture and step of the loop, `picture` (an Image) for every "
     "finished one, then `done` (Timings), or `error` (an ErrorBody)."
@@ -54,7 +61,6 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 BEARER = HTTPBearer(auto_error=False, description="A key of the file that --keys names.")
 ROUTES = APIRouter()
@@ -102,6 +108,9 @@ def create_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI
 
     of = {EDITS: limits.upload}
     app.add_middleware(BodyGuard, most=limits.body, of=of, seconds=limits.body_seconds, refused=refused)
+    if service.keys is not None:
+        keys = service.keys
+        app.add_middleware(KeyGuard, known=lambda key: keys.which(key) is not None, refused=refused)
     if hosts is not None:
         app.add_middleware(HostGuard, hosts=hosts)
     app.add_middleware(Measured, metrics=metrics)
@@ -128,7 +137,10 @@ async def generations(
 ) -> ImagesAnswer | StreamingResponse:
     """Draw pictures and send them all together, or one as a stream."""
     if wanted.stream:
-        return streamed(openai_events(watched_alone(service, wanted, caller), "image_generation"))
+        check_alone(wanted)
+        levels, on_level = levels_queue()
+        made = service.order(wanted, caller, on_level if wanted.partial_images else None)
+        return EventStream(openai_events(Watched(made, levels, service), "image_generation"), made)
     return await sent(service.order(wanted, caller), request, service.limits.deadline)
 
 
@@ -148,15 +160,12 @@ async def edits(
     caller: Caller,
 ) -> ImagesAnswer | StreamingResponse:  # fmt: skip
     """Draw a part of a picture anew, and send the pictures all together, or one as a stream."""
-    model, most = service.model(wanted.model), service.limits.pixels
-    model.check_editing()
-    image, mask = await wanted.image.read(), await wanted.mask.read() if wanted.mask else None
-    with fields_for_options():
-        edit = await asyncio.to_thread(edit_of, image, mask, wanted.outpaint, model.manifest.model["image_size"], most)
-    into = Edited(edit, wanted.feather)
     if wanted.stream:
-        return streamed(openai_events(watched_alone(service, wanted, caller, into), "image_edit"))
-    return await sent(service.order(wanted, caller, edited=into), request, service.limits.deadline)
+        check_alone(wanted)
+        levels, on_level = levels_queue()
+        made = await service.order_edit(wanted, caller, on_level if wanted.partial_images else None)
+        return EventStream(openai_events(Watched(made, levels, service), "image_edit"), made)
+    return await sent(await service.order_edit(wanted, caller), request, service.limits.deadline)
 
 
 @ROUTES.post(
@@ -167,12 +176,9 @@ async def edits(
 )
 async def stream(wanted: ImageRequest, service: Served, caller: Caller) -> StreamingResponse:
     """Draw pictures and send every level as it is computed."""
-    return streamed(events(watched(service, wanted, caller)))
-
-
-def streamed(found: AsyncIterator[str]) -> StreamingResponse:
-    """Events as an answer."""
-    return StreamingResponse(found, media_type=EVENTS, headers=UNBUFFERED)
+    levels, on_level = levels_queue()
+    made = service.order(wanted, caller, on_level)
+    return EventStream(events(Watched(made, levels, service)), made)
 
 
 @ROUTES.get("/v1/models", response_model=ModelList, responses=only(401), tags=["models"])

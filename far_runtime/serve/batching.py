@@ -157,16 +157,24 @@ class Batcher:
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Queue tickets, all of them or none. QueueFull where they have no room, Closed after `close`."""
         with self._changed:
-            if not self.alive:
-                raise Closed
-            self._drop_left()
-            if len(self._waiting) + len(tickets) > self.room:
-                raise QueueFull(len(self._waiting), max(1.0, len(self._waiting) * self._pace))
+            self._check_room(len(tickets))
             for ticket in tickets:
                 ticket.arrived = self._clock()
                 self._waiting.append(ticket)
             self._tell()
             self._changed.notify()
+
+    def check_room(self, count: int) -> None:
+        """QueueFull or Closed where so many tickets could not be queued now."""
+        with self._changed:
+            self._check_room(count)
+
+    def _check_room(self, count: int) -> None:
+        if not self.alive:
+            raise Closed
+        self._drop_left()
+        if len(self._waiting) + count > self.room:
+            raise QueueFull(len(self._waiting), max(1.0, len(self._waiting) * self._pace))
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more tickets, draw those that wait, and give the engine back. What is not drawn within `timeout`

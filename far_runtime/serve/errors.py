@@ -38,6 +38,7 @@ STATUS: dict[type[FarError], tuple[int, str, str]] = {
 SAID: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The request cannot be: what is wrong, and what is expected"},
     401: {"model": ErrorBody, "description": "No key, or an unknown one"},
+    403: {"model": ErrorBody, "description": "Asked by a page of another site"},
     404: {"model": ErrorBody, "description": "No such model"},
     408: {"model": ErrorBody, "description": "The body came too slowly"},
     421: {"model": ErrorBody, "description": "Called by a name that is not the server's"},
@@ -72,17 +73,22 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}, headers
 
 
+def note(error: Exception, metrics: Metrics) -> None:
+    """Count a refusal, and log a fault of the server."""
+    if isinstance(error, QueueFull):
+        metrics.rejections.labels("queue").inc()
+    elif isinstance(error, Late):
+        metrics.rejections.labels("deadline").inc()
+    elif error_of(error)[0] == 500 and not isinstance(error, Failed):  # which is in the log
+        LOG.error("request failed", exc_info=error)
+
+
 def handle_errors(app: FastAPI, metrics: Metrics) -> None:
     """Every error in OpenAI's form."""
 
     async def known(request: Request, error: Exception) -> JSONResponse:
+        note(error, metrics)
         status, body, headers = error_of(error)
-        if isinstance(error, QueueFull):
-            metrics.rejections.labels("queue").inc()
-        elif isinstance(error, Late):
-            metrics.rejections.labels("deadline").inc()
-        elif status == 500 and not isinstance(error, Failed):  # which is in the log
-            LOG.error("request failed", exc_info=error)
         return JSONResponse(body, status, headers)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+NO_KEY = "no key, or an unknown one; send Authorization: Bearer KEY"
+
+
 class BodyGuard:
     """Reads a request's body before the application sees it: at most `most` bytes (else 413), or those that `of` has
     for its path, within `seconds` (else 408), so that neither a large body nor a slow one takes a place. refused: told
@@ -68,17 +71,40 @@ class BodyGuard:
         return b"".join(parts)
 
 
+class KeyGuard:
+    """Reads no body of a request under /v1 that has no right key. known: whether a key is one; refused: told of the
+    reason."""
+
+    def __init__(self, app: App, known: Callable[[str], bool], refused: Callable[[str], None]) -> None:
+        self.app, self.known, self.refused = app, known, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/") and scope["method"] not in ("GET", "HEAD"):
+            kind, _, key = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").partition(" ")
+            if kind.lower() != "bearer" or not self.known(key.strip()):
+                self.refused("key")
+                await refuse(send, 401, "invalid_api_key", NO_KEY, "authentication_error")
+                return
+        await self.app(scope, receive, send)
+
+
 class HostGuard:
     """Answers only to the names by which it may be called, so that no web page can reach a server of this machine by a
-    name of its own that leads here."""
+    name of its own that leads here; and to no request that a browser sends for a page of another site."""
 
     def __init__(self, app: App, hosts: frozenset[str]) -> None:
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and host_of(dict(scope["headers"]).get(b"host", b"")) not in self.hosts:
+        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
+        if scope["type"] == "http" and host_of(headers.get(b"host", b"")) not in self.hosts:
             names = ", ".join(sorted(self.hosts))
             await refuse(send, 421, "wrong_host", f"called by a name that is not one of {names}; see far serve --host")
+            return
+        origin = headers.get(b"origin")
+        elsewhere = origin is not None and host_of(origin.partition(b"://")[2]) not in self.hosts
+        if elsewhere or headers.get(b"sec-fetch-site") == b"cross-site":
+            await refuse(send, 403, "wrong_origin", "asked by a page of another site; this server answers none")
             return
         await self.app(scope, receive, send)
 
@@ -89,9 +115,9 @@ def host_of(header: bytes) -> str:
     return text[1 : text.find("]")] if text.startswith("[") else text.partition(":")[0]
 
 
-async def refuse(send: Send, status: int, code: str, message: str) -> None:
+async def refuse(send: Send, status: int, code: str, message: str, kind: str = "invalid_request_error") -> None:
     """Answer with an error and hang up."""
-    detail = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    detail = {"message": message, "type": kind, "param": None, "code": code}
     body = json.dumps({"error": detail}).encode()
     length = (b"content-length", str(len(body)).encode())
     headers = [(b"content-type", b"application/json"), length, (b"connection", b"close")]

@@ -57,6 +57,8 @@ class Model:
     def subject(self, prompt: str | None, label: int | str | None, negative: str, anything: bool = False) -> Subject:
         """What is to be drawn; FarError where it cannot be. A model of labels takes a prompt for a class's name.
         anything: whether nothing may be asked for, as in an edit."""
+        if negative and not takes_text(self.manifest):
+            raise FarError(f"negative: {self.name} draws from class labels; leave it out")
         if anything and label is None and not prompt:
             return null_subject(self.manifest, negative)
         if takes_text(self.manifest):
@@ -68,8 +70,6 @@ class Model:
         wanted = prompt if label is None else label
         if wanted is None:
             raise FarError("neither prompt nor label; say what to draw")
-        if negative:
-            raise FarError(f"negative: {self.name} draws from class labels; leave it out")
         with fields_for_options():
             return resolve_subjects(self.manifest, labels=[wanted])[0]
 

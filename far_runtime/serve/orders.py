@@ -6,23 +6,27 @@ import asyncio
 import base64
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import HTTPException, Request
 
 from far_runtime.defaults import kind_of
 from far_runtime.errors import FarError
+from far_runtime.fields import fields_for_options
 from far_runtime.noise import random_seed
 from far_runtime.pictures import picture_bytes
 from far_runtime.serve.batching import Drawn, Edited, Pixels, Ticket
+from far_runtime.serve.edits import edit_of
 from far_runtime.serve.errors import Late, Unknown
+from far_runtime.serve.guard import NO_KEY
 from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model
-from far_runtime.serve.schema import Image, ImageRequest, ImagesAnswer, Timings
-from far_runtime.subjects import is_null
+from far_runtime.serve.schema import EditRequest, Image, ImageRequest, ImagesAnswer, Timings
+from far_runtime.subjects import Subject, is_null
 
 OnLevel = Callable[[int, int, Pixels], None]
 """Called, on the drawing thread, with which of the pictures, the step's number and the picture after it."""
@@ -61,14 +65,27 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """A request that can be: its model, subject, settled settings and first seed."""
+
+    request: ImageRequest
+    model: Model
+    subject: Subject
+    settings: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
 class Service:
-    """What a server has: open models, the first of which is the default, and whom it draws for, how much."""
+    """What a server has: open models, the first of which is the default, and whom it draws for, how much. decoding:
+    held while sent pictures are decoded."""
 
     models: Sequence[Model]
     metrics: Metrics
     limits: Limits
     keys: Keys | None = None
     rate: Rate | None = None
+    decoding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def model(self, name: str | None) -> Model:
         """A model by its name, or the default; Unknown for another."""
@@ -84,13 +101,34 @@ class Service:
         number = None if key is None else self.keys.which(key)
         if number is None:
             self.metrics.rejections.labels("key").inc()
-            raise HTTPException(401, "no key, or an unknown one; send Authorization: Bearer KEY")
+            raise HTTPException(401, NO_KEY)
         return number
 
     def order(
         self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None, edited: Edited | None = None
     ) -> Order:
         """Check a request and queue its pictures. FarError where it cannot be, HTTPException 429 where it may not."""
+        checked = self.check(wanted, editing=edited is not None)
+        with self.spent(caller, wanted.n):
+            return self.queue(checked, on_level, edited)
+
+    async def order_edit(self, wanted: EditRequest, caller: object, on_level: OnLevel | None = None) -> Order:
+        """The same for an edit, whose pictures are decoded one request at a time, after everything else is found right:
+        a small file may be many pixels."""
+        checked = self.check(wanted, editing=True)
+        model = checked.model
+        model.check_editing()
+        with self.spent(caller, wanted.n):
+            model.batcher.check_room(wanted.n)
+            image, mask = await wanted.image.read(), await wanted.mask.read() if wanted.mask else None
+            size, most = model.manifest.model["image_size"], self.limits.pixels
+            with fields_for_options():
+                async with self.decoding:
+                    edit = await asyncio.to_thread(edit_of, image, mask, wanted.outpaint, size, most)
+            return self.queue(checked, on_level, Edited(edit, wanted.feather))
+
+    def check(self, wanted: ImageRequest, editing: bool = False) -> Checked:
+        """What a request comes to; FarError where it cannot be."""
         model, limits = self.model(wanted.model), self.limits
         if wanted.n > limits.pictures:
             raise FarError(f"n {wanted.n}: this server draws up to {limits.pictures} pictures at a request")
@@ -98,14 +136,18 @@ class Service:
             raise FarError(f"a prompt of more than {limits.prompt} characters; shorten it")
         if wanted.size not in (None, "auto", model.size):
             raise FarError(f"size {wanted.size!r}: {model.name} draws {model.size}; leave it out")
-        subject = model.subject(wanted.prompt, wanted.label, wanted.negative, anything=edited is not None)
-        if edited and wanted.guidance is not None and is_null(model.manifest, subject):
+        subject = model.subject(wanted.prompt, wanted.label, wanted.negative, anything=editing)
+        if editing and wanted.guidance is not None and is_null(model.manifest, subject):
             raise FarError("guidance leads towards a prompt or label; give one, or leave it out")
         settings = model.settings(wanted.sampling())
         seed = random_seed() if wanted.seed is None else wanted.seed
         if seed + wanted.n > 2**64:
             raise FarError(f"seed {seed}: with n {wanted.n} the last seed is beyond 18446744073709551615")
-        self.spend(caller, wanted.n)
+        return Checked(wanted, model, subject, settings, seed)
+
+    def queue(self, checked: Checked, on_level: OnLevel | None, edited: Edited | None) -> Order:
+        """Queue the pictures of a request that was checked; QueueFull or Closed where that cannot be."""
+        wanted, model, settings, seed = checked.request, checked.model, checked.settings, checked.seed
 
         def shown(index: int) -> Callable[[int, Pixels], None] | None:
             if on_level is None:
@@ -113,17 +155,23 @@ class Service:
             return lambda step, pixels: on_level(index, step, pixels)
 
         kind = kind_of(model.manifest, settings)
-        tickets = [Ticket(subject, seed + i, settings, kind, shown(i), edited) for i in range(wanted.n)]
-        try:
-            model.batcher.submit(tickets)
-        except FarError:
-            if self.rate:  # what is refused costs nothing
-                self.rate.give(caller, wanted.n)
-            raise
+        tickets = [Ticket(checked.subject, seed + i, settings, kind, shown(i), edited) for i in range(wanted.n)]
+        model.batcher.submit(tickets)
         return Order(wanted, model, settings, seed, tickets)
 
-    def spend(self, caller: object, count: int) -> None:
-        """Count pictures to the caller's rate; HTTPException 429 where it has no room for them."""
+    @contextmanager
+    def spent(self, caller: object, count: int) -> Iterator[None]:
+        """Count pictures to the caller's rate, unless the block raises: what is refused costs nothing. HTTPException
+        429 where the rate has no room for them."""
+        self._spend(caller, count)
+        try:
+            yield
+        except BaseException:
+            if self.rate:
+                self.rate.give(caller, count)
+            raise
+
+    def _spend(self, caller: object, count: int) -> None:
         if self.rate is None:
             return
         if count > self.rate.per_minute:

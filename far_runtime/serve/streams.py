@@ -9,23 +9,27 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
 from far_runtime.errors import FarError
-from far_runtime.serve.batching import Drawn, Edited, Pixels
-from far_runtime.serve.errors import error_of
-from far_runtime.serve.orders import Order, Service, base64_file, drawn_in_time, picture_of, timings
+from far_runtime.serve.batching import Drawn, Pixels
+from far_runtime.serve.errors import error_of, note
+from far_runtime.serve.metrics import Metrics
+from far_runtime.serve.orders import OnLevel, Order, Service, base64_file, drawn_in_time, picture_of, timings
 from far_runtime.serve.schema import (
     Completed,
     ErrorBody,
     GenerationRequest,
     Image,
-    ImageRequest,
     Level,
     PartialImage,
     Timings,
 )
 
+EVENTS = "text/event-stream"
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 MOST_LEVELS = 64
 """Levels of a stream that wait to be sent; a client that reads too slowly for them misses the oldest."""
 
@@ -38,11 +42,11 @@ Shown = tuple[int, int, Pixels]
 
 @dataclass(frozen=True)
 class Watched:
-    """An order whose levels are sent as they come, within so many seconds."""
+    """An order whose levels are sent as they come, by a service."""
 
     made: Order
     levels: asyncio.Queue[Shown]
-    seconds: float
+    service: Service
 
 
 def openais(what: str) -> dict[str, type[BaseModel]]:
@@ -61,8 +65,8 @@ def described(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
     return {"itemSchema": {"oneOf": [one(name, data) for name, data in events.items()]}}
 
 
-def watched(service: Service, wanted: ImageRequest, caller: object, edited: Edited | None = None) -> Watched:
-    """Order pictures and their levels; raises as `Service.order`."""
+def levels_queue() -> tuple[asyncio.Queue[Shown], OnLevel]:
+    """A queue of levels, and what the drawing thread calls to put one there."""
     loop = asyncio.get_running_loop()
     levels: asyncio.Queue[Shown] = asyncio.Queue(MOST_LEVELS)
 
@@ -74,17 +78,13 @@ def watched(service: Service, wanted: ImageRequest, caller: object, edited: Edit
     def on_level(index: int, step: int, pixels: Pixels) -> None:
         loop.call_soon_threadsafe(put, (index, step, pixels.copy()))
 
-    made = service.order(wanted, caller, on_level, edited)
-    return Watched(made, levels, service.limits.deadline)
+    return levels, on_level
 
 
-def watched_alone(service: Service, wanted: GenerationRequest, caller: object, edited: Edited | None = None) -> Watched:
-    """The same for OpenAI's events, which do not tell pictures apart; FarError for several."""
+def check_alone(wanted: GenerationRequest) -> None:
+    """FarError for several pictures, which OpenAI's events do not tell apart."""
     if wanted.n > 1:
         raise FarError(f"n {wanted.n}: a stream of this route has one picture; use n 1, or /v1/generate/stream")
-    if wanted.partial_images:
-        return watched(service, wanted, caller, edited)
-    return Watched(service.order(wanted, caller, edited=edited), asyncio.Queue(1), service.limits.deadline)
 
 
 async def events(stream: Watched) -> AsyncIterator[str]:
@@ -105,7 +105,7 @@ async def events(stream: Watched) -> AsyncIterator[str]:
                     yield event("picture", picture.model_dump_json())
                 yield event("done", timings(shown).model_dump_json())
     except Exception as error:
-        yield failed(error)
+        yield failed(error, stream.service.metrics)
 
 
 async def openai_events(stream: Watched, what: str) -> AsyncIterator[str]:
@@ -136,7 +136,7 @@ async def openai_events(stream: Watched, what: str) -> AsyncIterator[str]:
                 body = sent(shown, file)
                 yield event(body.type, body.model_dump_json())
     except Exception as error:
-        yield failed(error)
+        yield failed(error, stream.service.metrics)
 
 
 def chosen_steps(steps: int, count: int) -> Collection[int]:
@@ -150,8 +150,9 @@ def event(name: str, data: str) -> str:
     return f"event: {name}\ndata: {data}\n\n"
 
 
-def failed(error: Exception) -> str:
-    """The event of an error."""
+def failed(error: Exception, metrics: Metrics) -> str:
+    """The event of an error, which is noted."""
+    note(error, metrics)
     _, body, _ = error_of(error)
     return event("error", ErrorBody.model_validate(body).model_dump_json())
 
@@ -159,7 +160,7 @@ def failed(error: Exception) -> str:
 async def _progress(stream: Watched) -> AsyncGenerator[Shown | list[Drawn], None]:
     """The levels as they come and at last all pictures; the order is left when the client goes."""
     levels = stream.levels
-    work = asyncio.ensure_future(drawn_in_time(stream.made, stream.seconds))
+    work = asyncio.ensure_future(drawn_in_time(stream.made, stream.service.limits.deadline))
     reading: asyncio.Future[Shown] | None = None
     try:
         while not (work.done() and levels.empty()):
@@ -175,3 +176,18 @@ async def _progress(stream: Watched) -> AsyncGenerator[Shown | list[Drawn], None
         if reading is not None:
             reading.cancel()
         stream.made.leave()
+
+
+class EventStream(StreamingResponse):
+    """Events as an answer. made: the order behind them, which is left when the answer ends, however it does: a client
+    may be gone before the first event."""
+
+    def __init__(self, found: AsyncIterator[str], made: Order) -> None:
+        super().__init__(found, media_type=EVENTS, headers=UNBUFFERED)
+        self._made = made
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._made.leave()

@@ -68,6 +68,8 @@ def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(
     for i, one in enumerate(alone):
         assert relative_error(together.latents[i], one.latents[0]) < 1e-5
         assert together.settings[i].sampling == one.settings[0].sampling
+    again = any_pipeline.generate([1, 2, 3], [4, 5, 6], guidance=np.array(scales))
+    assert again.settings == together.settings and np.array_equal(again.images, together.images)
     assert relative_error(any_pipeline.generate([2], [5], guidance=9.0).latents[0], together.latents[1]) > 1e-4
 
 

@@ -151,6 +151,7 @@ def test_a_stream_of_openais_ends_with_the_error(serve: Any, tiny: Any) -> None:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
         with pytest.raises(openai.APIError, match="not drawn within"):
             list(client.images.generate(prompt="2", stream=True, partial_images=1))
+        assert 'far_rejections_total{reason="deadline"} 1.0' in httpx.get(f"{address}/metrics").text
 
 
 def test_without_a_seed_pictures_differ_and_tell_theirs(client: httpx.Client) -> None:

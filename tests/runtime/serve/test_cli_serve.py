@@ -51,6 +51,8 @@ def test_sigterm_lets_what_runs_finish(tiny: Any) -> None:
         (["{b}", "--keys", "{tmp}/short"], "line 2 is short"),
         (["{b}", "--port", "{taken}"], "choose another --port"),
         (["{b}", "--engine", "onnx"], "unknown"),
+        (["{b}", "--grace", "nan"], "no number of seconds"),
+        (["{b}", "--deadline", "inf"], "0<x<=86400"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(

@@ -21,6 +21,8 @@ from far_runtime.engines.base import EngineOptions
 from far_runtime.pictures import read_settings
 from far_runtime.pipeline import Pipeline
 from far_runtime.serve.edits import edit_of
+from far_runtime.serve.keys import Keys, Rate
+from far_runtime.serve.models import Queueing
 from far_runtime.serve.orders import Limits
 
 EDITS, SIZE = "/v1/images/edits", 16
@@ -183,6 +185,55 @@ def test_what_cannot_be_is_said(client: httpx.Client, files: Any, fields: dict[s
 def test_a_larger_upload_is_refused(client: httpx.Client) -> None:
     answer = client.post(EDITS, files={"image": bytes(200_001)})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "large_body")
+
+
+def test_nothing_is_decoded_for_a_request_that_may_not_be(serve: Any, tiny: Any) -> None:
+    broken = {"image": b"no picture"}
+    with (
+        serve(tiny.bundle, rate=Rate(1), queueing=Queueing(room=1)) as address,
+        httpx.Client(base_url=address) as client,
+    ):
+        assert "cannot be read as a picture" in client.post(EDITS, files=broken, data={"label": "1"}).text
+        assert (
+            client.post(EDITS, files=PAIR, data={"label": "1", "steps": "1"}).status_code == 200
+        )  # what failed cost nothing
+        assert client.post(EDITS, files=broken, data={"label": "1"}).status_code == 429
+        assert "99" in client.post(EDITS, files=broken, data={"label": "99"}).text
+    with serve(tiny.bundle, queueing=Queueing(room=1)) as address, httpx.Client(base_url=address) as client:
+        answer = client.post(EDITS, files=broken, data={"label": "1", "n": "2"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+
+
+def test_no_body_is_read_without_a_key(serve: Any, tiny: Any) -> None:
+    limits = Limits(upload=1000)
+    with serve(tiny.bundle, keys=Keys(["k" * 16]), limits=limits) as address, httpx.Client(base_url=address) as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic " + "k" * 16}):
+            answer = client.post(EDITS, content=bytes(5000), headers=headers)
+            assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
+        assert (
+            client.post(EDITS, content=bytes(5000), headers={"Authorization": f"bearer {'k' * 16}"}).status_code == 413
+        )
+        assert 'far_rejections_total{reason="key"} 3.0' in client.get("/metrics").text
+
+
+def test_pages_of_other_sites_are_not_answered(serve: Any, tiny: Any) -> None:
+    hosts = frozenset(("localhost", "127.0.0.1"))
+    with serve(tiny.bundle, hosts=hosts) as address, httpx.Client(base_url=address) as client:
+        for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+            answer = client.post(EDITS, files=PAIR, data={"steps": "1"}, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "wrong_origin")
+        own = {"Origin": address, "Sec-Fetch-Site": "same-origin"}
+        assert client.post(EDITS, files=PAIR, data={"steps": "1"}, headers=own).status_code == 200
+
+
+def test_greys_of_16_bits_are_clear_where_their_file_says_so() -> None:
+    grey = np.full((SIZE, SIZE), 40_000, np.uint16)
+    grey[CHANGE] = 513
+    data = io.BytesIO()
+    Image.fromarray(grey).save(data, "PNG", transparency=513)
+    edit = edit_of(data.getvalue(), None, None, SIZE, 10_000)
+    assert (edit.change == CHANGE).all()
+    assert (edit.image[~CHANGE] == round(40_000 / 257)).all()
 
 
 def test_a_bundle_that_cannot_edit_says_so(serve: Any, tiny: Any, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
@@ -245,6 +246,25 @@ def test_a_client_that_reads_slowly_misses_levels_but_no_picture(tiny: Any, monk
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux hangs up by itself")
+def test_an_order_is_left_where_the_client_is_gone_before_the_first_event() -> None:
+    left: list[bool] = []
+    made: Any = SimpleNamespace(leave=lambda: left.append(True))
+
+    async def nothing() -> AsyncIterator[str]:
+        yield "never sent"
+
+    async def gone(message: Any) -> None:
+        raise ConnectionError("the client is gone")
+
+    async def disconnected() -> Any:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+    with contextlib.suppress(Exception):  # whatever the framework makes of it
+        asyncio.run(streams.EventStream(nothing(), made)(scope, disconnected, gone))
+    assert left == [True]
+
+
 def test_a_client_that_reads_nothing_is_hung_up_on(tiny: Any) -> None:
     model = open_model("tiny", open_bundle(tiny.bundle), "onnxruntime", EngineOptions(threads=1), Queueing())
     app = create_app(Service([model], Metrics(), Limits()))
