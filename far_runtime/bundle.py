@@ -101,6 +101,11 @@ class Manifest:
         )
 
     @property
+    def largest_batch(self) -> int:
+        """The most pictures that all graphs were exported for; 1 where none says how many."""
+        return min((graph.profile["batch"][2] for graph in self.graphs if "batch" in graph.profile), default=1)
+
+    @property
     def id(self) -> str:
         """Sixteen hex digits that name the content of the bundle: its graphs and weights."""
         digest = hashlib.sha256("".join(f"{name} {self.files[name].sha256}\n" for name in sorted(self.files)).encode())

@@ -6,7 +6,8 @@ Half of the requests break the document's rules (kinds, bounds, missing and unkn
 another asks besides for what is there, so that much of it is drawn. Every answer has to be one that the document
 describes, in status, content type, headers and body; none may be a fault of the server (5xx, or such an event in a
 stream); what breaks the rules may not be drawn. At the end the server has to be alive, draw a picture, and hold at
-most a third more memory than after a tenth of the requests. A small BUNDLE lets those that are drawn cost little.
+most a third more memory than after a tenth of the requests; few --requests are too few to judge memory by, which is
+said then. No route may be left without a request. A small BUNDLE lets those that are drawn cost little.
 Exits with 1 where anything of that fails. Only a server that it starts itself, on this machine, is a target; the same
 seed asks the same.
 """
@@ -30,7 +31,7 @@ import PIL.Image
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase
-from hypothesis.errors import HypothesisException
+from hypothesis.errors import HypothesisException, Unsatisfiable
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.result import Ok
@@ -67,7 +68,8 @@ MOST = 8
 @dataclass
 class Found:
     """What came of the requests: by route, by mode and status; failures by what was wrong, with how often and the
-    first request that shows it; seconds of the slowest; resident bytes after every tenth."""
+    first request that shows it; seconds of the slowest; resident bytes after every tenth. unjudged: why memory was not
+    judged, "" where it was."""
 
     seed: int
     statuses: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class Found:
     slowest: float = 0.0
     seconds: float = 0.0
     memory: list[float] = field(default_factory=list)
+    unjudged: str = ""
 
     @property
     def requests(self) -> int:
@@ -93,7 +96,7 @@ def fuzz(address: str, count: int, seed: int, about: Mapping[str, Any] | None = 
     load_all_checks()
     operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     varied = [one for one in operations if one.body or one.path_parameters or one.query]
-    found, session = Found(seed), requests.Session()
+    found, session = Found(seed, {route_of(one): {} for one in operations}), requests.Session()
     session.trust_env = False
     started, turn = time.perf_counter(), 0
     for one in operations:
@@ -109,9 +112,19 @@ def fuzz(address: str, count: int, seed: int, about: Mapping[str, Any] | None = 
         if found.requests == before:
             raise FarError("the OpenAPI document gives no more requests; see its paths")
         if found.requests * TENTHS >= count * (len(found.memory) + 1):
-            found.memory.append(seen(address).memory)
+            # A server that is gone is among the failures already.
+            with contextlib.suppress(requests.RequestException):
+                found.memory.append(seen(address).memory)
     found.seconds = time.perf_counter() - started
+    for route, statuses in found.statuses.items():
+        if not statuses:
+            found.fail(f"no request of {route} was sent: none could be made, or --requests is too small", "")
     return found
+
+
+def route_of(operation: Any) -> str:
+    """What the report calls an operation of the document."""
+    return f"{operation.method.upper()} {operation.path}"
 
 
 def send(
@@ -120,7 +133,7 @@ def send(
 ) -> None:  # fmt: skip
     """`count` requests of a route and a mode."""
     checks = [check for check in CHECKS.get_all() if check.__name__ in CHECKED]
-    statuses = found.statuses.setdefault(f"{operation.method.upper()} {operation.path}", {})
+    statuses = found.statuses.setdefault(route_of(operation), {})
     kind = schemathesis.GenerationMode.NEGATIVE if mode == BROKEN else schemathesis.GenerationMode.POSITIVE
 
     def put_down(what: str) -> None:
@@ -146,9 +159,12 @@ def send(
         for what in wrong(case, answer, checks):
             found.fail(what, case.as_curl_command(base_url=address))
 
-    # A route whose every request is right has none that is BROKEN.
-    with contextlib.suppress(HypothesisException):
+    try:
         one()
+    except HypothesisException as error:
+        # A route whose every request is right has none that is BROKEN.
+        if mode != BROKEN or not isinstance(error, Unsatisfiable):
+            found.fail(f"{route_of(operation)}: making {mode} requests: {type(error).__name__}", "")
 
 
 def make_likely(body: dict[str, Any], about: Mapping[str, Any]) -> None:
@@ -205,20 +221,35 @@ def stream_errors(text: str) -> list[str]:
 
 def seen(address: str) -> Seen:
     """The server at this moment."""
-    return Seen.read(requests.get(f"{address}/metrics", timeout=WAIT).text)
+    answer = requests.get(f"{address}/metrics", timeout=WAIT)
+    answer.raise_for_status()
+    return Seen.read(answer.text)
 
 
 def check_end(address: str, found: Found, about: Mapping[str, Any]) -> None:
     """Put down what is wrong with the server when all is over."""
-    for route in ("/healthz", "/readyz"):
-        if (status := requests.get(f"{address}{route}", timeout=WAIT).status_code) != 200:
-            found.fail(f"{route} answers {status} at the end", "")
     asked: dict[str, Any] = {}
     make_likely(asked, about)
-    if (status := requests.post(f"{address}/v1/images/generations", json=asked, timeout=WAIT).status_code) != 200:
-        found.fail(f"a plain request is answered with {status} at the end", "")
+    try:
+        for route in ("/healthz", "/readyz"):
+            if (status := requests.get(f"{address}{route}", timeout=WAIT).status_code) != 200:
+                found.fail(f"{route} answers {status} at the end", "")
+        if (status := requests.post(f"{address}/v1/images/generations", json=asked, timeout=WAIT).status_code) != 200:
+            found.fail(f"a plain request is answered with {status} at the end", "")
+    except requests.RequestException as error:
+        found.fail(f"the server does not answer at the end: {type(error).__name__}", "")
+    judge_memory(found)
+
+
+def judge_memory(found: Found) -> None:
+    """Put down memory that grew, or why that cannot be told."""
+    if len(found.memory) < 2:
+        found.unjudged = f"looked at {len(found.memory)} times; give more --requests"
+        return
     warm, end = found.memory[0], found.memory[-1]
-    if end > warm * GROWTH:
+    if not warm:
+        found.unjudged = "the server does not tell it on this system"
+    elif end > warm * GROWTH:
         found.fail(f"memory grew from {warm / 1e6:.0f} to {end / 1e6:.0f} MB", "")
 
 
@@ -232,6 +263,8 @@ def show(found: Found) -> None:
         f"{found.requests} requests (seed {found.seed}) in {found.seconds:.0f} s, the slowest {found.slowest:.2f} s; "
         f"memory after every tenth {memory} MB"
     )
+    if found.unjudged:
+        click.echo(f"memory was not judged: {found.unjudged}")
     for what, (count, request) in found.failures.items():
         click.echo(f"FAILED {count} times: {what[:300]}\n    {request[:600]}")
     click.echo(f"{len(found.failures)} kinds of failures" if found.failures else "no failures")
@@ -251,10 +284,11 @@ def main(bundle: Path, options: tuple[str, ...], count: int, seed: int, report: 
             about = requests.get(f"{address}/v1/models", timeout=WAIT).json()["data"][0]["far"]
             found = fuzz(address, count, seed, about)
             check_end(address, found, about)
-        show(found)
-        if report:
-            with whole_file(report) as aside:
-                aside.write_text(json.dumps(dataclasses.asdict(found), indent=2))
+            # Before the server is ended, which may raise.
+            show(found)
+            if report:
+                with whole_file(report) as aside:
+                    aside.write_text(json.dumps(dataclasses.asdict(found), indent=2))
     except FarError as error:
         raise SystemExit(f"error: {error}") from error
     sys.exit(1 if found.failures else 0)

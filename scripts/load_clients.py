@@ -17,6 +17,10 @@ import httpx2 as httpx
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
 MOST_OPEN = 2000
 """Requests of the open loop that may be under way; what would come beyond is put down as not sent."""
+GONE = 1.0
+"""Seconds before a client asks again where nobody listened, which is told at once."""
+STRANGE = (ValueError, LookupError, TypeError)
+"""What comes of reading an answer that is not what it should be."""
 REFUSED = "429"
 """What the error of a refused request begins with."""
 
@@ -110,7 +114,7 @@ class Load:
         await asyncio.gather(*under_way)
 
     async def ask(self, due: float) -> float:
-        """One request; the seconds to wait before another, where the server said so."""
+        """One request; the seconds to wait before another, where the server said so or was not there."""
         self.begun += 1
         route, body = self.workload.request(next(self.numbers))
         first: list[float] = []
@@ -122,7 +126,8 @@ class Load:
             error, wait = refused.what, refused.wait
         except httpx.HTTPError as failed:
             error = type(failed).__name__
-        except (ValueError, KeyError, TypeError) as strange:
+            wait = GONE if isinstance(failed, httpx.ConnectError) else 0.0
+        except STRANGE as strange:
             error = f"an answer that is none: {type(strange).__name__}"
         seconds = time.perf_counter() - due
         self.outcomes.append(Outcome(route == STREAM, seconds, first[0] if first else None, pictures, error))
@@ -180,8 +185,9 @@ class Refused(Exception):
 
 
 async def every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
-    """Do something again and again, until it is cancelled; a server that does not answer meanwhile is passed over."""
+    """Do something again and again, until it is cancelled; a server that does not answer meanwhile, or
+    with something else, is passed over."""
     while True:
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(httpx.HTTPError, *STRANGE):
             await act()
         await asyncio.sleep(seconds)

@@ -9,7 +9,7 @@ second, and their seconds count from when they were due. What is asked (labels, 
 not) depends on --seed alone. --minutes 60 is a soak: memory is looked at every second. Afterwards some of the pictures
 are drawn once more, alone: they may differ by one of 255. --compare-batching runs two servers in turn, with their
 --max-batch and with 1. A run ends by itself; Ctrl-C ends it early, with a report. Exits with 1 where a request failed
-(429 apart) or a picture differs.
+(429 apart), a picture differs, no picture came, or the server is gone at the end; it reports all the same.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from serve_process import check_loopback, serving
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.option("--url", help="A server that runs, in place of BUNDLE.")
 @click.option("--elsewhere", is_flag=True, help="Let --url be another machine. Only for servers of your own.")
+@click.option("--key", envvar="FAR_KEY", show_envvar=True, default="", help="One of a server's that has --keys.")
 @click.option("--clients", type=click.IntRange(1, 1000), default=8, show_default=True, help="Of the closed loop.")
 @click.option("--rate", type=click.FloatRange(0.01, 1000), help="Requests a second of the open loop, in place of it.")
 @click.option("--minutes", type=click.FloatRange(0.01, 1440), default=1.0, show_default=True)
@@ -48,9 +49,9 @@ from serve_process import check_loopback, serving
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns of that comparison.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to put the numbers.")
 def load_test(
-    bundle: Path | None, options: tuple[str, ...], url: str | None, elsewhere: bool, clients: int, rate: float | None,
-    minutes: float, most: int | None, streams: float, most_pictures: int, ask: str, seed: int, keep: int,
-    compare_batching: bool, rounds: int, file: Path | None,
+    bundle: Path | None, options: tuple[str, ...], url: str | None, elsewhere: bool, key: str, clients: int,
+    rate: float | None, minutes: float, most: int | None, streams: float, most_pictures: int, ask: str, seed: int,
+    keep: int, compare_batching: bool, rounds: int, file: Path | None,
 ) -> None:  # fmt: skip
     if (bundle is None) == (url is None):
         raise FarError("give either a BUNDLE to serve or the --url of a server that runs")
@@ -58,6 +59,8 @@ def load_test(
         raise FarError("--compare-batching starts both of its servers: give a BUNDLE in place of --url")
     if url and not elsewhere:
         check_loopback(url)
+    if not (key.isascii() and key.isprintable()):
+        raise FarError("--key: has characters that a header cannot carry; give it as it is in the server's file")
     if file:
         check_file(file, "--json")
     try:
@@ -70,16 +73,17 @@ def load_test(
         address = url or stack.enter_context(serving(bundle or Path(), options))
         if compare_batching:
             alone = stack.enter_context(serving(bundle or Path(), [*options, "--max-batch", "1"]))
-            turns = asyncio.run(plan.compared(address, alone, rounds))
+            turns = asyncio.run(plan.compared(address, alone, rounds, key))
             found, lines, failed = comparison(turns)
         else:
-            found, lines, failed = report(asyncio.run(plan.run(address)))
-    click.echo("\n".join(lines))
-    if file:
-        with whole_file(file) as aside:
-            aside.write_text(
-                json.dumps({"plan": asdict(plan), "server": list(options), "before": before, **found}, indent=2)
-            )
+            found, lines, failed = report(asyncio.run(plan.run(address, key)))
+        # Before its own server is ended, which may raise.
+        click.echo("\n".join(lines))
+        if file:
+            with whole_file(file) as aside:
+                aside.write_text(
+                    json.dumps({"plan": asdict(plan), "server": list(options), "before": before, **found}, indent=2)
+                )
     sys.exit(1 if failed else 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.fields import as_option, fields_for_options
+from far_runtime.names import check_name
 from far_runtime.pipeline import Pipeline
 from far_runtime.presets import preset_names, preset_of
 from far_runtime.serve.batching import Batcher, Watcher
 from far_runtime.subjects import Subject, null_subject, resolve_subjects, takes_text
 from far_runtime.text import check_encoder, load_tokenizer
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def open_model(
         load_tokenizer(bundle.path)
     measured = timed(open_engine(bundle, engine, options))
     pipeline = Pipeline(bundle, measured, options.threads)
-    largest = min(queueing.largest, largest_batch(bundle.manifest))
+    largest = min(queueing.largest, bundle.manifest.largest_batch)
     batcher = Batcher(pipeline, largest, queueing.patience, queueing.room, measured.seconds, watcher)
     return Model(name, bundle, batcher, int(time.time()))
 
@@ -133,8 +131,7 @@ def named(source: str) -> tuple[str, Path]:
     name, equals, path = source.partition("=")
     if not equals:
         name, path = Path(source).resolve().name, source
-    if not NAME.fullmatch(name):
-        raise FarError(f"{source}: {name!r} cannot be a model's name; give one of letters, digits, . _ -: NAME={path}")
+    check_name(name, f"NAME={path}")
     return name, Path(path)
 
 
@@ -144,8 +141,3 @@ def check_names(sources: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise FarError(f"two bundles are called {name}; give them names: NAME=BUNDLE")
-
-
-def largest_batch(manifest: Manifest) -> int:
-    """The largest batch that all graphs were compiled or exported for."""
-    return min((graph.profile["batch"][2] for graph in manifest.graphs if "batch" in graph.profile), default=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph
 from far_runtime.defaults import check_system
 from far_runtime.errors import FarError
 from far_runtime.files import whole_folder
+from far_runtime.names import check_name
 from far_runtime.text import TOKENIZER
 from far_runtime.triton.config import (
     VERSION,
@@ -34,7 +34,10 @@ EDITING = ("encode", "tokenize")
 NOT_IN_THE_LOOP = ("__pycache__", "bench", "build", "serve", "cli*.py")
 """What of far_runtime the loop's copy is without."""
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SATURATION = (
+    "warning: on x86-64 without VNNI, sums of INT8 products overflow under Triton, whose backend cannot be told to "
+    "take ONNX Runtime's slower kernels; serve there from an export with --precision fp32, or on a processor with VNNI"
+)
 CONFIG = "config.pbtxt"
 LOOP = '''"""The sampling loop of {name}, over the models {name}_*. Written by far export-triton."""
 
@@ -68,14 +71,15 @@ def write_repository(bundle: Bundle, target: Path, options: Options, report: Rep
     """
     check_system(bundle)
     name = options.name or bundle.path.resolve().name
-    if not NAME.fullmatch(name):
-        raise FarError(f"{name!r} cannot be a model's name; give one of letters, digits, . _ - with --name")
+    check_name(name, "--name NAME")
     backend = backend_of(options.engine)
     check_precision(bundle, backend)
     plans = plans_of(bundle, options.plans) if backend.library == "tensorrt" else None
     serving = fitted(bundle, options.serving, plans)
     if plans is not None:
         report(plans.line)
+    if bundle.manifest.precision == "int8" and backend.kind == "KIND_CPU":
+        report(SATURATION)
     graphs = [graph for graph in bundle.manifest.graphs if options.editing or graph.stage not in EDITING]
     files = Files(options.copy)
     with whole_folder(target) as folder:
@@ -108,8 +112,8 @@ def check_precision(bundle: Bundle, backend: Backend) -> None:
 
 def fitted(bundle: Bundle, serving: Serving, plans: Plans | None) -> Serving:
     """With no more pictures at once than the graphs were exported for, or their plans built."""
-    exported = [graph.profile["batch"][2] for graph in bundle.manifest.graphs if "batch" in graph.profile]
-    return replace(serving, largest=min([serving.largest, *exported, *([plans.largest] if plans else [])]))
+    built = [plans.largest] if plans else []
+    return replace(serving, largest=min(serving.largest, bundle.manifest.largest_batch, *built))
 
 
 def _model(folder: Path, name: str, config: str) -> Path:

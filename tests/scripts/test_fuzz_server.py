@@ -12,8 +12,11 @@ import pytest
 
 pytest.importorskip("schemathesis", reason="schemathesis is not installed (extra dev, Python 3.11)")
 
+import requests
+from hypothesis import strategies
+
 from far_runtime.serve.schema import ErrorBody, ErrorDetail
-from fuzz_server import check_end, fuzz, stream_errors
+from fuzz_server import BROKEN, RIGHT, Found, check_end, fuzz, judge_memory, send, show, stream_errors
 from serve_process import serving
 
 
@@ -23,6 +26,7 @@ def test_malformed_requests_are_refused_as_the_document_says(tiny: Any) -> None:
         found = fuzz(address, 124, seed=1, about=about, row=10)
         check_end(address, found, about)
     assert found.requests == 124
+    assert (len(found.memory) >= 2, found.unjudged) == (True, "")
     assert found.failures == {}
     posts = [statuses for route, statuses in found.statuses.items() if route.startswith("POST")]
     assert len(posts) == 3
@@ -86,19 +90,66 @@ class Careless(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_does_not_do_as_it_says_is_found_out() -> None:
+def fuzzed(count: int) -> Found:
+    """What comes of a Careless server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Careless) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            found = fuzz(f"http://127.0.0.1:{server.server_address[1]}", 60, seed=0)
+            return fuzz(f"http://127.0.0.1:{server.server_address[1]}", count, seed=0)
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_route_for_which_no_request_can_be_made_is_found_out() -> None:
+    class Never:
+        method, path = "post", "/never"
+
+        def as_strategy(self, **settings: Any) -> Any:
+            return strategies.integers().filter(lambda number: False)
+
+    found, session = Found(0), requests.Session()
+    send(Never(), BROKEN, "http://127.0.0.1:1", session, found, 2, seed=0)
+    assert found.failures == {}
+    send(Never(), RIGHT, "http://127.0.0.1:1", session, found, 2, seed=0)
+    assert list(found.failures) == ["POST /never: making right requests: Unsatisfiable"]
+
+
+def test_routes_that_are_not_come_to_are_failures(monkeypatch: Any) -> None:
+    paths = {**Careless.document["paths"], "/late": Careless.document["paths"]["/draw"]}
+    monkeypatch.setattr(Careless, "document", {**Careless.document, "paths": paths})
+    found = fuzzed(20)
+    assert "no request of POST /late was sent: none could be made, or --requests is too small" in found.failures
+
+
+def test_a_server_that_does_not_do_as_it_says_is_found_out() -> None:
+    found = fuzzed(60)
     what = " ".join(found.failures)
     for title in ("Server error", "Response violates schema", "Schema-violating request accepted"):
         assert title in what
     assert found.requests == 60
+
+
+@pytest.mark.parametrize(
+    ("memory", "unjudged", "failures"),
+    [
+        ([1e8], True, []),
+        ([], True, []),
+        ([0.0, 0.0], True, []),
+        ([1e8, 1.3e8], False, []),
+        ([1e8, 1e8, 1.4e8], False, ["memory grew from 100 to 140 MB"]),
+    ],
+)
+def test_memory_is_judged_or_said_not_to_be(
+    capsys: Any, memory: list[float], unjudged: bool, failures: list[str]
+) -> None:
+    found = Found(0, memory=memory)
+    judge_memory(found)
+    show(found)
+    assert list(found.failures) == failures
+    assert bool(found.unjudged) == unjudged
+    assert ("memory was not judged" in capsys.readouterr().out) == unjudged
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import json
+import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
 
 import httpx2 as httpx
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from far_runtime.errors import FarError
-from load_clients import GENERATE, STREAM, Load, Workload
+from load_clients import GENERATE, STREAM, Load, Outcome, Workload
 from load_report import comparison, report
-from load_run import Plan
+from load_run import Plan, Result
 from load_test import load_test
 from serve_process import Seen, check_loopback, serving
 
 OPTIONS = ["--engine", "onnxruntime", "--threads", "1", "--no-check"]
 ABOUT = {"condition": "labels", "count": 10}
+_FILE = io.BytesIO()
+Image.new("RGB", (2, 2)).save(_FILE, "png")
+PNG = base64.b64encode(_FILE.getvalue()).decode()
 
 
 def load_of(answer: Callable[[httpx.Request], httpx.Response], streams: float = 0.0, **settings: Any) -> Load:
@@ -94,11 +104,13 @@ def test_a_run_on_a_real_server_is_reported(tiny: Any) -> None:
         )
     numbers, lines, failed = report(made)
     assert not failed
+    assert made.after is not None
     assert (numbers["requests"], numbers["errors"], numbers["refused"]) == (24, {}, 0)
     drawn = sum(Workload(0, ABOUT, 0.5, 2).request(i)[1]["n"] for i in range(24))
     assert numbers["pictures"] == drawn == made.after.pictures - made.warm.pictures
     assert len(made.differences) == 4
     assert max(made.differences) <= 1
+    assert made.broken == ()
     assert made.after.memory > 1e6
     latencies = numbers["latencies"]
     assert latencies["whole answer"]["n"] == 24
@@ -118,7 +130,152 @@ def test_refusals_are_no_errors_and_the_server_counts_them_too(tiny: Any) -> Non
     numbers, _, failed = report(made)
     assert not failed
     assert numbers["refused"] > 0
+    assert made.after is not None
     assert made.after.refused["queue"] >= numbers["refused"]
+
+
+SEEN = Seen(1e8, 10.0, 1.0, 0.0, {}, {})
+
+
+def result(*outcomes: Outcome, after: Seen | None = SEEN, broken: tuple[str, ...] = ()) -> Result:
+    return Result(list(outcomes), 2.0, SEEN, SEEN, after, [1e8, 1e8], [], broken)
+
+
+DRAWN, REFUSED = Outcome(False, 0.5, None, 3, ""), Outcome(False, 0.1, None, 0, "429 queue_full")
+
+
+def test_a_run_without_a_picture_has_failed() -> None:
+    numbers, lines, failed = report(result(REFUSED, REFUSED))
+    assert failed
+    assert (numbers["refused"], numbers["errors"]) == (2, {})
+    assert lines[-1] == "FAILED: no picture came"
+    assert not report(result(DRAWN, REFUSED))[2]
+
+
+def test_a_comparison_of_servers_that_drew_nothing_is_reported() -> None:
+    numbers, lines, failed = comparison([(result(DRAWN), result(REFUSED)), (result(DRAWN), result(DRAWN))])
+    assert failed
+    assert numbers["ratios"] == [None, 1.0]
+    assert "FAILED: round 1, one by one: no picture came" in lines
+    numbers, lines, failed = comparison([(result(DRAWN), result())])
+    assert failed
+    assert numbers["ratio"] is None
+    assert any(line.startswith("batched: p50") for line in lines)
+    assert not any(line.startswith("one by one: p50") for line in lines)
+    json.dumps(numbers, allow_nan=False)
+
+
+class Pretender(BaseHTTPRequestHandler):
+    """What load_test asks a server for, with `pictures` answers that are right; later ones are 429, or, where it
+    `leaves`, none at all."""
+
+    pictures: ClassVar[int]
+    leaves: ClassVar[bool]
+
+    def do_GET(self) -> None:
+        if self.gone():
+            return
+        if self.path == "/metrics":
+            self.reply(200, b"process_resident_memory_bytes 1000.0\n")
+        elif self.headers["authorization"] != "Bearer a key":
+            self.reply(401, b"{}")
+        else:
+            self.reply(200, json.dumps({"data": [{"far": ABOUT}]}).encode())
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.gone():
+            return
+        if self.pictures > 0:
+            type(self).pictures -= 1
+            self.reply(200, json.dumps({"data": [{"seed": body["seed"], "b64_json": PNG}]}).encode())
+        else:
+            self.reply(429, b'{"error": {"code": "queue_full"}}')
+
+    def gone(self) -> bool:
+        self.close_connection = self.leaves and self.pictures <= 0
+        return self.close_connection
+
+    def reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def pretender() -> Iterator[str]:
+    Pretender.pictures, Pretender.leaves = 10**9, False
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pretender) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def load(monkeypatch: Any, url: str, file: Path, *arguments: str) -> Any:
+    async def cold(*arguments: Any) -> None:
+        pass
+
+    monkeypatch.setattr(Plan, "_warm_up", cold)
+    made = CliRunner(env={"FAR_KEY": "a key"}).invoke(
+        load_test, ["--url", url, "--json", str(file), "--streams", "0", "--n", "1", "--clients", "1", *arguments]
+    )
+    return made, json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("leaves", "said"),
+    [
+        (True, ["does not tell its numbers at the end: RemoteProtocolError", "not drawn again: RemoteProtocolError"]),
+        (False, ["a picture was not drawn again: 429 queue_full"]),
+    ],
+)
+def test_a_server_that_fails_at_the_end_is_reported(
+    pretender: str, monkeypatch: Any, tmp_path: Path, leaves: bool, said: list[str]
+) -> None:
+    Pretender.pictures, Pretender.leaves = 4, leaves
+    made, numbers = load(monkeypatch, pretender, tmp_path / "numbers.json", "--requests", "5", "--check", "2")
+    assert made.exit_code == 1
+    assert (numbers["requests"], numbers["pictures"]) == (5, 4)
+    for what in said:
+        assert what in made.output
+        assert any(what in one for one in numbers["broken"])
+    assert "a key" not in json.dumps(numbers)
+
+
+def test_a_server_that_refuses_everything_fails(pretender: str, monkeypatch: Any, tmp_path: Path) -> None:
+    Pretender.pictures = 0
+    made, numbers = load(monkeypatch, pretender, tmp_path / "numbers.json", "--requests", "3")
+    assert made.exit_code == 1
+    assert "FAILED: no picture came" in made.output
+    assert numbers["refused"] == 3
+
+
+def test_a_key_is_asked_for(pretender: str) -> None:
+    for key in ("", "another"):
+        with pytest.raises(FarError, match="wants one of its keys; give it as FAR_KEY or by --key"):
+            CliRunner().invoke(load_test, ["--url", pretender, "--key", key], catch_exceptions=False)
+
+
+def test_a_round_that_cannot_begin_leaves_the_earlier_ones(monkeypatch: Any) -> None:
+    left = [result(DRAWN), result(DRAWN), None]
+
+    async def run(plan: Plan, address: str, key: str = "") -> Result:
+        if (made := left.pop(0)) is None:
+            raise FarError("gone")
+        return made
+
+    monkeypatch.setattr(Plan, "run", run)
+    turns = asyncio.run(Plan(0, 0, 1).compared("a", "b", 3))
+    _, lines, failed = comparison(turns)
+    assert failed
+    assert len(turns) == 1
+    assert lines[-1] == "FAILED: round 1, one by one: round 2: gone"
 
 
 @pytest.mark.parametrize(

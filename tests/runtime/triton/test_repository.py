@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,25 @@ def test_what_is_no_bundle_or_has_no_kernels(bundle_copy: Path, far: Far, tmp_pa
     assert refused.code == 2
     assert "is in BF16, for which onnxruntime has no kernels on the CPU" in refused.err
     assert far("export-triton", bundle_copy, "-o", "m", "--engine", "onnxruntime:cuda").code == 0
+
+
+def test_int8_on_the_cpu_comes_with_a_warning(bundle_copy: Path, far: Far) -> None:
+    warning = "warning: on x86-64 without VNNI, sums of INT8 products overflow"
+    assert warning not in far("export-triton", bundle_copy, "-o", "fp32").out
+    write_manifest(bundle_copy, replace(read_manifest(bundle_copy), precision="int8"))
+    for engine in ("onnxruntime", "onnxruntime:openvino"):
+        made = far("export-triton", bundle_copy, "-o", engine.replace(":", "-"), "--engine", engine)
+        assert (made.code, warning in made.out) == (0, True)
+    assert warning not in far("export-triton", bundle_copy, "-o", "cuda", "--engine", "onnxruntime:cuda").out
+
+
+def test_without_a_batch_in_any_profile_pictures_are_drawn_one_by_one(bundle_copy: Path, far: Far) -> None:
+    manifest = read_manifest(bundle_copy)
+    assert manifest.largest_batch == 64
+    write_manifest(bundle_copy, replace(manifest, graphs=tuple(replace(one, profile={}) for one in manifest.graphs)))
+    made = far("export-triton", bundle_copy, "-o", "m", "--name", "one")
+    assert made.code == 0
+    assert config_of(Path("m/one")).max_batch_size == 1
 
 
 def test_a_folder_that_is_there_stays(tiny: Any, far: Far, tmp_path: Path) -> None:
