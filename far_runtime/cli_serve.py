@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,6 @@ def serve(
     from far_runtime.serve.models import Queueing, check_names
 
     check_names(bundles)
-    listening = listen(host, port)
     engines, engine_settings = take_engines(options)
     limits = Limits(
         pictures=max_n, prompt=max_prompt, upload=max_upload << 20, pixels=max_pixels * 1_000_000, deadline=deadline,
@@ -141,8 +141,9 @@ def serve(
         Keys.read(keys) if keys else None, rate, LOOPBACK if is_loopback(host) else None, not no_check,
     )  # fmt: skip
     if on_ray:
-        _serve_on_ray(setting, host, listening, replicas, Each(cpus, gpus, resources_of(resources)), address)
+        _serve_on_ray(setting, host, port, replicas, Each(cpus, gpus, resources_of(resources)), address)
         return
+    listening = listen(host, port)
     service, lines = setting.service()
     for line in lines:
         click.echo(line, err=True)
@@ -160,16 +161,16 @@ def serve(
         await began(sockets)
         if server.started:
             names = ", ".join(model.name for model in service.models)
-            click.echo(f"serving {names} at {address_of(listening)} (page: /, API: /v1)")
+            click.echo(f"serving {names} at {address_of(*listening.getsockname()[:2])} (page: /, API: /v1)")
 
     server.startup = startup  # type: ignore[method-assign]
     server.run([listening])
 
 
 def _serve_on_ray(
-    setting: Setting, host: str, listening: socket.socket, replicas: tuple[int, int], each: Each, address: str | None
+    setting: Setting, host: str, port: int, replicas: tuple[int, int], each: Each, address: str | None
 ) -> None:
-    """Serve through Ray's proxy, at the address that a socket has kept free until now."""
+    """Serve through Ray's proxy, which is started at the address, or listens already at one of its own."""
     from far_runtime.bundle import open_bundle
     from far_runtime.serve.models import named
     from far_runtime.serve.on_ray import serve_on_ray
@@ -180,21 +181,34 @@ def _serve_on_ray(
         open_bundle(path, check=setting.check)  # what is wrong with it is said here, not by a replica
         names.append(name)
         sources.append(f"{name}={path.resolve()}")
-    at, port = address_of(listening), int(listening.getsockname()[1])
-    listening.close()
     least, most = replicas
     count = f"{most}" if least == most else f"{least} to {most}"
 
-    def ready() -> None:
-        click.echo(f"serving {', '.join(names)} at {at} (page: /, API: /v1), {count} replicas on Ray")
+    def ready(at: tuple[str, int]) -> None:
+        click.echo(f"serving {', '.join(names)} at {address_of(*at)} (page: /, API: /v1), {count} replicas on Ray")
 
     proxies = "HeadOnly" if is_loopback(host) else "EveryNode"
-    serve_on_ray(replace(setting, sources=sources), host, port, replicas, each, address, proxies, ready)
+    place = partial(place_of_proxies, host, port)
+    serve_on_ray(replace(setting, sources=sources), place, replicas, each, address, proxies, ready)
 
 
-def address_of(listening: socket.socket) -> str:
-    """http://HOST:PORT of a socket."""
-    host, port = listening.getsockname()[:2]
+def place_of_proxies(host: str, port: int, running: tuple[str, int] | None) -> tuple[str, int]:
+    """Host and port of Ray's proxies: where they listen already; None: those that are asked for, which have to be free.
+    FarError where that is for this machine alone and is asked for others, or the other way round."""
+    if running is None:
+        with listen(host, port) as listening:
+            return host, int(listening.getsockname()[1])
+    if is_loopback(host) != is_loopback(running[0]):
+        who = "this machine alone" if is_loopback(running[0]) else "other machines"
+        raise FarError(
+            f"--host {host}: Ray Serve runs in the cluster already, and listens at {running[0]}:{running[1]}, "
+            f"for {who}; say so with --host {running[0]}, or choose another --address"
+        )
+    return running
+
+
+def address_of(host: str, port: int) -> str:
+    """http://HOST:PORT."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

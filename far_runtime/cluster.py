@@ -7,7 +7,9 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,9 +37,10 @@ def cluster_address(given: str | None) -> str | None:
 
 
 @contextmanager
-def cluster(address: str | None, count: int, each: Each) -> Iterator[Any]:
+def cluster(address: str | None, count: int, each: Each, least: int = 1) -> Iterator[Any]:
     """The module ray, connected to the cluster at `address` (else RAY_ADDRESS), or to a new one of this machine that
-    ends with the block and has room for `count`. FarError where Ray is missing, nothing answers, or not one fits."""
+    ends with the block and has the CPUs for `count`. FarError where Ray is missing, nothing answers, or fewer than
+    `least` fit."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -60,14 +63,14 @@ def cluster(address: str | None, count: int, each: Each) -> Iterator[Any]:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             ray.init(address or "local", log_to_driver=False, **own)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # a plain one where its processes take too long to start
             where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
             reason = str(error).strip().split("\n")[0]
             raise FarError(f"{where} ({reason}); see ray status, or choose another --address") from error
         try:
             for number, handler in handlers.items():  # ray.init has set its own
                 signal.signal(number, handler)
-            _check_room(each, ray.cluster_resources())
+            _check_room(each, least, [node["Resources"] for node in ray.nodes() if node["Alive"]])
             yield ray
         finally:
             ray.shutdown()
@@ -87,15 +90,38 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _check_room(each: Each, there: Mapping[str, float]) -> None:
-    """FarError where not one fits into what the cluster has."""
-    wanted = {"CPU": each.cpus, "GPU": each.gpus, **each.resources}
-    for name, amount in wanted.items():
-        if amount > there.get(name, 0):
+def _check_room(each: Each, least: int, nodes: Sequence[Mapping[str, float]]) -> None:
+    """FarError where fewer than `least` fit into what the nodes have, whatever else runs there."""
+    there = sum((Counter(node) for node in nodes), Counter[str]())
+    for name, amount in _wanted(each).items():
+        if amount > there[name]:
             raise FarError(
-                f"{amount:g} {name} each: the cluster has {there.get(name, 0):g} in all; ask for less, or add a node "
+                f"{amount:g} {name} each: the cluster has {there[name]:g} in all; ask for less, or add a node "
                 "that has it: ray start --address HOST:PORT"
             )
+    room = sum(_fitting(each, node) for node in nodes)
+    if room < least:
+        each_takes = ", ".join(f"{amount:g} {name}" for name, amount in _wanted(each).items() if amount)
+        raise FarError(
+            f"{each_takes} each: the cluster has room for {room}, not for {least}; ask for fewer or for less each, or "
+            "add a node: ray start --address HOST:PORT"
+        )
+
+
+def _wanted(each: Each) -> dict[str, float]:
+    return {"CPU": each.cpus, "GPU": each.gpus, **each.resources}
+
+
+def _fitting(each: Each, node: Mapping[str, float]) -> int:
+    """How many fit into a node. One that takes a part of a GPU does not take it from two."""
+    most = sys.maxsize
+    for name, amount in _wanted(each).items():
+        here = node.get(name, 0)
+        if name == "GPU" and 0 < amount < 1:
+            most = min(most, math.floor(here) * math.floor(1 / amount + 1e-9))
+        elif amount:
+            most = min(most, math.floor(here / amount + 1e-9))
+    return most
 
 
 @contextmanager

@@ -27,11 +27,13 @@ def held(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]
 @contextlib.contextmanager
 def held_if_free(path: Path) -> Iterator[bool]:
     """Hold the lock for the block if nobody has it; whether that is so."""
-    try:
-        with _taken(path, None):
-            yield True
-    except BlockingIOError:
-        yield False
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_taken(path, None))
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
 
 
 @contextlib.contextmanager

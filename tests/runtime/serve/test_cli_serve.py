@@ -16,6 +16,7 @@ import pytest
 
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
+from far_runtime.cli_serve import place_of_proxies
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.serve.models import Queueing, open_model
@@ -75,3 +76,21 @@ def test_a_bundle_that_cannot_read_its_prompts_is_not_served(tiny: Any) -> None:
     silent = replace(bundle, manifest=replace(bundle.manifest, graphs=without))
     with pytest.raises(FarError, match="has no text encoder, so it takes no prompts; export it again"):
         open_model("silent", silent, "onnxruntime", EngineOptions(threads=1), Queueing())
+
+
+def test_rays_proxies_listen_where_they_do_already_or_where_it_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(FarError, match="choose another --port"):
+            place_of_proxies("127.0.0.1", port, None)
+        assert place_of_proxies("127.0.0.1", port, ("localhost", 8123)) == ("localhost", 8123)
+    host, free = place_of_proxies("127.0.0.1", 0, None)
+    assert host == "127.0.0.1" and free > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "who"), [("127.0.0.1", "0.0.0.0", "other machines"), ("0.0.0.0", "::1", "this machine alone")]
+)
+def test_rays_proxies_are_for_other_machines_only_if_that_is_said(asked: str, there: str, who: str) -> None:
+    with pytest.raises(FarError, match=rf"listens at {there}:8000, for {who}; say so with --host {there}"):
+        place_of_proxies(asked, 8000, (there, 8000))

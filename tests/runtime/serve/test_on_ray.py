@@ -102,6 +102,7 @@ def test_sigterm_lets_a_stream_finish(server: Any) -> None:
         (["--ray", "--replicas", "3:2"], "expected N or MIN:MAX"),
         (["--ray", "--resource", "jetson=none"], "expected NAME=AMOUNT"),
         (["--ray", "--address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
+        (["--ray", "--gpus-per-replica", "1000000"], "1e+06 GPU each"),
         (["--ray", "--engine", "none"], "the replicas do not start: engine 'none': unknown"),
     ],
 )
