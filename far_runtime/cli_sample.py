@@ -61,7 +61,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--ray", "on_ray", is_flag=True, help="Draw with workers on Ray, which may be on many machines.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Each with an engine of its own.")
 @ray_options("worker")
-@click.option("--mixed", is_flag=True, help="Let workers' engines differ: the same pictures only up to rounding.")
+@click.option("--mixed", is_flag=True, help="Let shards' engines differ: the same pictures only up to rounding.")
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no report.")
 @click.pass_context
@@ -89,7 +89,7 @@ def sample(
 
     started = time.perf_counter()
     if not on_ray:
-        refuse_without_ray(ctx, "workers", "mixed")
+        refuse_without_ray(ctx, "workers")
     each = Each(cpus, gpus, resources_of(resources))
     check_format(format)
     opened = open_bundle(bundle, check=not no_check)
@@ -170,7 +170,7 @@ def _subjects(
     if file is not None:
         if prompts or labels:
             raise FarError("--prompts and --prompt or --label: give one of them")
-        prompts = read_prompts(file, None, 1).prompts
+        prompts = read_prompts(file, count, 1).prompts
     subjects = resolve_subjects(manifest, labels, prompts, negative)
     if not subjects:
         if takes_text(manifest):

@@ -13,12 +13,17 @@ from far_runtime.files import whole_file
 
 def settle(path: Path, facts: Mapping[str, Any]) -> None:
     """Write down what the folder of `path` is filled with; FarError where it is written there already, and differs."""
-    before = read(path)
-    if before is None:
+    if not is_settled(path, facts):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as aside:
             aside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        return
+
+
+def is_settled(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether it is written there already; FarError where something else is."""
+    before = read(path)
+    if before is None:
+        return False
     now = json.loads(json.dumps(facts))
     if before != now:
         changed = [
@@ -30,6 +35,7 @@ def settle(path: Path, facts: Mapping[str, Any]) -> None:
             f"{path.parent}: holds pictures of another run ({'; '.join(changed)}); give the same settings or "
             "choose another -o folder"
         )
+    return True
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from far_runtime.engines.lock import held_if_free
 from far_runtime.errors import FarError
-from far_runtime.facts import read, settle
+from far_runtime.facts import is_settled, read, settle
 from far_runtime.files import check_folder, whole_file
 from far_runtime.sample.draw import Made
 from far_runtime.sample.files import found_keys
@@ -31,7 +31,7 @@ class Folder:
     @contextmanager
     def opened(self, facts: Mapping[str, Any]) -> Iterator[None]:
         """Nobody else writes in the folder meanwhile. FarError where somebody does, and where the folder is of another
-        run; what a killed run left half-written is cleared away."""
+        run; what a killed run left half-written is cleared away, and which engine it had, where no shard is there."""
         check_folder(self.path)
         with held_if_free(self.path / ".lock") as free:
             if not free:
@@ -39,23 +39,28 @@ class Folder:
             settle(self.path / PLAN, facts)
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)
+            if not any(self._is_whole(shard) for shard in self.plan.shards):
+                (self.path / ENGINE).unlink(missing_ok=True)  # of a run that ended before its first shard was there
             yield
 
     def missing(self) -> tuple[list[Shard], list[str]]:
         """Shards that are not there, and the names of files that are damaged, whose shards are counted to them."""
         shards, damaged = [], []
         for shard in self.plan.shards:
-            path = self.path / self.plan.name(shard)
-            if found_keys(self.plan.format, path) == self.plan.keys(shard):
+            if self._is_whole(shard):
                 continue
             shards.append(shard)
-            if path.exists():
-                damaged.append(path.name)
+            if (self.path / self.plan.name(shard)).exists():
+                damaged.append(self.plan.name(shard))
         return shards, damaged
+
+    def _is_whole(self, shard: Shard) -> bool:
+        return found_keys(self.plan.format, self.path / self.plan.name(shard)) == self.plan.keys(shard)
 
     def write(self, made: Made) -> None:
         """Write a shard; FarError where it cannot be, and where it is by another engine than the ones before."""
-        self.check_engine(made.engine)
+        if not self.plan.mixed:
+            settle(self.path / ENGINE, made.engine)
         with whole_file(self.path / self.plan.name(made.shard)) as aside, aside.open("wb") as file:
             file.write(made.data)
             file.flush()
@@ -64,7 +69,7 @@ class Folder:
     def check_engine(self, engine: Mapping[str, Any]) -> None:
         """FarError for another engine than that of the pictures that are there, unless engines are mixed."""
         if not self.plan.mixed:
-            settle(self.path / ENGINE, engine)
+            is_settled(self.path / ENGINE, engine)
 
     @property
     def engine(self) -> dict[str, Any] | None:

@@ -80,12 +80,14 @@ def test_one_of_two_workers_is_killed_and_every_seed_is_there_once_with_the_same
 
 def test_workers_of_another_engine_are_refused(far: Any, tiny: Any, cluster: str, tmp_path: Path) -> None:
     arguments = ["sample", tiny.bundle, "--count", 8, *FAST, "--ray", "--address", cluster]
-    (tmp_path / "out").mkdir()
+    assert far("sample", tiny.bundle, "--count", 8, *FAST, "-o", "out").code == 0
+    before = shards(tmp_path / "out")
+    (tmp_path / "out" / "shard-00001.tar").unlink()
     (tmp_path / "out" / "engine.json").write_text('{"engine": "tensorrt", "engine_version": "10.3", "threads": null}')
     result = far(*arguments, "-o", "out")
     assert result.code == 2, result.err
     assert "would draw with onnxruntime:cpu" in result.err and "use --engine, or --mixed" in result.err
-    assert shards(tmp_path / "out") == {}
+    assert shards(tmp_path / "out") == {"shard-00000.tar": before["shard-00000.tar"]}
 
 
 def test_a_shard_that_kills_its_workers_ends_the_run(tiny: Any, cluster: str) -> None:

@@ -129,6 +129,19 @@ def test_prompts_of_a_file_in_turn(far: Any, tiny: Any, tmp_path: Path) -> None:
     assert {one["negative"] for one in settings} == {"a cat"}
 
 
+def test_a_benchmark_s_file_is_read_as_far_as_there_are_pictures(
+    far: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as far as the benchmark's own number, of which a larger --count draws more."""
+    captions = [{"image_id": i, "id": i, "caption": f"a red apple {i}"} for i in range(5)]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": captions}))
+    monkeypatch.setattr("far_runtime.prompts.COCO_COUNT", 2)
+    arguments = ("sample", tiny.t2i_bundle, "--prompts", "captions.json", *FAST)
+    assert far(*arguments, "--count", 5, "-o", "out").code == 0
+    names = [json.loads(data)["name"] for name, data in content(tmp_path / "out").items() if name.endswith("json")]
+    assert sorted(names) == [f"a red apple {i}" for i in range(5)]
+
+
 def test_a_folder_takes_one_run_alone(far: Any, tiny: Any, tmp_path: Path) -> None:
     arguments = ("sample", tiny.bundle, "--count", 8, "-o", "out", *FAST)
     assert far(*arguments).code == 0
@@ -152,6 +165,31 @@ def test_a_folder_takes_one_run_alone(far: Any, tiny: Any, tmp_path: Path) -> No
     assert files(tmp_path / "out") == before
 
 
+def test_a_run_that_drew_nothing_does_not_settle_the_engine(
+    far: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise FarError("no memory")
+
+    arguments = ("sample", tiny.bundle, "--count", 8, "-o", "out", *FAST)
+    with monkeypatch.context() as patch:
+        patch.setattr("far_runtime.sample.draw.draw_shard", fails)
+        assert "no memory" in far(*arguments).err
+    assert list(files(tmp_path / "out")) == ["sample.json"]
+    (tmp_path / "out" / "engine.json").write_text('{"engine": "of a run killed before its first shard was there"}')
+    assert far(*arguments, "--threads", 2).code == 0
+    (tmp_path / "out" / "shard-00001.tar").unlink()
+    assert "threads 2 -> 1" in far(*arguments).err
+
+
+def test_a_mixed_run_goes_on_without_ray_and_with_another_engine(far: Any, tiny: Any, tmp_path: Path) -> None:
+    arguments = ("sample", tiny.bundle, "--count", 8, "-o", "out", "--mixed", *FAST)
+    assert far(*arguments).code == 0
+    (tmp_path / "out" / "shard-00001.tar").unlink()
+    assert far(*arguments, "--threads", 2).code == 0
+    assert list(files(tmp_path / "out")) == ["sample.json", "shard-00000.tar", "shard-00001.tar"]
+
+
 def test_what_cannot_be_written_leaves_nothing_half_written(tiny: Any, tmp_path: Path) -> None:
     """A limit on the size of files, which a shard exceeds and the other files do not."""
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); " + COMMAND[2]
@@ -167,7 +205,7 @@ def test_what_cannot_be_written_leaves_nothing_half_written(tiny: Any, tmp_path:
     ("arguments", "said"),
     [
         (["--workers", "2"], "--workers: for --ray alone"),
-        (["--mixed", "--address", "auto"], "--address, --mixed: for --ray alone"),
+        (["--mixed", "--address", "auto"], "--address: for --ray alone"),
         (["--ray", "--resource", "jetson"], "expected NAME=AMOUNT"),
         (["--seed", str(2**64 - 1)], "the seeds go beyond"),
         (["--prompt", "a lion"], "draws from class labels"),
