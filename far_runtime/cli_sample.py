@@ -176,7 +176,9 @@ def _subjects(
         if takes_text(manifest):
             raise FarError(f"{opened.path}: draws from text; say what: --prompt TEXT, or --prompts FILE")
         subjects = resolve_subjects(manifest, range(manifest.model["classes"]))
-    if count % len(subjects):
-        kind = "prompts" if takes_text(manifest) else "classes"
+    kind = "prompts" if takes_text(manifest) else "classes"
+    if count < len(subjects):
+        say(f"{count} pictures of {len(subjects)} {kind}: the first {count} of these alone")
+    elif count % len(subjects):
         say(f"{count} pictures of {len(subjects)} {kind}: some have one more than others")
     return subjects

@@ -43,7 +43,7 @@ from far_runtime.serve.streams import (
     levels_queue,
     openai_events,
     openais,
-)  # fmt: skip
+)
 
 EDITS = "/v1/images/edits"
 STREAM = (

@@ -104,13 +104,11 @@ class Service:
             raise HTTPException(401, NO_KEY)
         return number
 
-    def order(
-        self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None, edited: Edited | None = None
-    ) -> Order:
+    def order(self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None) -> Order:
         """Check a request and queue its pictures. FarError where it cannot be, HTTPException 429 where it may not."""
-        checked = self.check(wanted, editing=edited is not None)
+        checked = self.check(wanted)
         with self.spent(caller, wanted.n):
-            return self.queue(checked, on_level, edited)
+            return self.queue(checked, on_level)
 
     async def order_edit(self, wanted: EditRequest, caller: object, on_level: OnLevel | None = None) -> Order:
         """The same for an edit, whose pictures are decoded one request at a time, after everything else is found right:
@@ -145,7 +143,7 @@ class Service:
             raise FarError(f"seed {seed}: with n {wanted.n} the last seed is beyond 18446744073709551615")
         return Checked(wanted, model, subject, settings, seed)
 
-    def queue(self, checked: Checked, on_level: OnLevel | None, edited: Edited | None) -> Order:
+    def queue(self, checked: Checked, on_level: OnLevel | None, edited: Edited | None = None) -> Order:
         """Queue the pictures of a request that was checked; QueueFull or Closed where that cannot be."""
         wanted, model, settings, seed = checked.request, checked.model, checked.settings, checked.seed
 

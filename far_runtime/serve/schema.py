@@ -125,28 +125,26 @@ class Level(BaseModel):
     b64_json: str
 
 
-class PartialImage(BaseModel):
-    """A picture on its way, event `image_generation.partial_image` or `image_edit.partial_image`."""
+class ImageEvent(BaseModel):
+    """What the events of OpenAI's streams have in common. created_at: seconds since 1970. size: as 64x64."""
 
     type: str
     b64_json: str
+    created_at: int
+    size: str
+    output_format: str
+    quality: Literal["auto"] = "auto"
+    background: Literal["opaque"] = "opaque"
+
+
+class PartialImage(ImageEvent):
+    """A picture on its way, event `image_generation.partial_image` or `image_edit.partial_image`."""
+
     partial_image_index: int
-    created_at: int
-    size: str
-    output_format: str
-    quality: Literal["auto"] = "auto"
-    background: Literal["opaque"] = "opaque"
 
 
-class Completed(Image):
+class Completed(ImageEvent, Image):
     """The finished picture, event `image_generation.completed` or `image_edit.completed`."""
-
-    type: str
-    created_at: int
-    size: str
-    output_format: str
-    quality: Literal["auto"] = "auto"
-    background: Literal["opaque"] = "opaque"
 
 
 class ModelCard(BaseModel):
