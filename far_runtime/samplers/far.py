@@ -100,12 +100,15 @@ def run_steps(
     noise: NoiseSource,
     on_step: OnStep | None = None,
     known: Known | None = None,
+    latents: Array | None = None,
 ) -> Array:
-    """`sample` over the steps of a plan."""
+    """`sample` over the steps of a plan, or over its last ones from the latents [B, L, C] that those before ended with
+    (scaled, on the engine's device)."""
     grid, channels, masked = model["grid"], model["channels"], model["masked"]
     tokens = grid * grid
     orders = noise.orders(tokens) if masked else None
-    latents = engine.put(np.zeros((condition.batch, tokens, channels), np.float32))
+    if latents is None:
+        latents = engine.put(np.zeros((condition.batch, tokens, channels), np.float32))
     index = None if known is None else engine.put(keep_index(known.keep))
     if orders is not None and known is not None:
         orders = kept_last(orders, known.keep)

@@ -22,6 +22,7 @@ TINY: dict[str, tuple[object, ...]] = {
     "far-t2i": (*TRANSFORMER, *HEAD),
     "var": TRANSFORMER,
     "cache-latents": (),
+    "redraw-latents": (),
     "cache-text": (),
 }
 
@@ -50,7 +51,7 @@ def run_train() -> Callable[..., Result]:
     from far_models.training.cli import train
 
     def run(command: str, *args: object, amp: str = "off", curves: bool = False) -> Result:
-        precision = () if command.startswith("cache-") else ("--amp", amp)
+        precision = () if command.endswith(("-latents", "-text")) else ("--amp", amp)
         line = [str(arg) for arg in (command, *TINY[command], *precision, *args)]
         with pytest.MonkeyPatch.context() as patch:
             if not curves:

@@ -152,6 +152,39 @@ def test_decoder_alone_leaves_the_latents(pictures: Path, vae_run: Path, run_tra
         assert torch.equal(before[name], after[name]) == frozen, name
 
 
+def test_decoder_learns_from_what_far_draws(
+    pictures: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
+) -> None:
+    """A decoder trained on redrawn latents, against a discriminator, in one go and in two: the same bits."""
+    vae = vae_run / "vae.safetensors"
+    run_train("far", "--data", latents, "--vae", vae, "-o", tmp_path / "far", "--steps", 1)
+    far = ("--far", tmp_path / "far" / "far.safetensors")
+    redrawn = ("--data", pictures, "--vae", vae, *far, "-o", tmp_path / "redrawn", "--draws", 3, "--levels", 2)
+    assert run_train("redraw-latents", *redrawn, "--steps", 2).exit_code == 0
+    drawn = np.load(tmp_path / "redrawn" / "latents.npy")
+    assert drawn.shape == (12, 3, 4, 4, 4) and not drawn[10:].any() and drawn[:10].any()  # of training pictures alone
+    options = ("--init", vae, "--freeze-encoder", "--redrawn", tmp_path / "redrawn", "--adversarial", 0.5)
+    command = ("vae", "--data", pictures, *options, "--discriminator-width", 8, "--schedule", "constant")
+    run_train(*command, "-o", tmp_path / "whole", "--steps", 4)
+    run_train(*command, "-o", tmp_path / "parts", "--steps", 2)
+    run_train(*command, "-o", tmp_path / "parts", "--steps", 4, "--resume")
+    whole, parts = (state_of(tmp_path / name) for name in ("whole", "parts"))
+    assert whole["args"].loss_adversarial == 0.5 and whole["args"].loss_redrawn_share == 0.5
+    for kind in ("model", "model_ema", "beside"):
+        assert all(torch.equal(whole[kind][name], parts[kind][name]) for name in whole[kind] | parts[kind]), kind
+    written = load_checkpoint(tmp_path / "whole" / "vae.safetensors", expect="klvae").model.state_dict()
+    assert not any("discriminator" in name for name in written)
+
+    with pytest.raises(FarError, match="exists already"):
+        run_train("redraw-latents", *redrawn)
+    with pytest.raises(FarError, match="draws 4 levels"):
+        run_train("redraw-latents", *redrawn[:-6], "-o", tmp_path / "more", "--levels", 5)
+    with pytest.raises(FarError, match=r"lacks a readable redrawn.json"):
+        run_train("vae", "--data", pictures, "--redrawn", pictures, "-o", tmp_path / "none", "--steps", 1)
+    with pytest.raises(FarError, match="made with another encoder"):
+        run_train("vae", "--data", pictures, *options[3:5], "-o", tmp_path / "other", "--steps", 1)
+
+
 def test_amp_auto_takes_the_faster(pictures: Path, run_train: Run, tmp_path: Path) -> None:
     result = run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1, amp="auto")
     assert "bfloat16" in result.output

@@ -53,7 +53,12 @@ def test_micro_batches_are_the_whole_batch(
     kind: str, inputs: dict[str, Any], pictures: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
 ) -> None:
     on_latents = ("--data", latents, "--vae", vae_run / "vae.safetensors")
-    command = {"vae": ("vae", "--data", pictures, "--latent-noise", 0.3), "far": ("far", *on_latents), **inputs}[kind]
+    against = ("--adversarial", 0.5, "--adversarial-from", 0, "--discriminator-width", 8)
+    command = {
+        "vae": ("vae", "--data", pictures, "--latent-noise", 0.3, *against),
+        "far": ("far", *on_latents),
+        **inputs,
+    }[kind]
     still = {
         "far": ("--dropout", 0),
         "mar": ("--dropout", 0),

@@ -14,6 +14,7 @@ from far_export.graphs.far import TransformerGraph
 from far_models.far import FARConfig
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.chance import Chance
+from far_models.training.discriminator import AdversarialSettings
 from far_models.training.far import FARLosses, FARLossSettings, far_task
 from far_models.training.latents import LatentSet
 from far_models.training.optimization import parameter_groups
@@ -166,10 +167,13 @@ def test_dropout_makes_the_network_noisy() -> None:
         replace(PLAIN, mask="paper", per_sample=True)
 
 
-def vae_losses(settings: VAELossSettings, level: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+def vae_losses(
+    settings: VAELossSettings, level: int, redrawn: tuple[Tensor, ...] = ()
+) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Losses of one batch, and what the decoder was given."""
     torch.manual_seed(0)
-    losses = VAELosses(AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)), settings, 4)
+    model = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4))
+    losses = VAELosses(model, settings, 4, AdversarialSettings())
     given: list[Tensor] = []
     losses.model.post_quant_conv.register_forward_hook(lambda module, inputs, output: given.append(inputs[0]))
     values = losses(
@@ -177,6 +181,8 @@ def vae_losses(settings: VAELossSettings, level: int) -> tuple[dict[str, Tensor]
         torch.zeros(2, 4, 4, 4),
         torch.rand(2, 1, 1, 1) * torch.randn(2, 4, 4, 4),
         torch.tensor(level),
+        torch.tensor(0.0),
+        *redrawn,
     )
     return values, given
 
@@ -200,6 +206,14 @@ def test_latent_noise_disturbs_what_is_decoded() -> None:
     _, noisy = vae_losses(VAELossSettings(latent_noise=0.5), 4)
     change = (noisy[0] - clean[0]).std()
     assert 0 < change < 0.5 * clean[0].std()
+
+
+def test_redrawn_latents_take_the_place_of_encoded_ones() -> None:
+    anew = torch.full((2, 4, 4, 4), 3.0)
+    _, plain = vae_losses(VAELossSettings(), 4)
+    _, mixed = vae_losses(VAELossSettings(), 4, (anew, torch.tensor([False, True])))
+    assert torch.equal(mixed[0][0], plain[0][0])
+    assert torch.equal(mixed[0][1], anew[1])
 
 
 def test_decay_spares_vectors_and_the_head() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from far_models.training.cli_cache import cache_latents_command, cache_text_command
+from far_models.training.cli_cache import cache_latents_command, cache_text_command, redraw_latents_command
 from far_models.training.cli_far import far_command
 from far_models.training.cli_mar import mar_command
 from far_models.training.cli_t2i import far_t2i_command
@@ -22,6 +22,7 @@ for command in (
     vqvae_command,
     cache_latents_command,
     cache_text_command,
+    redraw_latents_command,
     far_command,
     mar_command,
     far_t2i_command,

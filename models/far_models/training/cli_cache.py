@@ -1,12 +1,13 @@
-"""The commands `far train cache-latents` and `far train cache-text`."""
+"""The commands `far train cache-latents`, `far train redraw-latents` and `far train cache-text`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from far_models.training.options import FILE, FOLDER, POSITIVE, say, shared
+from far_models.training.options import AMOUNT, FILE, FOLDER, POSITIVE, say, shared
 from far_models.training.options_loop import threads_option
 
 OFFICIAL_TOKENS = 300
@@ -45,6 +46,49 @@ def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batc
         scale = write_cache(vae.model, vae_file, pictures, out, batch, say, half, processes)
     if not processes.rank:
         say(f"wrote {out}" + (f"; latent scale {scale:.4f}" if scale else ""))
+
+
+@click.command("redraw-latents")
+@shared("pictures")
+@click.option("--vae", "vae_file", type=FILE, required=True, help="KL-VAE checkpoint.")
+@click.option("--far", "far_file", type=FILE, required=True, help="FAR checkpoint, trained on this VAE's latents.")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--draws", type=POSITIVE, default=8, show_default=True, help="Latents of each picture.")
+@click.option(
+    "--levels",
+    type=POSITIVE,
+    default=1,
+    show_default=True,
+    help="Most levels that are drawn, the last ones; draw k draws 1 + k mod LEVELS of them.",
+)
+@click.option("--steps", default="10", show_default=True, help="Diffusion steps at each level.")
+@click.option("--guidance", type=AMOUNT, default=2.0, show_default=True)
+@shared("size")
+@click.option("--batch", type=POSITIVE, default=64, show_default=True)
+@threads_option
+def redraw_latents_command(
+    data: Path,
+    vae_file: Path,
+    far_file: Path,
+    out: Path,
+    draws: int,
+    levels: int,
+    size: int,
+    batch: int,
+    **sampling: Any,
+) -> None:
+    """Let FAR draw the last levels of every training picture anew.
+
+    far train vae --redrawn learns from them to decode what FAR draws.
+    """
+    from far_models.checkpoint import load_checkpoint
+    from far_models.training.data import open_pictures
+    from far_models.training.redrawn import write_redrawn
+
+    vae, far = load_checkpoint(vae_file, expect="klvae").model, load_checkpoint(far_file, expect="far").model
+    pictures = open_pictures(data, size)
+    write_redrawn(far, far_file, vae, pictures, out, draws, levels, batch, say, sampling)
+    say(f"wrote {out}")
 
 
 @click.command("cache-text")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from far_models.training.options import AMOUNT, FILE, POSITIVE, SHARE, say, shared, taken, whole_numbers
+from far_models.training.options import AMOUNT, FILE, FOLDER, POSITIVE, SHARE, say, shared, taken, whole_numbers
 from far_models.training.options_loop import loop_options, threads_option
 
 LOOP: dict[str, Any] = {
@@ -34,26 +34,55 @@ LOOP: dict[str, Any] = {
     show_default=True,
     help="Most noise on the latents before decoding, in standard deviations.",
 )
+@click.option(
+    "--redrawn", type=FOLDER, help="Latents that FAR drew of the pictures of --data (far train redraw-latents)."
+)
+@click.option(
+    "--redrawn-share", type=SHARE, default=0.5, show_default=True, help="Part of --data's pictures decoded from these."
+)
+@click.option(
+    "--adversarial",
+    type=AMOUNT,
+    default=0.0,
+    show_default=True,
+    help="Weight against a patch discriminator, as a part of the reconstruction's gradient; 0: none.",
+)
+@click.option(
+    "--adversarial-from", type=SHARE, default=0.05, show_default=True, help="Part of the run before it counts."
+)
+@click.option("--discriminator-width", type=click.IntRange(8), default=64, show_default=True)
 @click.option("--init", type=FILE, help="Start from the weights of this KL-VAE (its sizes count).")
 @click.option("--freeze-encoder", is_flag=True, help="Train the decoder alone, so that the latents stay the same.")
 @loop_options(**LOOP)
 @threads_option
 def vae_command(
-    settings: Any, data: Path, extra: Path | None, extra_share: float, size: int, multipliers: str, **values: Any
+    settings: Any,
+    data: Path,
+    extra: Path | None,
+    extra_share: float,
+    size: int,
+    multipliers: str,
+    redrawn: Path | None,
+    redrawn_share: float,
+    **values: Any,
 ) -> None:
     """Train a KL-VAE; RUN/vae.safetensors is what FAR, MAR and the exporter read."""
     from far_models.checkpoint import load_checkpoint
     from far_models.kl_vae import VAEConfig
+    from far_models.training.discriminator import AdversarialSettings
     from far_models.training.loop import train as run_loop
-    from far_models.training.vae import VAELossSettings, vae_task
+    from far_models.training.vae import Redrawn, VAELossSettings, vae_task
 
-    loss_settings = taken(VAELossSettings, values)
+    loss_settings, against = taken(VAELossSettings, values), taken(AdversarialSettings, values)
     freeze_encoder, init = values.pop("freeze_encoder"), values.pop("init")
     start = load_checkpoint(init, expect="klvae").model if init else None
     widths = whole_numbers(multipliers, "--multipliers")
     config = start.config if start else VAEConfig(multipliers=widths, **values)
     sets, shares = picture_sets(data, extra, extra_share, size)
-    task = vae_task(config, loss_settings, sets, shares, settings.batch, settings.seed, start, freeze_encoder)
+    anew = Redrawn(redrawn, redrawn_share) if redrawn else None
+    task = vae_task(
+        config, loss_settings, sets, shares, settings.batch, settings.seed, start, freeze_encoder, against, anew
+    )
     run_loop(task, settings, say)
 
 

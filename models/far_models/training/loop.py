@@ -90,7 +90,12 @@ class Trainer:
             self.losses: nn.Module = task.losses
         else:
             self.losses = self.accelerator.prepare(task.losses)
-        groups = parameter_groups(task.model, settings.weight_decay, task.no_decay)
+        groups = [
+            group
+            for module in (task.model, task.beside)
+            if module is not None
+            for group in parameter_groups(module, settings.weight_decay, task.no_decay)
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)
         if state is not None:
             self._restore(state)
@@ -113,6 +118,8 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         fill(self.task.model, state["model"])
         fill(self.ema.model, state["model_ema"])
+        if self.task.beside is not None:
+            fill(self.task.beside, state["beside"])
         fill_optimizer(self.optimizer, state["optimizer"])
         for name, value in state.get("losses", {}).items():
             self.task.losses.get_buffer(name).copy_(value)
@@ -226,6 +233,8 @@ class Trainer:
         """Write the state; the processes gather split weights together."""
         model, average = whole(self.task.model.state_dict()), whole(self.ema.model.state_dict())
         parts = {"model": model, "model_ema": average, "optimizer": whole(self.optimizer.state_dict())}
+        if self.task.beside is not None:
+            parts["beside"] = whole(self.task.beside.state_dict())
         if self.main:
             save_state(self.settings, self.task, parts, self.step, self.seconds, self.half)
 

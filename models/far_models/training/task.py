@@ -110,7 +110,8 @@ class Task:
     `report(ema model, step, folder)`: writes a sample sheet, returns numbers for the metrics.
     `finish(ema model, folder, summary)`: writes the trained model.
     `no_decay`: parts of parameter names. `unused`: some parameters get no gradient. `kept`: buffers of `losses` that a
-    resume needs. `metadata`: what a checkpoint says of the model beside its tensors (see zoo.metadata_of).
+    resume needs. `metadata`: what a checkpoint says of the model beside its tensors (see zoo.metadata_of). `beside`: a
+    part of `losses` that is trained along with the model and left behind at the end (a discriminator).
     """
 
     system: str
@@ -125,3 +126,4 @@ class Task:
     unused: bool = False
     kept: Sequence[str] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    beside: nn.Module | None = None

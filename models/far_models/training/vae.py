@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.batches import run_args
 from far_models.training.chance import Chance
 from far_models.training.data import PictureSet, mixed_rows, normalised
+from far_models.training.discriminator import AdversarialSettings, PatchDiscriminator, adversarial_losses
 from far_models.training.losses import gradient_l1, kl_per_cell
+from far_models.training.redrawn import open_redrawn
 from far_models.training.sheets import psnr, save_picture, tile, to_pixels
 from far_models.training.task import Task
 from far_models.training.zoo import export_checkpoint, metadata_of
@@ -44,25 +46,49 @@ class VAELossSettings:
     latent_noise: float = 0.0
 
 
+@dataclass(frozen=True)
+class Redrawn:
+    """A folder of latents that FAR drew of the training pictures (far train redraw-latents), and the share of samples
+    of the first picture set that are decoded from them."""
+
+    folder: Path
+    share: float = 0.5
+
+
 class VAELosses(nn.Module):
     """Losses of pictures [B, 3, S, S] in [-1, 1], latent noise and disturbance [B, C, h, w] (of a standard deviation of
-    a share of the most) and a level (the grid's side: none)."""
+    a share of the most), a level (the grid's side: none) and the adversarial strength; then, where some are decoded
+    from redrawn latents, those [B, C, h, w] and which pictures [B] they are of."""
 
-    def __init__(self, model: AutoencoderKL, settings: VAELossSettings, grid: int) -> None:
+    def __init__(
+        self, model: AutoencoderKL, settings: VAELossSettings, grid: int, against: AdversarialSettings
+    ) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.discriminator = PatchDiscriminator(against.discriminator_width) if against.adversarial else None
         size = grid * model.config.stride
         pixel_filters = np.stack([lowpass_matrices(size)[level * model.config.stride] for level in range(grid + 1)])
         self.register_buffer("latent_filters", torch.tensor(lowpass_matrices(grid)), persistent=False)
         self.register_buffer("pixel_filters", torch.from_numpy(pixel_filters), persistent=False)
 
-    def forward(self, pictures: Tensor, noise: Tensor, disturbance: Tensor, level: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        pictures: Tensor,
+        noise: Tensor,
+        disturbance: Tensor,
+        level: Tensor,
+        strength: Tensor,
+        redrawn: Tensor | None = None,
+        chosen: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         mean, log_variance = (part.float() for part in self.model.encode(pictures))
         latents = mean + noise * (0.5 * log_variance).exp()
         if self.settings.latent_noise:
             most = self.settings.latent_noise * mean.detach().std(dim=(1, 2, 3), keepdim=True)
             latents = latents + most * disturbance
+        if redrawn is not None and chosen is not None:
+            latents = torch.where(chosen[:, None, None, None], redrawn, latents)
         filters, pixel_filters = self.latent_filters[level], self.pixel_filters[level]
         decoded = self.model.decode(filters @ latents @ filters.T).float()
         wanted = pixel_filters @ pictures @ pixel_filters.T
@@ -70,8 +96,14 @@ class VAELosses(nn.Module):
         gradient = gradient_l1(decoded, wanted)
         kl = kl_per_cell(mean, log_variance)
         square = (decoded - wanted).square().mean()
-        loss = l1 + self.settings.square * square + self.settings.gradient * gradient + self.settings.kl * kl
-        return {"loss": loss, "l1": l1, "square": square, "gradient_l1": gradient, "kl": kl}
+        reconstruction = l1 + self.settings.square * square + self.settings.gradient * gradient
+        loss = reconstruction + self.settings.kl * kl
+        found = {"l1": l1, "square": square, "gradient_l1": gradient, "kl": kl}
+        if self.discriminator is not None:
+            pushed, judged = adversarial_losses(self.discriminator, decoded, wanted, reconstruction, strength)
+            loss = loss + pushed + (judged - judged.detach())
+            found["discriminator"] = judged
+        return {"loss": loss, **found}
 
 
 def vae_task(
@@ -83,11 +115,14 @@ def vae_task(
     seed: int,
     start: AutoencoderKL | None = None,
     freeze_encoder: bool = False,
+    against: AdversarialSettings | None = None,
+    redrawn: Redrawn | None = None,
 ) -> Task:
     """Training of a KL-VAE on one or several picture sets; `shares` are their parts of each batch.
 
     `start`: weights to begin with. `freeze_encoder`: train the decoder alone, so that the latents stay what they were.
-    FarError for picture sizes that do not fit the stride or each other.
+    `against`: the discriminator. `redrawn`: latents of the first set's pictures that FAR drew, for some of them.
+    FarError for picture sizes that do not fit the stride or each other, and redrawn latents of another encoder.
     """
     grid = grid_of_pictures(sets, config.stride)
     torch.manual_seed(seed)
@@ -95,24 +130,42 @@ def vae_task(
     if freeze_encoder:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
-    losses = VAELosses(model, loss_settings, grid)
+    against = against or AdversarialSettings()
+    losses = VAELosses(model, loss_settings, grid, against)
+    anew = open_redrawn(redrawn.folder, sets[0], model) if redrawn is not None else None
 
     shape = (config.channels, grid, grid)
 
     def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
-        pictures = drawn_pictures(sets, shares, batch, chance)
+        source, rows = drawn_rows(sets, shares, batch, chance)
+        flip = chance.happens(0.5).numpy()
+        more: tuple[Tensor, ...] = ()
+        if redrawn is not None and anew is not None:
+            chosen = (chance.happens(redrawn.share).numpy()) & (source == 0)
+            flip &= ~chosen  # they are not mirrored
+            latents = torch.zeros(len(rows), *shape)
+            latents[torch.from_numpy(chosen)] = anew.latents(rows[chosen], chance.integers(anew.draws).numpy()[chosen])
+            more = (latents, torch.from_numpy(chosen))
+        pictures = pictures_of(sets, source, rows, flip)
         shared = chance.of_step
         level = int(shared.integers(1, grid)) if grid > 1 and shared.random() < loss_settings.lowpass else grid
         disturbance = chance.uniform(1, 1, 1) * chance.normal(*shape)
-        return pictures, chance.normal(*shape), disturbance, torch.tensor(level)
+        counts = level == grid and done >= against.adversarial_from  # blurred pictures are not what it tells apart
+        strength = torch.tensor(against.adversarial if counts else 0.0)
+        return pictures, chance.normal(*shape), disturbance, torch.tensor(level), strength, *more
 
     def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
         export_checkpoint(ema, folder / "vae.safetensors", (), summary)
 
     args = run_args("klvae", config, loss_settings)
+    if against.adversarial:
+        args |= {f"loss_{key}": value for key, value in asdict(against).items()}
+    if redrawn is not None:
+        args["loss_redrawn_share"] = redrawn.share
     report = reconstruction_reporter(sets)
-    metadata = metadata_of(model)
-    return Task("klvae", model, losses, fetch, len(sets[0].train), args, report, finish, metadata=metadata)
+    metadata, beside = metadata_of(model), losses.discriminator
+    count = len(sets[0].train)
+    return Task("klvae", model, losses, fetch, count, args, report, finish, metadata=metadata, beside=beside)
 
 
 def grid_of_pictures(sets: Sequence[PictureSet], stride: int) -> int:
@@ -132,14 +185,29 @@ def grid_of_pictures(sets: Sequence[PictureSet], stride: int) -> int:
 
 def drawn_pictures(sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: Chance) -> Tensor:
     """The pictures [n, 3, S, S] in [-1, 1] of a step's samples, half of them mirrored."""
+    source, rows = drawn_rows(sets, shares, batch, chance)
+    return pictures_of(sets, source, rows, chance.happens(0.5).numpy())
+
+
+def drawn_rows(
+    sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: Chance
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The set [n] of each of a step's samples, and its row [n] in it."""
     parts = mixed_rows(chance.step, batch, [len(p.train) for p in sets], shares, chance.seed)
-    source = np.repeat(np.arange(len(sets)), [len(part) for part in parts])[chance.places]
-    rows, flip = np.concatenate(parts)[chance.places], chance.happens(0.5).numpy()
+    rows = np.concatenate([p.train[part] for p, part in zip(sets, parts, strict=True)])
+    source = np.repeat(np.arange(len(sets)), [len(part) for part in parts])
+    return source[chance.places], rows[chance.places]
+
+
+def pictures_of(
+    sets: Sequence[PictureSet], source: NDArray[np.int64], rows: NDArray[np.int64], flip: NDArray[np.bool_]
+) -> Tensor:
+    """Pictures [n, 3, S, S] in [-1, 1] of these rows of these sets; those with `flip` set are mirrored."""
     pixels = torch.empty(len(rows), 3, sets[0].size, sets[0].size)
     for i, pictures in enumerate(sets):
         own = source == i
         if own.any():
-            pixels[torch.from_numpy(own)] = pictures.pixels(pictures.train[rows[own]], flip[own])
+            pixels[torch.from_numpy(own)] = pictures.pixels(rows[own], flip[own])
     return pixels
 
 
