@@ -61,12 +61,13 @@ def measured_cost(losses: nn.Module, batch: tuple[Tensor, ...], half: bool) -> C
 def plan_lines(task: Task, settings: LoopSettings, cost: Cost, world: int, half: bool, device: str) -> list[str]:
     """The plan, a line per subject. device: its name."""
     trained = [p for p in task.model.parameters() if p.requires_grad]
+    beside = list(task.beside.parameters()) if task.beside is not None else []
     count = sum(p.numel() for p in task.model.parameters())
     share = world if settings.shard else 1
     weights = sum(p.numel() * p.element_size() for p in task.model.parameters()) // share
-    gradients = sum(p.numel() * p.element_size() for p in trained) // share
+    gradients = sum(p.numel() * p.element_size() for p in (*trained, *beside)) // share
     memory = {
-        "weights": weights,
+        "weights": weights + sum(p.numel() * p.element_size() for p in beside) // share,
         "their average": weights,
         "optimizer": 2 * gradients,
         "gradients": gradients,
@@ -78,13 +79,14 @@ def plan_lines(task: Task, settings: LoopSettings, cost: Cost, world: int, half:
     loss = [f"{key[5:]} {value}" for key, value in task.args.items() if key.startswith("loss_")]
     micro = settings.batch // world // settings.accumulate
     frozen = "" if len(trained) == len(list(task.model.parameters())) else f", {millions(trained)} of them trained"
+    against = f"; {millions(beside)} beside them, against which they are trained" if beside else ""
     epoch = task.epoch_length / settings.batch
     ends = [f"{settings.steps} steps, {settings.steps / epoch:.1f} epochs"] if settings.steps else []
     ends += [f"{settings.minutes:g} minutes"] if settings.minutes else []
     where = f"{device}, {'bfloat16 autocast' if half else 'float32'}"
     processes = "processes" if world > 1 else "process"
     return [
-        f"plan: {task.system}, {count / 1e6:.2f} M parameters ({by_part(task.model)}){frozen}",
+        f"plan: {task.system}, {count / 1e6:.2f} M parameters ({by_part(task.model)}){frozen}{against}",
         f"data: {task.epoch_length} pictures{classes}, {epoch:.1f} steps an epoch",
         f"batch: {settings.batch} = {world} {processes} x {settings.accumulate} in turn x {micro}; {where}",
         f"a step: {cost.flop * world * settings.accumulate / 1e9:.1f} GFLOP",
