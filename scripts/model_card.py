@@ -4,8 +4,9 @@
         --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji
 
 --run: of FAR, FAR-T2I (with --text-encoder), MAR or VAR. Several --vae-run: the last one's weights count, the others
-are told of. --vae: the model draws through a VAE that is in the zoo already. Needs the extras `train`, `export` and
-`evaluate`.
+are told of. --vae: the model draws through a VAE that is in the zoo already. --renew: the folder has a card already,
+whose runs are told of first; the runs that are given went on from its weights, and what none of them trained stays as
+it is. Needs the extras `train`, `export` and `evaluate`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 LIMIT = 30_000_000
 TITLES = {"far": "FAR", "far_t2i": "FAR-T2I", "mar": "MAR", "var": "VAR", "klvae": "KL-VAE", "vqvae": "VQ-VAE"}
+HOURS, LAST = "training hours", "loss at the end"
 VAE_FILES = {"klvae": "vae.safetensors", "vqvae": "vqvae.safetensors"}
 
 
@@ -76,6 +78,27 @@ def open_run(folder: Path) -> Run:
     return Run(folder, vars(state["args"]), read_metrics(folder / METRICS), state["step"], state["elapsed"] / 60)
 
 
+def runs_of_card(card: Path) -> dict[str, Run]:
+    """The runs that a card tells of, by their titles, as far as it tells; FarError where there is none."""
+    try:
+        text = card.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FarError(f"{card}: cannot be read ({error.strerror}); leave --renew out for a new card") from error
+    lines = text.partition("## Recipe")[2].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    if len(rows) < 3:
+        raise FarError(f"{card}: has no table of runs; leave --renew out for a new card")
+    facts = {row[0]: row[1:] for row in rows[2:]}
+    settings = set(list(facts)[list(facts).index(LAST) + 1 :])
+    found = {}
+    for place, title in enumerate(rows[0][1:]):
+        args: dict[str, Any] = {f"loss_{key}" if key in settings else key: facts[key][place] for key in facts}
+        args["system"] = next(system for system, name in TITLES.items() if title.startswith(f"{name} ("))
+        minutes, records = 60 * float(args.pop(HOURS)), [{"loss": float(args.pop(LAST))}]
+        found[title] = Run(card.parent, args, records, int(args.pop("steps")), minutes)
+    return found
+
+
 def licence_lines(data: PictureSet) -> list[str]:
     """One line per drawing style with its package, licence and credit, and how many training pictures are its own."""
     styles = np.load(data.source / "styles.npy", allow_pickle=False)[data.train]
@@ -97,8 +120,8 @@ def run_table(runs: dict[str, Run]) -> list[str]:
     lines = ["| | " + " | ".join(runs) + " |", "| --- |" + " --- |" * len(runs)]
     lines += [f"| {key} | " + " | ".join(str(run.args[key]) for run in runs.values()) + " |" for key in keys]
     lines.append("| steps | " + " | ".join(str(run.steps) for run in runs.values()) + " |")
-    lines.append("| training hours | " + " | ".join(f"{run.minutes / 60:.2f}" for run in runs.values()) + " |")
-    lines.append("| loss at the end | " + " | ".join(f"{run.mean('loss'):.4f}" for run in runs.values()) + " |")
+    lines.append(f"| {HOURS} | " + " | ".join(f"{run.minutes / 60:.2f}" for run in runs.values()) + " |")
+    lines.append(f"| {LAST} | " + " | ".join(f"{run.mean('loss'):.4f}" for run in runs.values()) + " |")
     settings = sorted({key for run in runs.values() for key in run.args if key.startswith("loss_")})
     for key in settings:
         lines.append(f"| {key[5:]} | " + " | ".join(str(run.args.get(key, "")) for run in runs.values()) + " |")
@@ -141,7 +164,7 @@ class Card:
     """All that the card is made of. vae_from: the zoo folder that holds the VAE, if it is another's."""
 
     name: str
-    run: Run
+    system: str
     model: nn.Module
     vae: nn.Module
     vae_from: str
@@ -155,11 +178,11 @@ class Card:
 
     def text(self) -> str:
         """The text of README.md."""
-        title, data = TITLES[self.run.system], self.data
-        vae_title = "VQ-VAE" if self.run.system == "var" else "KL-VAE"
+        title, data = TITLES[self.system], self.data
+        vae_title = "VQ-VAE" if self.system == "var" else "KL-VAE"
         own, of_vae = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (self.model, self.vae))
         where = f" (of [{self.vae_from}](../{self.vae_from}/README.md))" if self.vae_from else ""
-        asked = f" (prompts: [{PROMPTS}]({PROMPTS}))" if self.run.system == "far_t2i" else ""
+        asked = f" (prompts: [{PROMPTS}]({PROMPTS}))" if self.system == "far_t2i" else ""
         blocks = [
             f"# {self.name}",
             f"A {title} of {own:.2f} M parameters and its {vae_title} of {of_vae:.2f} M{where} that draw {data.size} x "
@@ -214,8 +237,20 @@ def store(run: Run, out: Path, name: str, data: PictureSet, sampling: Mapping[st
     return load_checkpoint(out / name, expect=run.system).model
 
 
-def stored_vae(vae_runs: tuple[Path, ...], vae_file: Path | None, kind: str, out: Path, data: PictureSet) -> nn.Module:
-    """The VAE of the last run, written to the folder, or one that lies elsewhere."""
+def stored_model(run: Run | None, out: Path, system: str, data: PictureSet, sampling: Mapping[str, Any]) -> nn.Module:
+    """The model of the run, written to the folder, or the one that is there."""
+    name = f"{system}.safetensors"
+    if run is None:
+        return load_checkpoint(out / name, expect=system).model
+    return store(run, out, name, data, sampling)
+
+
+def stored_vae(
+    vae_runs: tuple[Path, ...], vae_file: Path | None, kind: str, out: Path, data: PictureSet, renew: bool
+) -> nn.Module:
+    """The VAE of the last run, written to the folder, or one that lies elsewhere or is there."""
+    if vae_file is None and not vae_runs and renew:
+        vae_file = out / VAE_FILES[kind]
     if bool(vae_runs) == bool(vae_file):
         raise FarError("give either --vae-run, a run whose VAE is written, or --vae, a file that is there already")
     if vae_file:
@@ -226,7 +261,8 @@ def stored_vae(vae_runs: tuple[Path, ...], vae_file: Path | None, kind: str, out
 @click.command(help=__doc__)
 @click.option("--vae-run", type=FOLDER, multiple=True, help="Folder of a VAE's run; the last one's weights count.")
 @click.option("--vae", "vae_file", type=FILE, help="A VAE of another zoo folder.")
-@click.option("--run", "run_folder", type=FOLDER, required=True, help="Folder of the model's run.")
+@click.option("--run", "run_folder", type=FOLDER, help="Folder of the model's run.")
+@click.option("--renew", is_flag=True, help="The folder has a card already: its runs are told of first.")
 @click.option("--text-encoder", type=FOLDER, help="Hugging Face folder of the text encoder, for FAR-T2I.")
 @click.option("--data", type=FOLDER, required=True, help="Folder of training pictures.")
 @click.option("--extra", type=FOLDER, help="Folder whose held-out pictures measure the VAE.")
@@ -253,19 +289,23 @@ def main(**options: Any) -> None:
 
 
 def build(
-    vae_run: tuple[Path, ...], vae_file: Path | None, run_folder: Path, text_encoder: Path | None, data: Path,
-    extra: Path | None, recipe: Path, settings: str, per_class: int, threads: int | None, weak: tuple[str, ...],
-    note: tuple[str, ...], out: Path,
+    vae_run: tuple[Path, ...], vae_file: Path | None, run_folder: Path | None, renew: bool, text_encoder: Path | None,
+    data: Path, extra: Path | None, recipe: Path, settings: str, per_class: int, threads: int | None,
+    weak: tuple[str, ...], note: tuple[str, ...], out: Path,
 ) -> None:  # fmt: skip
     """Do what the command says; the weights that are measured are the float16 ones that are written."""
-    run, pictures = open_run(run_folder), open_pictures(data)
-    if run.system == "far_t2i" and text_encoder is None:
+    earlier = runs_of_card(out / "README.md") if renew else {}
+    run, pictures = open_run(run_folder) if run_folder else None, open_pictures(data)
+    system = run.system if run else next((r.system for r in earlier.values() if r.system in SYSTEMS), None)
+    if system is None:
+        raise FarError("there is no run to tell of; give --run, or --renew for a folder that has a card")
+    if system == "far_t2i" and text_encoder is None:
         raise FarError("a FAR-T2I draws from prompts; give its text encoder: --text-encoder")
     sampling = parse_overrides(tuple(settings.split()), "--settings")
     out.mkdir(parents=True, exist_ok=True)
-    kind, name = SYSTEMS[run.system].vae, f"{run.system}.safetensors"
-    vae = stored_vae(vae_run, vae_file, kind, out, pictures)
-    model = store(run, out, name, pictures, sampling)
+    kind, name = SYSTEMS[system].vae, f"{system}.safetensors"
+    vae = stored_vae(vae_run, vae_file, kind, out, pictures, renew)
+    model = stored_model(run, out, system, pictures, sampling)
     if text_encoder:  # for far demo
         classes = range(len(pictures.names))
         (out / PROMPTS).write_text("\n".join(prompts_for(pictures, classes, classes)) + "\n", encoding="utf-8")
@@ -273,11 +313,13 @@ def build(
         samples = drawn_samples(draw, pictures, per_class)
     numbers: dict[str, Any] = reconstruction_figures(vae, pictures, open_pictures(extra) if extra else None, out)
     numbers |= sample_figures(samples, pictures, out) | distance_figures(samples, vae, pictures)
-    runs = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), run)}
-    for place, each in enumerate(runs.values()):
-        draw_curves(each.records, out / curves_of(place))
+    new = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), *([run] if run else []))}
+    runs = earlier | new
+    for place, title in enumerate(runs):
+        if title in new:
+            draw_curves(new[title].records, out / curves_of(place))
     vae_from = os.path.basename(vae_file.parent) if vae_file else ""
-    card = Card(out.name, run, model, vae, vae_from, pictures, runs, numbers, settings, weak, note, recipe)
+    card = Card(out.name, system, model, vae, vae_from, pictures, runs, numbers, settings, weak, note, recipe)
     (out / "README.md").write_text(card.text(), encoding="utf-8")
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     click.echo(json.dumps(numbers))

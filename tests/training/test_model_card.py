@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 from PIL import Image
 
 import card_figures
@@ -68,6 +71,46 @@ def test_card_holds_what_was_measured(
     for name in ("samples.webp", "nearest.webp", "reconstructions.webp", "curves-1.png", "curves-2.png"):
         assert Image.open(out / name).size[0] > 20
         assert f"({name})" in text
+
+
+def test_a_card_is_renewed_when_a_part_was_trained_further(
+    vae_run: Path,
+    far_run: Path,
+    pictures: Path,
+    recipe: Path,
+    run_train: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def draw(labels: list[int], seeds: list[int], **settings: object) -> NDArray[np.uint8]:
+        return np.random.default_rng(seeds).integers(0, 256, (len(labels), 16, 16, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(model_card, "drawing", lambda *files: contextlib.nullcontext(draw))  # no bundle is exported
+    out, data = tmp_path / "tiny", ("--data", pictures, "--recipe", recipe, "--settings", "steps=2 guidance=2")
+    assert card("--vae-run", vae_run, "--run", far_run, *data, "-o", out).exit_code == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    again = ("--init", vae_run / "vae.safetensors", "--freeze-encoder", "-o", tmp_path / "finished", "--steps", 3)
+    run_train("vae", "--data", pictures, *again)
+    result = card("--renew", "--vae-run", tmp_path / "finished", *data, "-o", out)
+    assert result.exit_code == 0, result.output
+    text = (out / "README.md").read_text()
+    assert f"| | KL-VAE ({vae_run.name}) | FAR ({far_run.name}) | KL-VAE (finished) |" in text
+    assert "| steps | 2 | 6 | 3 |" in text
+    after = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert after.keys() == before.keys() | {"curves-3.png"}
+    for name in ("far.safetensors", "curves-1.png", "curves-2.png"):
+        assert after[name] == before[name]
+    assert after["vae.safetensors"] != before["vae.safetensors"]
+    old = before["README.md"].decode()
+    for key in ("| lr |", "| steps |", f"| {model_card.LAST} |", "| kl |", "| draws |"):  # what is said of earlier runs
+        was, now = (next(line for line in said.splitlines() if line.startswith(key)) for said in (old, text))
+        assert now.startswith(was.rstrip("|").rstrip())
+    for arguments, said in (
+        (("--renew", *data, "-o", tmp_path / "none"), "cannot be read"),
+        (("--vae-run", vae_run, *data, "-o", tmp_path / "none"), "give --run, or --renew"),
+    ):
+        refused = card(*arguments)
+        assert refused.exit_code == 2 and said in refused.output
 
 
 @pytest.mark.parametrize(("system", "settings"), [("mar", "iterations=2 steps=2"), ("far_t2i", "steps=2"), ("var", "")])
