@@ -91,10 +91,7 @@ class Trainer:
         else:
             self.losses = self.accelerator.prepare(task.losses)
         groups = [
-            group
-            for module in (task.model, task.beside)
-            if module is not None
-            for group in parameter_groups(module, settings.weight_decay, task.no_decay)
+            group for module in self.trained for group in parameter_groups(module, settings.weight_decay, task.no_decay)
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), fused=True)
         if state is not None:
@@ -123,6 +120,11 @@ class Trainer:
         fill_optimizer(self.optimizer, state["optimizer"])
         for name, value in state.get("losses", {}).items():
             self.task.losses.get_buffer(name).copy_(value)
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """What has an optimizer's parameters: the model, and what is trained beside it, each clipped on its own."""
+        return [module for module in (self.task.model, self.task.beside) if module is not None]
 
     @property
     def done(self) -> float:
@@ -207,7 +209,8 @@ class Trainer:
                     values = self.losses(*batch)
                 (values["loss"] / settings.accumulate).backward()
             measured.append({name: value.detach() for name, value in values.items()})
-        measured[-1]["gradient"] = clipped_norm(self.task.losses, settings.clip or math.inf)
+        norms = [clipped_norm(module, settings.clip or math.inf) for module in self.trained]
+        measured[-1]["gradient"] = norms[0]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.task.model, self.step)
