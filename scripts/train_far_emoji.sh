@@ -39,17 +39,5 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
     --sheet-steps 10 --sheet-minutes 15 \
     --batch 32 --lr 8e-4 --warmup 100 --schedule cosine --clip 1 --ema 0.999
 
-# The decoder a third time, on what FAR draws of the pictures' last levels and against a discriminator: sharp where the
-# latents leave open what was meant. FAR stays as it is, since the encoder does.
-[ -e "$runs/redrawn" ] || far train redraw-latents --data data/emoji --vae "$runs/decoder/vae.safetensors" \
-    --far "$runs/far/far.safetensors" --draws 4 --levels 2 -o "$runs/redrawn"
-
-[ -e "$runs/finished/vae.safetensors" ] || train vae "$runs/finished" --init "$runs/decoder/vae.safetensors" \
-    --freeze-encoder --redrawn "$runs/redrawn" --redrawn-share 0.6 --latent-noise 0.5 \
-    --adversarial 0.3 --discriminator-width 32 \
-    --data data/emoji --extra data/emoji-all --extra-share 0.2 --steps "${STEPS_FINISHED:-3500}" \
-    --ch 48 --multipliers 1,2,4 --patch 2 --lowpass 0.1 --kl 0 \
-    --batch 16 --lr 5e-4 --warmup 50 --schedule cosine --ema 0.997 --weight-decay 0 --beta2 0.99 --clip 1
-
-python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --vae-run "$runs/finished" --run "$runs/far" \
+python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --run "$runs/far" \
     --data data/emoji --extra data/emoji-all --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji

@@ -15,6 +15,7 @@ from click.testing import Result
 from PIL import Image
 
 from far_models.checkpoint import load_checkpoint
+from far_models.training.sheets import psnr, to_pixels
 from far_runtime.errors import FarError
 
 Run = Callable[..., Result]
@@ -172,8 +173,12 @@ def test_decoder_learns_from_what_far_draws(
     assert whole["args"].loss_adversarial == 0.5 and whole["args"].loss_redrawn_share == 0.5
     for kind in ("model", "model_ema", "beside"):
         assert all(torch.equal(whole[kind][name], parts[kind][name]) for name in whole[kind] | parts[kind]), kind
-    written = load_checkpoint(tmp_path / "whole" / "vae.safetensors", expect="klvae").model.state_dict()
-    assert not any("discriminator" in name for name in written)
+    written = load_checkpoint(tmp_path / "whole" / "vae.safetensors", expect="klvae").model
+    assert not any("discriminator" in name for name in written.state_dict())
+    told = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])["psnr_redrawn"]
+    with torch.no_grad():
+        decoded = to_pixels(written.decode(torch.from_numpy(drawn[:10, 0]).float()).numpy())
+    assert told == pytest.approx(psnr(decoded, np.load(pictures / "images.npy")[:10]), abs=0.1)  # stored in float16
 
     with pytest.raises(FarError, match="exists already"):
         run_train("redraw-latents", *redrawn)

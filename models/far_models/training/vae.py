@@ -18,7 +18,7 @@ from far_models.training.chance import Chance
 from far_models.training.data import PictureSet, mixed_rows, normalised
 from far_models.training.discriminator import AdversarialSettings, PatchDiscriminator, adversarial_losses
 from far_models.training.losses import gradient_l1, kl_per_cell
-from far_models.training.redrawn import open_redrawn
+from far_models.training.redrawn import RedrawnSet, open_redrawn
 from far_models.training.sheets import psnr, save_picture, tile, to_pixels
 from far_models.training.task import Task
 from far_models.training.zoo import export_checkpoint, metadata_of
@@ -162,7 +162,7 @@ def vae_task(
         args |= {f"loss_{key}": value for key, value in asdict(against).items()}
     if redrawn is not None:
         args["loss_redrawn_share"] = redrawn.share
-    report = reconstruction_reporter(sets)
+    report = reconstruction_reporter(sets, anew)
     metadata, beside = metadata_of(model), losses.discriminator
     count = len(sets[0].train)
     return Task("klvae", model, losses, fetch, count, args, report, finish, metadata=metadata, beside=beside)
@@ -211,8 +211,11 @@ def pictures_of(
     return pixels
 
 
-def reconstruction_reporter(sets: Sequence[PictureSet]) -> Callable[[nn.Module, int, Path], dict[str, float]]:
-    """The trainer's report hook: a sheet of reconstructions, and their PSNR on training and held-out pictures."""
+def reconstruction_reporter(
+    sets: Sequence[PictureSet], anew: RedrawnSet | None = None
+) -> Callable[[nn.Module, int, Path], dict[str, float]]:
+    """The trainer's report hook: a sheet of reconstructions, and their PSNR on training and held-out pictures; on
+    pictures decoded from their first redrawn latents too."""
 
     def report(ema: nn.Module, step: int, folder: Path) -> dict[str, float]:
         rows = evenly(sets[0].train, 32)
@@ -222,6 +225,10 @@ def reconstruction_reporter(sets: Sequence[PictureSet]) -> Callable[[nn.Module, 
         if held_out:
             found = [reconstruction_psnr(ema, p, evenly(rows, 128)) for p, rows in held_out]
             numbers["psnr_held_out"] = float(np.average(found, weights=[min(len(rows), 128) for _, rows in held_out]))
+        if anew is not None:
+            rows = evenly(sets[0].train, 128)
+            decoded = decode_pixels(ema, anew.latents(rows, np.zeros_like(rows)))
+            numbers["psnr_redrawn"] = psnr(decoded, sets[0].read(rows))
         return numbers
 
     return report
@@ -256,6 +263,13 @@ def reconstruct_pixels(model: nn.Module, images: NDArray[np.uint8], batch: int =
         decoded = model(pixels)[0] if isinstance(model, VQVAE) else model.decode(model.encode(pixels)[0])
         found.append(to_pixels(decoded.float().cpu().numpy()))
     return np.concatenate(found)
+
+
+@torch.no_grad()
+def decode_pixels(model: AutoencoderKL, latents: Tensor, batch: int = 32) -> NDArray[np.uint8]:
+    """Pictures uint8 [n, S, S, 3] of latents [n, C, g, g]."""
+    parts = latents.to(next(model.parameters()).device).split(batch)
+    return np.concatenate([to_pixels(model.decode(part).float().cpu().numpy()) for part in parts])
 
 
 def reconstruction_psnr(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> float:
