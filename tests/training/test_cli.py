@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from numpy.typing import NDArray
 from PIL import Image
 
+from far_export.graphs import SYSTEMS
+from far_export.torch_engine import TorchEngine
 from far_models.checkpoint import load_checkpoint
 from far_models.training.sheets import psnr, to_pixels
 from far_runtime.errors import FarError
+from far_runtime.noise import SeedNoise
+from far_runtime.samplers import far as sampler
+from far_runtime.samplers.base import label_condition
 
 Run = Callable[..., Result]
 
@@ -153,6 +159,19 @@ def test_decoder_alone_leaves_the_latents(pictures: Path, vae_run: Path, run_tra
         assert torch.equal(before[name], after[name]) == frozen, name
 
 
+def sampled_latents(far: Path, vae: Path, labels: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Whole samples [n, C, g, g] in the VAE's scale, by 2 diffusion steps at guidance 2."""
+    model, autoencoder = load_checkpoint(far).model, load_checkpoint(vae).model
+    info = SYSTEMS["far"].info(model, autoencoder)
+    engine = TorchEngine(SYSTEMS["far"].stages(model, autoencoder, info, None), "cpu")
+    settings = sampler.settle(info, {"steps": "2", "guidance": 2.0})
+    condition = label_condition(engine, labels.tolist(), info["classes"])
+    drawn = np.asarray(engine.get(sampler.sample(engine, info, settings, condition, SeedNoise(seeds.tolist()))))
+    grid, channels = model.config.grid, model.config.channels
+    found: NDArray[np.float32] = drawn.transpose(0, 2, 1).reshape(-1, channels, grid, grid) / model.config.latent_scale
+    return found
+
+
 def test_decoder_learns_from_what_far_draws(
     pictures: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
 ) -> None:
@@ -160,10 +179,13 @@ def test_decoder_learns_from_what_far_draws(
     vae = vae_run / "vae.safetensors"
     run_train("far", "--data", latents, "--vae", vae, "-o", tmp_path / "far", "--steps", 1)
     far = ("--far", tmp_path / "far" / "far.safetensors")
-    redrawn = ("--data", pictures, "--vae", vae, *far, "-o", tmp_path / "redrawn", "--draws", 3, "--levels", 2)
+    redrawn = ("--data", pictures, "--vae", vae, *far, "-o", tmp_path / "redrawn", "--draws", 4, "--levels", 4)
     assert run_train("redraw-latents", *redrawn, "--steps", 2).exit_code == 0
-    drawn = np.load(tmp_path / "redrawn" / "latents.npy")
-    assert drawn.shape == (12, 3, 4, 4, 4) and not drawn[10:].any() and drawn[:10].any()  # of training pictures alone
+    drawn = np.load(tmp_path / "redrawn" / "shard-00000.npy")
+    assert drawn.shape == (12, 4, 4, 4, 4)
+    first, last = (sampled_latents(far[1], vae, np.arange(12) % 3, np.arange(12) * 4 + draw) for draw in (0, 3))
+    np.testing.assert_allclose(drawn[:, 3], last, rtol=2e-3, atol=2e-3)  # all levels: nothing of the picture is left
+    assert np.abs(drawn[:, 0] - first).max() > 0.01  # the last level alone: drawn from the picture
     options = ("--init", vae, "--freeze-encoder", "--redrawn", tmp_path / "redrawn", "--adversarial", 0.5)
     command = ("vae", "--data", pictures, *options, "--discriminator-width", 8, "--schedule", "constant")
     run_train(*command, "-o", tmp_path / "whole", "--steps", 4)
@@ -188,6 +210,10 @@ def test_decoder_learns_from_what_far_draws(
         run_train("vae", "--data", pictures, "--redrawn", pictures, "-o", tmp_path / "none", "--steps", 1)
     with pytest.raises(FarError, match="made with another encoder"):
         run_train("vae", "--data", pictures, *options[3:5], "-o", tmp_path / "other", "--steps", 1)
+    labels = np.load(tmp_path / "redrawn" / "labels.npy")
+    np.save(tmp_path / "redrawn" / "labels.npy", labels[::-1])
+    with pytest.raises(FarError, match="made for other pictures"):
+        run_train(*command, "-o", tmp_path / "other", "--steps", 1)
 
 
 def test_amp_auto_takes_the_faster(pictures: Path, run_train: Run, tmp_path: Path) -> None:

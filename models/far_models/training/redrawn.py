@@ -16,12 +16,15 @@ from torch import Tensor
 
 from far_models.far import FAR
 from far_models.kl_vae import AutoencoderKL
-from far_models.training.cache import file_digest, new_folder, write_json
+from far_models.training.batches import check_classes
+from far_models.training.cache import file_digest, write_json
 from far_models.training.data import PictureSet, load_array
 from far_models.training.latents import check_fit, encode
+from far_models.training.processes import ALONE, Together
+from far_models.training.shards import Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
 
-NOTES = "redrawn.json"
+NOTES, ROWS = "redrawn.json", 256
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,15 @@ def write_redrawn(
     batch: int,
     say: Callable[[str], None],
     sampling: Mapping[str, Any],
+    together: Together = ALONE,
 ) -> None:
-    """Write `draws` latents of every training picture, as FAR draws them under the picture's class.
+    """Write `draws` latents of every picture, as FAR draws them under the picture's class.
 
     Draw k begins with the picture's own latents and draws the last 1 + k mod `levels` levels (their input low-passed,
     as always), so that what is drawn differs from the picture by no more than FAR's own errors there. Pictures are not
-    mirrored. The folder holds latents.npy [N, draws, C, g, g] float16, in the VAE's scale, and redrawn.json, and
-    appears whole. FarError if the folder exists, or model and pictures do not fit.
+    mirrored. The folder holds shards [rows, draws, C, g, g] in float16, in the VAE's scale, and redrawn.json, and
+    appears whole. A run that is ended goes on, and several processes share the shards. FarError if the folder exists,
+    or model and pictures do not fit.
     """
     from far_export.graphs import SYSTEMS
     from far_export.torch_engine import TorchEngine
@@ -66,63 +71,64 @@ def write_redrawn(
             f"{far_file}: draws latents of {config.channels} channels on {config.grid} x {config.grid}; the VAE gives "
             f"{vae.config.channels} on {grid} x {grid}"
         )
-    if len(pictures.names) > config.classes:
-        raise FarError(f"{pictures.source}: {len(pictures.names)} classes; {far_file} has {config.classes}")
+    check_classes(pictures.source, pictures.names, config.classes)
     info = SYSTEMS["far"].info(far, vae)
     steps = loop.plan(info, loop.settle(info, sampling))
     if levels > len(steps):
         raise FarError(f"--levels {levels}: {far_file} draws {len(steps)} levels")
-    device = next(far.parameters()).device
-    engine = TorchEngine(SYSTEMS["far"].stages(far, vae, info, None), str(device))
-    rows = pictures.train
-    found = np.zeros((len(pictures.labels), draws, config.channels, grid, grid), np.float16)
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        mean, _ = encode(vae, pictures.pixels(part))
-        own = (config.latent_scale * mean).flatten(2).transpose(1, 2).to(device)
-        condition = label_condition(engine, [int(label) for label in pictures.labels[part]], config.classes)
+    engine = TorchEngine(SYSTEMS["far"].stages(far, vae, info, None), str(next(far.parameters()).device))
+
+    def redrawn(rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        mean, _ = encode(vae, pictures.pixels(rows))
+        own = engine.put((config.latent_scale * mean).flatten(2).transpose(1, 2).contiguous().numpy())
+        condition = label_condition(engine, pictures.labels[rows].tolist(), config.classes)
+        found = []
         for draw in range(draws):
-            noise = SeedNoise([int(row) * draws + draw for row in part])
+            noise = SeedNoise([int(row) * draws + draw for row in rows])
             last = steps[len(steps) - 1 - draw % levels :]
             drawn = np.asarray(engine.get(loop.run_steps(engine, info, last, condition, noise, latents=own)))
-            found[part, draw] = (drawn / config.latent_scale).transpose(0, 2, 1).reshape(found[part, draw].shape)
-        say(f"{min(start + batch, len(rows))} of {len(rows)} pictures")
-    if not np.isfinite(found).all():
-        raise FarError(f"{far_file}: draws latents that float16 cannot hold")
-    with new_folder(out) as folder:
-        np.save(folder / "latents.npy", found)
-        write_json(
-            folder / NOTES,
-            {
-                "pictures": pictures.source.name,
-                "far_sha256": file_digest(far_file),
-                "encoder_sha256": encoder_digest(vae),
-                "levels": levels,
-                "sampling": dict(sampling),
-            },
-        )
+            found.append((drawn / config.latent_scale).transpose(0, 2, 1).reshape(mean.shape))
+        if not np.isfinite(np.stack(found).astype(np.float16)).all():
+            raise FarError(f"{far_file}: draws latents that are no numbers, or too large for float16; train it further")
+        return np.stack(found, axis=1).astype(np.float16)
+
+    count = len(pictures.labels)
+    facts = {"pictures": pictures.source.name, "count": count, "rows": ROWS, "draws": draws, "levels": levels}
+    facts |= {"sampling": dict(sampling), "far_sha256": file_digest(far_file), "encoder_sha256": encoder_digest(vae)}
+    staging = begin(out, facts)
+    write_shards(staging, count, ROWS, lambda rows: rows, redrawn, batch, say, together.rank, together.world)
+    together.wait()
+    if not together.rank:
+        np.save(staging / "labels.npy", pictures.labels)
+        write_json(staging / NOTES, facts)
+        finish(staging, out)
 
 
 def open_redrawn(path: Path, pictures: PictureSet, vae: AutoencoderKL) -> RedrawnSet:
-    """Open a folder that `write_redrawn` wrote for these pictures; FarError if it is none, or of another encoder."""
+    """Open a folder that `write_redrawn` wrote for these pictures; FarError if it is none, or of other pictures or
+    another encoder."""
     try:
         notes = dict(json.loads((path / NOTES).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        draws, rows = int(notes["draws"]), int(notes["rows"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise FarError(f"{path}: lacks a readable {NOTES}; make it with far train redraw-latents") from error
     if notes.get("encoder_sha256") != encoder_digest(vae):
-        raise FarError(f"{path}: made with another encoder; make it again with far train redraw-latents")
-    found = load_array(path / "latents.npy")
-    grid = pictures.size // vae.config.stride
-    if found.ndim != 5 or (len(found), *found.shape[2:]) != (len(pictures.labels), vae.config.channels, grid, grid):
         raise FarError(
-            f"{path / 'latents.npy'}: {list(found.shape)}; expected [{len(pictures.labels)}, draws, "
-            f"{vae.config.channels}, {grid}, {grid}]"
+            f"{path}: made with another encoder than the one that is trained; give that VAE as --init, with "
+            "--freeze-encoder, or make it again with far train redraw-latents"
         )
+    labels = load_array(path / "labels.npy")
+    if not np.array_equal(labels, pictures.labels):
+        raise FarError(f"{path}: made for other pictures than {pictures.source}; make it again")
+    shards, grid = Shards(path, len(labels), rows), pictures.size // vae.config.stride
+    wanted = (len(labels), draws, vae.config.channels, grid, grid)
+    if shards.shape != wanted:
+        raise FarError(f"{path}: shards of {list(shards.shape)}; expected {list(wanted)}; make it again")
 
     def latents(rows: NDArray[np.int64], draw: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.asarray(found[rows, draw], np.float32))
+        return torch.from_numpy(shards[rows][np.arange(len(rows)), draw].astype(np.float32))
 
-    return RedrawnSet(path, found.shape[1], latents)
+    return RedrawnSet(path, draws, latents)
 
 
 def encoder_digest(vae: AutoencoderKL) -> str:
