@@ -5,8 +5,8 @@
 
 --run: of FAR, FAR-T2I (with --text-encoder), MAR or VAR. Several --vae-run: the last one's weights count, the others
 are told of. --vae: the model draws through a VAE that is in the zoo already. --renew: the folder has a card already,
-whose runs are told of first; the runs that are given went on from its weights, and what none of them trained stays as
-it is. Needs the extras `train`, `export` and `evaluate`.
+whose runs are told of first; the runs that are given went on from its weights, and weights that none of them trained
+stay as they are (--weak and --note are to be given again). Needs the extras `train`, `export` and `evaluate`.
 """
 
 from __future__ import annotations
@@ -84,10 +84,14 @@ def runs_of_card(card: Path) -> dict[str, Run]:
         text = card.read_text(encoding="utf-8")
     except OSError as error:
         raise FarError(f"{card}: cannot be read ({error.strerror}); leave --renew out for a new card") from error
-    lines = text.partition("## Recipe")[2].splitlines()
+    try:
+        return _runs_of_table(text.partition("## Recipe")[2].splitlines(), card.parent)
+    except (KeyError, ValueError, IndexError, StopIteration) as error:
+        raise FarError(f"{card}: its table of runs cannot be read; leave --renew out for a new card") from error
+
+
+def _runs_of_table(lines: list[str], folder: Path) -> dict[str, Run]:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
-    if len(rows) < 3:
-        raise FarError(f"{card}: has no table of runs; leave --renew out for a new card")
     facts = {row[0]: row[1:] for row in rows[2:]}
     settings = set(list(facts)[list(facts).index(LAST) + 1 :])
     found = {}
@@ -95,7 +99,7 @@ def runs_of_card(card: Path) -> dict[str, Run]:
         args: dict[str, Any] = {f"loss_{key}" if key in settings else key: facts[key][place] for key in facts}
         args["system"] = next(system for system, name in TITLES.items() if title.startswith(f"{name} ("))
         minutes, records = 60 * float(args.pop(HOURS)), [{"loss": float(args.pop(LAST))}]
-        found[title] = Run(card.parent, args, records, int(args.pop("steps")), minutes)
+        found[title] = Run(folder, args, records, int(args.pop("steps")), minutes)
     return found
 
 
@@ -296,6 +300,10 @@ def build(
     """Do what the command says; the weights that are measured are the float16 ones that are written."""
     earlier = runs_of_card(out / "README.md") if renew else {}
     run, pictures = open_run(run_folder) if run_folder else None, open_pictures(data)
+    new = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), *([run] if run else []))}
+    if both := earlier.keys() & new.keys():
+        raise FarError(f"{', '.join(both)}: the card has a run of this name; rename the folder of the new one")
+    runs = earlier | new
     system = run.system if run else next((r.system for r in earlier.values() if r.system in SYSTEMS), None)
     if system is None:
         raise FarError("there is no run to tell of; give --run, or --renew for a folder that has a card")
@@ -304,6 +312,9 @@ def build(
     sampling = parse_overrides(tuple(settings.split()), "--settings")
     out.mkdir(parents=True, exist_ok=True)
     kind, name = SYSTEMS[system].vae, f"{system}.safetensors"
+    if run is None and (kept := dict(load_checkpoint(out / name, expect=system).sampling)) != sampling:
+        told = " ".join(f"{key}={value}" for key, value in kept.items())
+        raise FarError(f'{out / name} stays as it is, and draws by other settings; give --settings "{told}"')
     vae = stored_vae(vae_run, vae_file, kind, out, pictures, renew)
     model = stored_model(run, out, system, pictures, sampling)
     if text_encoder:  # for far demo
@@ -313,8 +324,6 @@ def build(
         samples = drawn_samples(draw, pictures, per_class)
     numbers: dict[str, Any] = reconstruction_figures(vae, pictures, open_pictures(extra) if extra else None, out)
     numbers |= sample_figures(samples, pictures, out) | distance_figures(samples, vae, pictures)
-    new = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), *([run] if run else []))}
-    runs = earlier | new
     for place, title in enumerate(runs):
         if title in new:
             draw_curves(new[title].records, out / curves_of(place))

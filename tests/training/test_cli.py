@@ -12,17 +12,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from numpy.typing import NDArray
 from PIL import Image
 
-from far_export.graphs import SYSTEMS
-from far_export.torch_engine import TorchEngine
 from far_models.checkpoint import load_checkpoint
-from far_models.training.sheets import psnr, to_pixels
 from far_runtime.errors import FarError
-from far_runtime.noise import SeedNoise
-from far_runtime.samplers import far as sampler
-from far_runtime.samplers.base import label_condition
 
 Run = Callable[..., Result]
 
@@ -157,63 +150,6 @@ def test_decoder_alone_leaves_the_latents(pictures: Path, vae_run: Path, run_tra
     for name in before:
         frozen = name.startswith(("encoder.", "quant_conv."))
         assert torch.equal(before[name], after[name]) == frozen, name
-
-
-def sampled_latents(far: Path, vae: Path, labels: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Whole samples [n, C, g, g] in the VAE's scale, by 2 diffusion steps at guidance 2."""
-    model, autoencoder = load_checkpoint(far).model, load_checkpoint(vae).model
-    info = SYSTEMS["far"].info(model, autoencoder)
-    engine = TorchEngine(SYSTEMS["far"].stages(model, autoencoder, info, None), "cpu")
-    settings = sampler.settle(info, {"steps": "2", "guidance": 2.0})
-    condition = label_condition(engine, labels.tolist(), info["classes"])
-    drawn = np.asarray(engine.get(sampler.sample(engine, info, settings, condition, SeedNoise(seeds.tolist()))))
-    grid, channels = model.config.grid, model.config.channels
-    found: NDArray[np.float32] = drawn.transpose(0, 2, 1).reshape(-1, channels, grid, grid) / model.config.latent_scale
-    return found
-
-
-def test_decoder_learns_from_what_far_draws(
-    pictures: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
-) -> None:
-    """A decoder trained on redrawn latents, against a discriminator, in one go and in two: the same bits."""
-    vae = vae_run / "vae.safetensors"
-    run_train("far", "--data", latents, "--vae", vae, "-o", tmp_path / "far", "--steps", 1)
-    far = ("--far", tmp_path / "far" / "far.safetensors")
-    redrawn = ("--data", pictures, "--vae", vae, *far, "-o", tmp_path / "redrawn", "--draws", 4, "--levels", 4)
-    assert run_train("redraw-latents", *redrawn, "--steps", 2).exit_code == 0
-    drawn = np.load(tmp_path / "redrawn" / "shard-00000.npy")
-    assert drawn.shape == (12, 4, 4, 4, 4)
-    first, last = (sampled_latents(far[1], vae, np.arange(12) % 3, np.arange(12) * 4 + draw) for draw in (0, 3))
-    np.testing.assert_allclose(drawn[:, 3], last, rtol=2e-3, atol=2e-3)  # all levels: nothing of the picture is left
-    assert np.abs(drawn[:, 0] - first).max() > 0.01  # the last level alone: drawn from the picture
-    options = ("--init", vae, "--freeze-encoder", "--redrawn", tmp_path / "redrawn", "--adversarial", 0.5)
-    command = ("vae", "--data", pictures, *options, "--discriminator-width", 8, "--schedule", "constant")
-    run_train(*command, "-o", tmp_path / "whole", "--steps", 4)
-    run_train(*command, "-o", tmp_path / "parts", "--steps", 2)
-    run_train(*command, "-o", tmp_path / "parts", "--steps", 4, "--resume")
-    whole, parts = (state_of(tmp_path / name) for name in ("whole", "parts"))
-    assert whole["args"].loss_adversarial == 0.5 and whole["args"].loss_redrawn_share == 0.5
-    for kind in ("model", "model_ema", "beside"):
-        assert all(torch.equal(whole[kind][name], parts[kind][name]) for name in whole[kind] | parts[kind]), kind
-    written = load_checkpoint(tmp_path / "whole" / "vae.safetensors", expect="klvae").model
-    assert not any("discriminator" in name for name in written.state_dict())
-    told = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])["psnr_redrawn"]
-    with torch.no_grad():
-        decoded = to_pixels(written.decode(torch.from_numpy(drawn[:10, 0]).float()).numpy())
-    assert told == pytest.approx(psnr(decoded, np.load(pictures / "images.npy")[:10]), abs=0.1)  # stored in float16
-
-    with pytest.raises(FarError, match="exists already"):
-        run_train("redraw-latents", *redrawn)
-    with pytest.raises(FarError, match="draws 4 levels"):
-        run_train("redraw-latents", *redrawn[:-6], "-o", tmp_path / "more", "--levels", 5)
-    with pytest.raises(FarError, match=r"lacks a readable redrawn.json"):
-        run_train("vae", "--data", pictures, "--redrawn", pictures, "-o", tmp_path / "none", "--steps", 1)
-    with pytest.raises(FarError, match="made with another encoder"):
-        run_train("vae", "--data", pictures, *options[3:5], "-o", tmp_path / "other", "--steps", 1)
-    labels = np.load(tmp_path / "redrawn" / "labels.npy")
-    np.save(tmp_path / "redrawn" / "labels.npy", labels[::-1])
-    with pytest.raises(FarError, match="made for other pictures"):
-        run_train(*command, "-o", tmp_path / "other", "--steps", 1)
 
 
 def test_amp_auto_takes_the_faster(pictures: Path, run_train: Run, tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ def test_a_card_is_renewed_when_a_part_was_trained_further(
     for arguments, said in (
         (("--renew", *data, "-o", tmp_path / "none"), "cannot be read"),
         (("--vae-run", vae_run, *data, "-o", tmp_path / "none"), "give --run, or --renew"),
+        (("--renew", "--vae-run", tmp_path / "finished", *data, "-o", out), "has a run of this name"),
+        (("--renew", *data[:-1], "steps=3 guidance=2", "-o", out), 'give --settings "steps=2 guidance=2"'),
     ):
         refused = card(*arguments)
         assert refused.exit_code == 2 and said in refused.output

@@ -82,16 +82,12 @@ def redraw_latents_command(
     far train vae --redrawn learns from them to decode what FAR draws. A run that is ended goes on when it is started
     again; several processes (accelerate launch) share the work.
     """
-    from far_models.checkpoint import load_checkpoint
     from far_models.training.data import open_pictures
     from far_models.training.processes import together
     from far_models.training.redrawn import write_redrawn
 
-    vae, far = load_checkpoint(vae_file, expect="klvae").model, load_checkpoint(far_file, expect="far").model
     pictures, processes = open_pictures(data, size), together()
-    for model in (vae, far):
-        model.to(processes.device)
-    write_redrawn(far, far_file, vae, pictures, out, draws, levels, batch, say, sampling, processes)
+    write_redrawn(far_file, vae_file, pictures, out, draws, levels, batch, say, sampling, processes)
     if not processes.rank:
         say(f"wrote {out}")
 

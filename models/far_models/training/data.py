@@ -73,7 +73,9 @@ def load_array(path: Path) -> NDArray[np.generic]:
         raise FarError(
             f"{path}: no such file; prepare the data again (scripts/prepare_emoji.py or far train cache-latents)"
         ) from error
-    except (ValueError, OSError, EOFError) as error:
+    except OSError as error:
+        raise FarError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError) as error:
         raise FarError(f"{path}: not a .npy array, or cut short; prepare the data again") from error
     return array
 

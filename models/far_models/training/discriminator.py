@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SLOPE, GROUPS = 0.2, 8
+SMALLEST = 12
+"""Side in pixels of the smallest picture that gives a score."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class PatchDiscriminator(nn.Module):
             nn.Conv2d(3, width, 4, stride=2, padding=1),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-            nn.GroupNorm(GROUPS, 2 * width),
+            nn.GroupNorm(math.gcd(GROUPS, 2 * width), 2 * width),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(2 * width, 4 * width, 4, padding=1),
-            nn.GroupNorm(GROUPS, 4 * width),
+            nn.GroupNorm(math.gcd(GROUPS, 4 * width), 4 * width),
             nn.LeakyReLU(SLOPE),
             nn.Conv2d(4 * width, 1, 4, padding=1),
         )

@@ -197,7 +197,8 @@ class Trainer:
         settings, last = self.settings, self.settings.accumulate - 1
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step, self.seconds)
-        self.optimizer.param_groups[0]["weight_decay"] = settings.decay(self.step, self.seconds)
+        for group in self.optimizer.param_groups[::2]:  # every second one does not decay
+            group["weight_decay"] = settings.decay(self.step, self.seconds)
         torch.manual_seed(step_seed(settings.seed, self.step, self.rank))  # dropout
         share, self._share = self._share, settings.progress(self.step + 1, self.seconds)
         measured = []

@@ -14,33 +14,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from far_models.far import FAR
+from far_models.checkpoint import load_checkpoint
 from far_models.kl_vae import AutoencoderKL
 from far_models.training.batches import check_classes
 from far_models.training.cache import file_digest, write_json
-from far_models.training.data import PictureSet, load_array
+from far_models.training.data import PictureSet
 from far_models.training.latents import check_fit, encode
 from far_models.training.processes import ALONE, Together
+from far_models.training.sampling import Redrawing
 from far_models.training.shards import Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
+from far_runtime.files import whole_file
 
-NOTES, ROWS = "redrawn.json", 256
+NOTES, ROWS, COMMAND = "redrawn.json", 256, "redraw-latents"
+LOOKED_AT = 64
+"""Pictures whose pixels are compared, to tell whether a folder is of the pictures that are trained on."""
 
 
 @dataclass(frozen=True)
 class RedrawnSet:
-    """Latents [n, C, g, g] of some pictures, in the VAE's own scale: latents(rows [n], draw [n])."""
+    """Latents [n, C, g, g] of some pictures, in the VAE's own scale: latents(rows [n], draw [n]). digest: of what they
+    were made of."""
 
     source: Path
     draws: int
+    digest: str
     latents: Callable[[NDArray[np.int64], NDArray[np.int64]], Tensor]
 
 
-@torch.no_grad()
 def write_redrawn(
-    far: FAR,
     far_file: Path,
-    vae: AutoencoderKL,
+    vae_file: Path,
     pictures: PictureSet,
     out: Path,
     draws: int,
@@ -56,14 +60,10 @@ def write_redrawn(
     as always), so that what is drawn differs from the picture by no more than FAR's own errors there. Pictures are not
     mirrored. The folder holds shards [rows, draws, C, g, g] in float16, in the VAE's scale, and redrawn.json, and
     appears whole. A run that is ended goes on, and several processes share the shards. FarError if the folder exists,
-    or model and pictures do not fit.
+    or models and pictures do not fit.
     """
-    from far_export.graphs import SYSTEMS
-    from far_export.torch_engine import TorchEngine
-    from far_runtime.noise import SeedNoise
-    from far_runtime.samplers import far as loop
-    from far_runtime.samplers.base import label_condition
-
+    loaded, vae = load_checkpoint(far_file, expect="far"), load_checkpoint(vae_file, expect="klvae").model
+    far = loaded.model
     check_fit(vae.config.stride, pictures)
     config, grid = far.config, pictures.size // vae.config.stride
     if (config.grid, config.channels) != (grid, vae.config.channels):
@@ -72,35 +72,41 @@ def write_redrawn(
             f"{vae.config.channels} on {grid} x {grid}"
         )
     check_classes(pictures.source, pictures.names, config.classes)
-    info = SYSTEMS["far"].info(far, vae)
-    steps = loop.plan(info, loop.settle(info, sampling))
-    if levels > len(steps):
-        raise FarError(f"--levels {levels}: {far_file} draws {len(steps)} levels")
-    engine = TorchEngine(SYSTEMS["far"].stages(far, vae, info, None), str(next(far.parameters()).device))
+    if loaded.classes and loaded.classes != pictures.names:
+        raise FarError(f"{pictures.source}: its classes are not those of {far_file}; give the pictures it learned from")
+    for model in (vae, far):
+        model.to(together.device)
+    redrawing = Redrawing(far, vae, sampling)
+    if levels >= redrawing.levels:
+        raise FarError(
+            f"--levels {levels}: {far_file} draws {redrawing.levels}; with all of them nothing of the picture is left, "
+            f"give at most {redrawing.levels - 1}"
+        )
 
     def redrawn(rows: NDArray[np.int64]) -> NDArray[np.float16]:
         mean, _ = encode(vae, pictures.pixels(rows))
-        own = engine.put((config.latent_scale * mean).flatten(2).transpose(1, 2).contiguous().numpy())
-        condition = label_condition(engine, pictures.labels[rows].tolist(), config.classes)
-        found = []
-        for draw in range(draws):
-            noise = SeedNoise([int(row) * draws + draw for row in rows])
-            last = steps[len(steps) - 1 - draw % levels :]
-            drawn = np.asarray(engine.get(loop.run_steps(engine, info, last, condition, noise, latents=own)))
-            found.append((drawn / config.latent_scale).transpose(0, 2, 1).reshape(mean.shape))
-        if not np.isfinite(np.stack(found).astype(np.float16)).all():
+        found = np.stack(
+            [
+                redrawing.draw(mean, pictures.labels[rows], rows * draws + draw, 1 + draw % levels)
+                for draw in range(draws)
+            ],
+            axis=1,
+        )
+        half: NDArray[np.float16] = found.astype(np.float16)
+        if not np.isfinite(half).all():
             raise FarError(f"{far_file}: draws latents that are no numbers, or too large for float16; train it further")
-        return np.stack(found, axis=1).astype(np.float16)
+        return half
 
     count = len(pictures.labels)
-    facts = {"pictures": pictures.source.name, "count": count, "rows": ROWS, "draws": draws, "levels": levels}
-    facts |= {"sampling": dict(sampling), "far_sha256": file_digest(far_file), "encoder_sha256": encoder_digest(vae)}
+    facts = {"pictures_sha256": pictures_digest(pictures), "count": count, "rows": ROWS, "draws": draws}
+    facts |= {"levels": levels, "sampling": dict(sampling), "far_sha256": file_digest(far_file)}
+    facts["encoder_sha256"] = encoder_digest(vae)
     staging = begin(out, facts)
     write_shards(staging, count, ROWS, lambda rows: rows, redrawn, batch, say, together.rank, together.world)
     together.wait()
     if not together.rank:
-        np.save(staging / "labels.npy", pictures.labels)
-        write_json(staging / NOTES, facts)
+        with whole_file(staging / NOTES) as aside:
+            write_json(aside, facts)
         finish(staging, out)
 
 
@@ -109,33 +115,41 @@ def open_redrawn(path: Path, pictures: PictureSet, vae: AutoencoderKL) -> Redraw
     another encoder."""
     try:
         notes = dict(json.loads((path / NOTES).read_text(encoding="utf-8")))
-        draws, rows = int(notes["draws"]), int(notes["rows"])
+        count, draws, rows = (int(notes[key]) for key in ("count", "draws", "rows"))
+        if min(count, draws, rows) < 1:
+            raise ValueError
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise FarError(f"{path}: lacks a readable {NOTES}; make it with far train redraw-latents") from error
+        raise FarError(f"{path}: lacks a readable {NOTES}; make it with far train {COMMAND}") from error
     if notes.get("encoder_sha256") != encoder_digest(vae):
         raise FarError(
-            f"{path}: made with another encoder than the one that is trained; give that VAE as --init, with "
-            "--freeze-encoder, or make it again with far train redraw-latents"
+            f"{path}: made with another encoder than the one of this run; give that VAE as --init, or make it again "
+            f"with far train {COMMAND}"
         )
-    labels = load_array(path / "labels.npy")
-    if not np.array_equal(labels, pictures.labels):
-        raise FarError(f"{path}: made for other pictures than {pictures.source}; make it again")
-    shards, grid = Shards(path, len(labels), rows), pictures.size // vae.config.stride
-    wanted = (len(labels), draws, vae.config.channels, grid, grid)
+    if count != len(pictures.labels) or notes.get("pictures_sha256") != pictures_digest(pictures):
+        raise FarError(f"{path}: made of other pictures than {pictures.source}; make it again with far train {COMMAND}")
+    shards, grid = Shards(path, count, rows, COMMAND), pictures.size // vae.config.stride
+    wanted = (count, draws, vae.config.channels, grid, grid)
     if shards.shape != wanted:
         raise FarError(f"{path}: shards of {list(shards.shape)}; expected {list(wanted)}; make it again")
 
     def latents(rows: NDArray[np.int64], draw: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(shards[rows][np.arange(len(rows)), draw].astype(np.float32))
 
-    return RedrawnSet(path, draws, latents)
+    return RedrawnSet(path, draws, file_digest(path / NOTES), latents)
+
+
+def pictures_digest(pictures: PictureSet) -> str:
+    """SHA-256 of all labels and of some pictures' pixels."""
+    count = len(pictures.labels)
+    rows = np.linspace(0, count - 1, min(count, LOOKED_AT)).round().astype(np.int64)
+    return hashlib.sha256(pictures.labels.tobytes() + pictures.read(rows).tobytes()).hexdigest()
 
 
 def encoder_digest(vae: AutoencoderKL) -> str:
-    """SHA-256 of the weights that make latents: a VAE whose decoder was trained further has the same."""
+    """SHA-256 of the weights that make latents, as float16: a VAE whose decoder was trained further has the same."""
     digest = hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for name, tensor in sorted(part.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -19,6 +19,8 @@ from far_runtime.errors import FarError
 from far_runtime.files import whole_file
 
 ROWS = 2048
+OPEN = 256
+"""Shards that are mapped at a time: each holds a file open, of which a process may have 1024."""
 BEGUN = "begun.json"
 
 
@@ -38,7 +40,7 @@ def begin(out: Path, facts: Mapping[str, Any]) -> Path:
         ) from error
     path = staging / BEGUN
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != dict(facts):
-        raise FarError(f"{staging}: what was begun there is of other pictures or another VAE; remove it")
+        raise FarError(f"{staging}: what was begun there is of other pictures, models or settings; remove it")
     with whole_file(path) as aside:
         write_json(aside, dict(facts))
     return staging
@@ -102,13 +104,14 @@ def read_ahead(
 class Shards:
     """The rows of an array [count, ...] in a folder's shards, each mapped when it is first read."""
 
-    def __init__(self, folder: Path, count: int, rows: int) -> None:
-        """FarError where a shard is missing or the first one is of another length."""
+    def __init__(self, folder: Path, count: int, rows: int, command: str = "cache-latents") -> None:
+        """FarError where a shard is missing or the first one is of another length. command: of far train, that makes
+        the folder."""
         self.folder, self.count, self._rows = folder, count, rows
         self._open: dict[int, NDArray[Any]] = {}
         missing = [path for i in range(-(-count // rows)) if not (path := shard_file(folder, i)).is_file()]
         if missing:
-            raise FarError(f"{missing[0]}: no such file; make {folder} again with far train cache-latents")
+            raise FarError(f"{missing[0]}: no such file; make {folder} again with far train {command}")
         self.shape, self.dtype = (count, *self._shard(0).shape[1:]), self._shard(0).dtype
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -133,5 +136,7 @@ class Shards:
             wanted = min(self._rows, self.count - number * self._rows)
             if len(shard) != wanted or (self._open and shard.shape[1:] != self.shape[1:]):
                 raise FarError(f"{path}: {list(shard.shape)}; expected {wanted} rows; make {self.folder} again")
+            if len(self._open) >= OPEN:
+                del self._open[next(iter(self._open))]
             self._open[number] = shard
         return self._open[number]

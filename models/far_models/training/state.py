@@ -81,6 +81,8 @@ def load_state(settings: LoopSettings, task: Task) -> dict[str, Any] | None:
     changed = [
         f"{key} {before[key]!r} -> {value!r}" for key, value in fixed.items() if key in before and before[key] != value
     ]
+    if ("beside" in state) != (task.beside is not None):
+        changed.append("a discriminator, or none")
     if changed:
         raise FarError(
             f"{path}: the run was started with other settings ({'; '.join(changed)}); "

@@ -16,7 +16,7 @@ from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.batches import run_args
 from far_models.training.chance import Chance
 from far_models.training.data import PictureSet, mixed_rows, normalised
-from far_models.training.discriminator import AdversarialSettings, PatchDiscriminator, adversarial_losses
+from far_models.training.discriminator import SMALLEST, AdversarialSettings, PatchDiscriminator, adversarial_losses
 from far_models.training.losses import gradient_l1, kl_per_cell
 from far_models.training.redrawn import RedrawnSet, open_redrawn
 from far_models.training.sheets import psnr, save_picture, tile, to_pixels
@@ -101,6 +101,7 @@ class VAELosses(nn.Module):
         found = {"l1": l1, "square": square, "gradient_l1": gradient, "kl": kl}
         if self.discriminator is not None:
             pushed, judged = adversarial_losses(self.discriminator, decoded, wanted, reconstruction, strength)
+            judged = judged * (level == len(self.latent_filters) - 1)  # not what is blurred on purpose
             loss = loss + pushed + (judged - judged.detach())
             found["discriminator"] = judged
         return {"loss": loss, **found}
@@ -122,15 +123,20 @@ def vae_task(
 
     `start`: weights to begin with. `freeze_encoder`: train the decoder alone, so that the latents stay what they were.
     `against`: the discriminator. `redrawn`: latents of the first set's pictures that FAR drew, for some of them.
-    FarError for picture sizes that do not fit the stride or each other, and redrawn latents of another encoder.
+    FarError for picture sizes that do not fit the stride, each other or the discriminator, and redrawn latents of
+    another encoder or for one that moves.
     """
+    against = against or AdversarialSettings()
+    if against.adversarial and sets[0].size < SMALLEST:
+        raise FarError(f"--adversarial: pictures of {sets[0].size} pixels; expected at least {SMALLEST}")
+    if redrawn is not None and not freeze_encoder:
+        raise FarError("--redrawn: the encoder would move away from these latents; give --freeze-encoder and --init")
     grid = grid_of_pictures(sets, config.stride)
     torch.manual_seed(seed)
     model = start.train().requires_grad_(True) if start is not None else start_certain(AutoencoderKL(config))
     if freeze_encoder:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
-    against = against or AdversarialSettings()
     losses = VAELosses(model, loss_settings, grid, against)
     anew = open_redrawn(redrawn.folder, sets[0], model) if redrawn is not None else None
 
@@ -150,7 +156,7 @@ def vae_task(
         shared = chance.of_step
         level = int(shared.integers(1, grid)) if grid > 1 and shared.random() < loss_settings.lowpass else grid
         disturbance = chance.uniform(1, 1, 1) * chance.normal(*shape)
-        counts = level == grid and done >= against.adversarial_from  # blurred pictures are not what it tells apart
+        counts = level == grid and done >= against.adversarial_from
         strength = torch.tensor(against.adversarial if counts else 0.0)
         return pictures, chance.normal(*shape), disturbance, torch.tensor(level), strength, *more
 
@@ -158,10 +164,8 @@ def vae_task(
         export_checkpoint(ema, folder / "vae.safetensors", (), summary)
 
     args = run_args("klvae", config, loss_settings)
-    if against.adversarial:
-        args |= {f"loss_{key}": value for key, value in asdict(against).items()}
-    if redrawn is not None:
-        args["loss_redrawn_share"] = redrawn.share
+    args |= {f"loss_{key}": value for key, value in asdict(against).items()}
+    args |= {"loss_redrawn_share": redrawn.share if redrawn else 0.0, "redrawn": anew.digest if anew else ""}
     report = reconstruction_reporter(sets, anew)
     metadata, beside = metadata_of(model), losses.discriminator
     count = len(sets[0].train)
