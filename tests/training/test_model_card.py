@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import card_figures
+import card_runs
 import model_card
 from far_models.checkpoint import load_checkpoint
 from far_models.training.data import open_pictures
@@ -108,7 +109,7 @@ def test_a_card_is_renewed_when_a_part_was_trained_further(
         assert after[name] == before[name]
     assert after["vae.safetensors"] != before["vae.safetensors"]
     old = before["README.md"].decode()
-    for key in ("| lr |", "| steps |", f"| {model_card.LAST} |", "| kl |", "| draws |"):  # what is said of earlier runs
+    for key in ("| lr |", "| steps |", f"| {card_runs.LAST} |", "| kl |", "| draws |"):  # what is said of earlier runs
         was, now = (next(line for line in said.splitlines() if line.startswith(key)) for said in (old, text))
         assert now.startswith(was.rstrip("|").rstrip())
     for arguments, said in (
