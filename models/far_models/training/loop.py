@@ -152,6 +152,7 @@ class Trainer:
             shown.say(f"done: {self.step} steps in {minutes:.1f} minutes; {self.settings.run / STATE}")
             for sheet in sorted((self.settings.run / "sheets").glob(f"*-{self.step:06d}.png")):
                 shown.say(f"sheet: {sheet}")
+        self.accelerator.wait_for_everyone()  # no process takes the connections down before the others are done
         self.accelerator.end_training()
         return {"steps": self.step, "epochs": self.epoch, "minutes": minutes, **latest}
 
