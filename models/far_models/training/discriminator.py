@@ -21,8 +21,8 @@ class AdversarialSettings:
     `adversarial`: the gradient that reaches a picture from the discriminator is given this part of the norm of the
     reconstruction loss's (VQGAN, section 3.1, weighs by the gradients at the decoder's last layer: taken at every
     picture, it costs no second pass through the decoder, and micro-batches add up to the whole batch). 0: there is no
-    discriminator. `adversarial_from`: share of
-    the run from which it counts; the discriminator learns from the start.
+    discriminator. `adversarial_from`: share of the run from which it counts; the discriminator learns from the start.
+    `discriminator_width`: channels of its first convolution.
     """
 
     adversarial: float = 0.0
@@ -61,8 +61,8 @@ def adversarial_losses(
 ) -> tuple[Tensor, Tensor]:
     """The decoder's and the discriminator's loss (hinge) for decoded and real pictures [B, 3, S, S].
 
-    reconstruction: the loss between them, a function of `decoded`. strength: see AdversarialSettings. The decoder's
-    loss is 0 in value; its gradient is that of the mean score, times the strength and each picture's ratio of norms.
+    reconstruction: the loss [] between them, a function of `decoded`. strength []: see AdversarialSettings. The
+    decoder's is 0 in value; its gradient is that of the mean score, times strength and each picture's ratio of norms.
     """
     shown = decoded.detach().requires_grad_().clone()  # no leaf: PyTorch's FLOP counter cannot follow a gradient to one
     fake = discriminator(shown)
