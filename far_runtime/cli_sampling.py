@@ -14,6 +14,12 @@ SAMPLING: dict[str, dict[str, Any]] = {
         "bundle's own.",
     },
     "levels": {"metavar": "N,N,...", "help": "FAR: levels from low to high frequency."},
+    "shared_noise": {
+        "type": int,
+        "metavar": "LEVEL",
+        "help": "FAR: the tokens of levels below this one share their noise, for models that were trained with "
+        "--simplify-from. Default: the model's, or 0.",
+    },
     "iterations": {"type": int, "metavar": "N", "help": "MAR: iterations, 1 to the number of tokens."},
     "steps": {
         "metavar": "N|A:B|N,N,...",

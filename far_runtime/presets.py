@@ -35,7 +35,7 @@ FEW_STEPS_OF_MAR: dict[str, dict[str, Any]] = {
 arXiv 2505.20297). The first iterations, whose guidance is next to none, go unguided. On a small MAR (epsilon
 prediction) balanced and fast had the ratios 1.02 and 1.41 to 50 steps (docs/performance.md)."""
 
-OF_THE_MODEL = ("guidance", "guidance_schedule", "temperature", "top_k", "top_p", "more_smooth")
+OF_THE_MODEL = ("shared_noise", "guidance", "guidance_schedule", "temperature", "top_k", "top_p", "more_smooth")
 """Settings that no preset changes."""
 
 OF_THE_BUNDLE = ("levels", "iterations")

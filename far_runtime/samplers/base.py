@@ -38,6 +38,7 @@ class Step:
     the unconditional half is not computed. constants: integers that a graph takes as [1] inputs or has folded in.
     calls: the stages that it runs. shown: what tables show of it beside. diffusion: how it draws from the diffusion
     head, where it does. each: the scales of a batch's pictures where they differ; guidance is then a guided one's.
+    shared: whether all tokens draw with the same noise.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Step:
     shown: Mapping[str, int | float] = field(default_factory=dict)
     diffusion: Diffusion | None = None
     each: tuple[float, ...] = ()
+    shared: bool = False
 
     @property
     def name(self) -> str:

@@ -27,16 +27,23 @@ def diffuse(
 ) -> Array:
     """The head's sample [B, *shape] under `condition` [g B, T, w]: the reverse diffusion of one step of the loop.
 
-    finish: what turns the sample into the state that the step ends with.
+    A step whose noise is shared draws it for one token, and all tokens of a picture take that: draws of their own would
+    average out in the low-pass. finish: what turns the sample into the state that the step ends with.
     """
     diffusion = diffusion_of(step)
     timesteps, table = diffusion.table(prediction)
-    start = noise.start(step.index, *shape) * np.float32(diffusion.start_scale)
+    tokens, channels = shape
+    many = 1 if step.shared else tokens
+
+    def spread(one: NDArray[np.float32]) -> NDArray[np.float32]:
+        return one if many == tokens else np.repeat(one, tokens, axis=1)
+
+    start = spread(noise.start(step.index, many, channels)) * np.float32(diffusion.start_scale)
     state, guidance = engine.put(start), engine.put(step.scales(len(start)))
     drawn, history = state, state
     for i, (timestep, coefficients) in enumerate(zip(timesteps, table, strict=True)):
         if coefficients[NOISE] != 0:  # otherwise the array of the step before is multiplied by 0
-            drawn = engine.put(noise.diffusion(step.index, i, *shape))
+            drawn = engine.put(spread(noise.diffusion(step.index, i, many, channels)))
         inputs = {
             "state": state,
             "condition": condition,

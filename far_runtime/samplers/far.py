@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
+from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass
 from far_runtime.noise import NoiseSource
 from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step, each_guided
@@ -25,19 +27,25 @@ from far_runtime.schedule import (
     settle_diffusion,
 )
 
-OPTIONS: tuple[str, ...] = ("levels", *DIFFUSION_OPTIONS)
+OPTIONS: tuple[str, ...] = ("levels", *DIFFUSION_OPTIONS, "shared_noise")
 GUIDANCE, TEMPERATURE = 3.0, 1.0
 
 
 def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """levels: level list. steps: diffusion steps, one number or one per level; solver: the same. guidance, temperature:
-    the final values, before the schedule spreads them over the steps."""
+    the final values, before the schedule spreads them over the steps. shared_noise: at levels below it all tokens draw
+    with the same noise, which suits models whose target there is the next level's latents (`simplify_from` in
+    far_models.training.far); 0 officially."""
     levels = given.get("levels") or official_levels(model["grid"], model["masked"])
     if isinstance(levels, str):
         levels = parse_levels(levels)
     levels = [int(level) for level in levels]
     check_levels(tuple(levels), model["grid"], model["masked"])
-    return {"levels": levels, **settle_diffusion(given, len(levels), GUIDANCE, TEMPERATURE)}
+    shared = int(given.get("shared_noise", 0))
+    if not 0 <= shared <= model["grid"]:
+        raise FarError(f"--shared-noise {shared}: expected 0 to {model['grid']}, the levels of the grid; use 0, say")
+    settled = settle_diffusion(given, len(levels), GUIDANCE, TEMPERATURE)
+    return {"levels": levels, **settled, "shared_noise": shared}
 
 
 def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
@@ -48,11 +56,18 @@ def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedu
 
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """One step for every level of the list."""
-    return each_guided(lambda one: plan_of(model, schedule_of(model, one)), settings)
+    return each_guided(lambda one: plan_of(model, schedule_of(model, one), shared_noise(one)), settings)
 
 
-def plan_of(model: Mapping[str, Any], schedule: Schedule, filter_first: bool = False) -> tuple[Step, ...]:
-    """The steps of a schedule.
+def shared_noise(settings: Mapping[str, Any]) -> int:
+    """The level from which on every token has noise of its own."""
+    return int(settings.get("shared_noise", 0))
+
+
+def plan_of(
+    model: Mapping[str, Any], schedule: Schedule, shared: int = 0, filter_first: bool = False
+) -> tuple[Step, ...]:
+    """The steps of a schedule, whose tokens share their noise at levels below `shared`.
 
     Constants: level, the level of the step's input; lowpass, what the previous sample is filtered to (grid: not at
     all); count, how many tokens the encoder sees. Masked: step s of n sees L - floor(L cos(pi/2 s/n)) tokens, and the
@@ -71,7 +86,8 @@ def plan_of(model: Mapping[str, Any], schedule: Schedule, filter_first: bool = F
         )
         shown = {"temperature": diffusion.temperature, "visible": visible}
         guidance = schedule.guidance[i]
-        steps.append(Step(i, "level", level, diffusion.steps, guidance, constants, calls, shown, diffusion))
+        one = Step(i, "level", level, diffusion.steps, guidance, constants, calls, shown, diffusion)
+        steps.append(replace(one, shared=level < shared))
     return tuple(steps)
 
 

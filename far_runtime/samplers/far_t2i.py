@@ -20,7 +20,7 @@ OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 10, 13)
 
 def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """levels: level list. steps: diffusion steps, one number or one per level. guidance: the same at every level.
-    temperature: the final value."""
+    temperature: the final value. shared_noise: as FAR's."""
     levels = given.get("levels") or (OFFICIAL_LEVELS if model["grid"] == OFFICIAL_GRID else range(model["grid"]))
     # Levels rise without exception here, as those of the unmasked FAR do.
     return far.settle({**model, "masked": False}, {**given, "levels": levels})
@@ -36,7 +36,11 @@ def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedu
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """One step for every level of the list; every sample but the last is low-passed."""
     seen = {**model, "masked": True}
-    return each_guided(lambda one: far.plan_of(seen, schedule_of(model, one), filter_first=True), settings)
+
+    def steps(one: Mapping[str, Any]) -> tuple[Step, ...]:
+        return far.plan_of(seen, schedule_of(model, one), far.shared_noise(one), filter_first=True)
+
+    return each_guided(steps, settings)
 
 
 def sample(

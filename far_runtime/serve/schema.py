@@ -40,6 +40,7 @@ class ImageRequest(BaseModel):
     user: Text | None = Field(None, description="Taken and not used.")
     preset: Text | None = Field(None, description=SAMPLING["preset"]["help"])
     levels: Numbers | Text | None = Field(None, description=SAMPLING["levels"]["help"])
+    shared_noise: int | None = Field(None, description=SAMPLING["shared_noise"]["help"])
     iterations: int | None = Field(None, description=SAMPLING["iterations"]["help"])
     steps: int | Numbers | Text | None = Field(None, description=SAMPLING["steps"]["help"])
     solver: Text | None = Field(None, description=SAMPLING["solver"]["help"])

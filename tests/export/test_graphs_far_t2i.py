@@ -72,7 +72,7 @@ def test_the_plan_is_the_official_one() -> None:
     model = {"grid": 16}
     settings = loop.settle(model, {})
     wanted = {"levels": [0, 2, 3, 4, 5, 6, 7, 8, 10, 13], "steps": 100, "guidance": 3.0, "temperature": 1.0}
-    assert settings == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
+    assert settings == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0, "shared_noise": 0}
     plan = loop.plan(model, settings)
     assert {step.guidance for step in plan} == {3.0}
     assert [step.constants["lowpass"] for step in plan] == settings["levels"]  # the second step's too

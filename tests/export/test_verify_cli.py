@@ -106,7 +106,7 @@ def test_json_to_standard_output_is_all_that_is_there(tiny: Tiny, capsys: pytest
     found = json.loads(out)
     check_schema(found)
     wanted = {"levels": [0, 3], "steps": [1, 2], "guidance": 1, "temperature": 1}
-    assert found["settings"] == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1}
+    assert found["settings"] == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1, "shared_noise": 0}
     assert [(step["step"], step["inner"], step["guidance"]) for step in found["plan"]] == [
         ("level 0", 1, 1), ("level 3", 2, 1),
     ]  # fmt: skip
@@ -273,7 +273,7 @@ def check_schema(found: dict[str, Any]) -> None:
         assert found[side]["version"]
     mar = found["bundle"]["system"] == "mar"
     steps = (int, list)  # one number where all are the same
-    of_system = {"iterations": int, "guidance_schedule": str} if mar else {"levels": list}
+    of_system = {"iterations": int, "guidance_schedule": str} if mar else {"levels": list, "shared_noise": int}
     scales = dict.fromkeys(("guidance", "guidance_floor", "temperature"), float)
     check_types(found["settings"], {**of_system, "steps": steps, "solver": str, "start": NoneType, **scales})
     tokens = {"tokens": int} if mar else {}

@@ -56,6 +56,31 @@ def test_settings_make_a_difference(any_pipeline: Pipeline, changed: dict[str, A
     assert relative_error(other.latents, usual.latents) > 1e-4
 
 
+@pytest.mark.parametrize("variant", ["pipeline", "masked_pipeline"])
+def test_noise_is_shared_below_a_level(request: pytest.FixtureRequest, variant: str) -> None:
+    pipeline: Pipeline = request.getfixturevalue(variant)
+    usual = pipeline.generate([1, 2], [0, 1])
+    shared = [pipeline.generate([1, 2], [0, 1], shared_noise=level) for level in (0, 1, 3)]
+    assert np.array_equal(shared[0].latents, usual.latents)
+    assert relative_error(shared[1].latents, usual.latents) > 1e-4
+    assert relative_error(shared[2].latents, shared[1].latents) > 1e-4
+    assert relative_error(pipeline.generate([2], [1], shared_noise=1).latents[0], shared[1].latents[1]) < 1e-5
+    assert [one.settings[1].sampling["shared_noise"] for one in shared] == [0, 1, 3]
+    again = pipeline.like(shared[1].settings[1])
+    assert np.array_equal(again.latents[0], shared[1].latents[1])
+
+
+def test_presets_keep_what_noise_the_model_shares(pipeline: Pipeline) -> None:
+    manifest = pipeline.bundle.manifest
+    trained_so = replace(manifest, schedule={**manifest.schedule, "shared_noise": 1})
+    for name in ("official", "fast"):
+        assert settings_of(trained_so, {"preset": name})["shared_noise"] == 1
+        assert settings_of(manifest, {"preset": name})["shared_noise"] == 0
+    assert settings_of(trained_so, {"shared_noise": 0})["shared_noise"] == 0
+    older = replace(manifest, schedule={k: v for k, v in manifest.schedule.items() if k != "shared_noise"})
+    assert settings_of(older, {})["shared_noise"] == 0
+
+
 @pytest.mark.parametrize("scales", [(3.0, 1.5, 3.0), (1.0, 2.0, 1.0)])
 def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(
     any_pipeline: Pipeline, scales: tuple[float, ...]
@@ -97,7 +122,12 @@ def test_defaults_are_the_manifests(pipeline: Pipeline) -> None:
     assert np.array_equal(usual.latents, told.latents)
     assert usual.settings == told.settings
     wanted = {"levels": [0, 1, 2, 3], "steps": 3, "guidance": 3.0, "temperature": 1.0}
-    assert usual.settings[0].sampling == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
+    assert usual.settings[0].sampling == wanted | {
+        "solver": "ddpm",
+        "start": None,
+        "guidance_floor": 1.0,
+        "shared_noise": 0,
+    }
 
 
 def test_settings_say_where_each_picture_was_computed(pipeline: Pipeline) -> None:

@@ -80,6 +80,16 @@ def sample(head: MixtureHead, diffusion: Diffusion, count: int = 400) -> NDArray
     return drawn.reshape(-1).astype(np.float64)
 
 
+def test_tokens_that_share_their_noise_draw_the_same() -> None:
+    head, diffusion = MixtureHead("v"), Diffusion(20, "ddpm")
+    step = Step(0, "level", 0, diffusion.steps, 1.0, {}, (), diffusion=diffusion, shared=True)
+    noise = SeedNoise([5, 6])
+    drawn = diffuse(head, np.zeros((2, 9, 1)), step, noise, (9, 1), head.prediction)
+    alone = diffuse(head, np.zeros((2, 1, 1)), step, noise, (1, 1), head.prediction)
+    assert drawn.shape == (2, 9, 1) and drawn[0, 0] != drawn[1, 0]
+    assert np.allclose(drawn, np.broadcast_to(alone, drawn.shape), rtol=1e-5)
+
+
 def rms(a: NDArray[np.float64], b: NDArray[np.float64] | float = 0.0) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2)))
 
@@ -391,6 +401,9 @@ def test_every_level_is_drawn_by_its_own_solver(any_pipeline: Pipeline) -> None:
         (["--steps", "1001", "--solver", "ddim"], "1001 diffusion steps; expected 1 to 1000"),
         (["--guidance-floor", "nan"], "--guidance-floor nan: expected 0 or more"),
         (["--temperature", "-1", "--solver", "ddim"], "temperature -1: expected 0 or more"),
+        (["--shared-noise", "-1"], "--shared-noise -1: expected 0 to 4, the levels of the grid; use 0, say"),
+        (["--shared-noise", "5"], "--shared-noise 5: expected 0 to 4"),
+        (["--shared-noise", "all"], "'all' is not a valid integer"),
     ],
 )
 def test_bad_settings_get_one_line_and_exit_code_2(far: Any, tiny: Any, arguments: list[str], reason: str) -> None:

@@ -90,6 +90,55 @@ def test_plain_target_is_the_next_level(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(target.squeeze(2), filtered(batch[0], batch[3] + 1))
 
 
+@pytest.mark.parametrize("mirrored", [0.0, 1.0])
+def test_the_first_level_draws_the_mean_of_any_picture_of_the_class(mirrored: float) -> None:
+    task = make(replace(PLAIN, per_sample=True, first="mean", flip=mirrored))
+    plain = make(replace(PLAIN, per_sample=True, flip=mirrored))
+    latents, disturbed, labels, levels = batch_of(task)[:4]
+    usual = batch_of(plain)
+    assert torch.equal(disturbed, usual[1]) and torch.equal(labels, usual[2]) and torch.equal(levels, usual[3])
+    torch.manual_seed(1)
+    means = 2.0 * torch.randn(8, 2, 3, 4, 4)[:, int(mirrored)].mean((2, 3))  # what `make` draws
+    first = levels == 0
+    assert first.any() and not first.all()
+    assert torch.equal(latents[~first], usual[0][~first])
+    for row, label in zip(latents[first], labels[first].tolist(), strict=True):
+        cells = row.flatten(1).T
+        members = torch.tensor([i for i in range(8) if i % 5 == label])
+        nearest = torch.cdist(cells, means[members])
+        assert nearest.min(1).values.max() < 1e-5
+        if len(members) > 1:  # sixteen cells, two pictures
+            assert len(nearest.argmin(1).unique()) == len(members)
+
+
+def test_the_first_level_alone_draws_means() -> None:
+    with pytest.raises(FarError, match="--first mean: without simplification"):
+        FARLossSettings(first="mean", simplify=False)
+
+
+def test_a_batch_at_the_first_level_takes_a_level_for_all() -> None:
+    task = make(replace(PLAIN, first="mean"))
+    latents, levels = next((b[0], b[3]) for step in range(99) if not (b := batch_of(task, step))[3].any())
+    assert levels.tolist() == [0] * 8
+    assert all(len(row.flatten(1).T.unique(dim=0)) <= 2 for row in latents)
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_a_share_learns_the_first_level_beside(per_sample: bool) -> None:
+    usual, more, all_of_it = (
+        make(replace(PLAIN, per_sample=per_sample, first_share=share)) for share in (0.0, 0.5, 1.0)
+    )
+    steps = range(60)
+    before = torch.stack([batch_of(usual, step)[3] for step in steps])
+    after = torch.stack([batch_of(more, step)[3] for step in steps])
+    kept = after == before
+    assert ((after == 0) | kept).all()
+    assert 0.45 < float((after == 0).float().mean()) < 0.8  # half, and a quarter of the others
+    assert all((batch_of(all_of_it, step)[3] == 0).all() for step in range(5))
+    if not per_sample:
+        assert (after == after[:, :1]).all()
+
+
 def test_input_noise_disturbs_the_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make(replace(PLAIN, input_noise=0.5, per_sample=True))
     batch = batch_of(task)

@@ -19,6 +19,9 @@ from far_models.training.latents import LatentSet
 from far_runtime.diffusion import TRAIN_STEPS
 from far_runtime.errors import FarError
 
+MEANS = 16
+"""Pictures whose means a sample takes at level 0."""
+
 
 def rows_of(train: NDArray[np.int64], batch: int, chance: Chance) -> NDArray[np.int64]:
     """The rows of a step's samples."""
@@ -29,6 +32,48 @@ def drawn_latents(data: LatentSet, rows: NDArray[np.int64], scale: float, flip: 
     """Latents [n, C, g, g] drawn from their posterior, times `scale`; a share `flip` of them is mirrored."""
     mean, log_variance = data.moments(rows, chance.happens(flip).numpy())
     return scale * (mean + chance.normal(*mean.shape[1:]) * (0.5 * log_variance).exp())
+
+
+class Classes:
+    """The training pictures by class."""
+
+    def __init__(self, data: LatentSet) -> None:
+        labels = data.labels[data.train]
+        order = np.argsort(labels, kind="stable")
+        self._rows, self._labels = data.train[order], labels[order]
+
+    def members(self, label: int) -> NDArray[np.int64]:
+        """Rows of the training pictures of a class."""
+        start, end = np.searchsorted(self._labels, (label, label + 1))
+        return self._rows[start:end]
+
+
+def drawn_means(
+    latents: Tensor,
+    levels: Tensor,
+    data: LatentSet,
+    rows: NDArray[np.int64],
+    classes: Classes,
+    scale: float,
+    flip: float,
+    chance: Chance,
+) -> Tensor:
+    """Latents [n, C, g, g] with means of latents in the place of those samples' whose level is 0.
+
+    Level 0 sees nothing of a picture. So every cell takes the mean of another picture of the class, out of MEANS that
+    are drawn, times `scale`, a share `flip` of them mirrored: far more of the distribution than one picture's mean in
+    all cells.
+    """
+    grid = latents.shape[-1]
+    which, mirrored = chance.uniform(MEANS).numpy(), (chance.uniform(MEANS) < flip).numpy()
+    cells = chance.integers(MEANS, grid * grid)
+    found = latents.clone()
+    for i in torch.nonzero(levels == 0).flatten().tolist():
+        members = classes.members(int(data.labels[rows[i]]))
+        mean, _ = data.moments(members[(which[i] * len(members)).astype(np.int64)], mirrored[i])
+        values = scale * mean.mean(dim=(2, 3))
+        found[i] = values[cells[i]].T.reshape(latents.shape[1:])
+    return found
 
 
 def disturbed_latents(latents: Tensor, most: float, chance: Chance) -> Tensor:

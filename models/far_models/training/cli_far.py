@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from far_models.training.options import say, shared, taken
+from far_models.training.options import SHARE, say, shared, taken
 from far_models.training.options_loop import loop_options, threads_option
 from far_models.training.presets import FAR_PRESETS, preset_option
 
@@ -17,7 +17,15 @@ from far_models.training.presets import FAR_PRESETS, preset_option
 @shared("latents", "vae", "size", "init")
 @click.option("--model", type=click.Choice(["far_base", "far_large", "far_huge"]), help="Sizes of an official model.")
 @shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
-@shared("simplify", "weight_levels")
+@shared("simplify")
+@click.option(
+    "--first",
+    type=click.Choice(["latents", "mean"]),
+    default="latents",
+    show_default=True,
+    help="What level 0 learns to draw: latents, as the other levels, or their mean, with one noise for all tokens.",
+)
+@shared("weight_levels")
 @click.option(
     "--mask",
     type=click.Choice(["off", "paper", "code"]),
@@ -39,7 +47,15 @@ from far_models.training.presets import FAR_PRESETS, preset_option
     show_default=True,
     help="One level per batch, or per sample.",
 )
-@shared("low", "label_drop", "input_noise", "draws", "flip", "flip_until", "dropout", "learned_variance")
+@shared("low")
+@click.option(
+    "--first-share",
+    type=SHARE,
+    default=0.0,
+    show_default=True,
+    help="Share of samples that learn level 0, beside those that it is drawn for.",
+)
+@shared("label_drop", "input_noise", "draws", "flip", "flip_until", "dropout", "learned_variance")
 @shared("sheet_steps", "sheet_guidance")
 @loop_options()
 @threads_option
@@ -71,6 +87,8 @@ def far_command(
     values["classes"] = values["classes"] or len(latents.names)
     config = continuous_config(PRESETS[model or "far_base"], latents, {**values, "masked": loss_settings.mask != "off"})
     sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
+    if loss_settings.first == "mean":
+        sampling["shared_noise"] = 1
     report = sheet_reporter("far", vae, **sampling)
     task = far_task(config, loss_settings, latents, settings.batch, settings.seed, report, sampling)
     begin_with(task.model, init)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from far_models.far import FAR, FARConfig, restore_indices
 from far_models.head import DiffusionHead
 from far_models.training.batches import (
+    Classes,
     check_classes,
     check_latents,
     diffusion_draws,
     disturbed_latents,
     drawn_latents,
+    drawn_means,
     dropped_labels,
     official_names,
     rows_of,
@@ -39,19 +41,26 @@ class FARLossSettings:
     """The techniques of the paper and of the released code, each of which can be switched.
 
     simplify: the target is the full latents at every level (distribution modelling simplification); otherwise it is
-    the latents low-passed to the next level. weight_levels: frequency-aware loss weight. mask: off, or the
-    frequency-aware mask of the paper or of the code. per_sample: one level per sample rather than per batch. low: more
-    weight on low levels (see draw_levels). label_drop: share of samples that learn the null class. input_noise: latents
-    are disturbed with a deviation of input_noise |n| per sample, n standard normal, before the low-pass. draws: noise
-    draws per token (diffusion_batch_mul). flip: share of mirrored samples, until a share flip_until of the run.
-    learned_variance: the variational bound is part of the loss.
+    the latents low-passed to the next level. first: what the first level learns to draw, which sees nothing but the
+    class: "latents" as the other levels, or "mean", the one value that is left of a picture's latents at level 1. In
+    latents, that value comes out as the mean of tokens that were drawn one by one, between the pictures of a class;
+    drawn itself, with one noise for all tokens (`shared_noise` of the sampler), it is that of one picture.
+    weight_levels: frequency-aware loss weight. mask: off, or the frequency-aware mask of the paper or of the code.
+    per_sample: one level per sample rather than per batch. low: more weight on low levels (see draw_levels).
+    first_share: share of samples (of batches) that learn the first level, whatever level was drawn for them.
+    label_drop: share of samples that learn the null class. input_noise: latents are disturbed with a deviation of
+    input_noise |n| per sample, n standard normal, before the low-pass. draws: noise draws per token
+    (diffusion_batch_mul). flip: share of mirrored samples, until a share flip_until of the run. learned_variance: the
+    variational bound is part of the loss.
     """
 
     simplify: bool = True
+    first: str = "latents"
     weight_levels: bool = True
     mask: str = "off"
     per_sample: bool = False
     low: float = 0.0
+    first_share: float = 0.0
     label_drop: float = 0.1
     input_noise: float = 0.0
     draws: int = 4
@@ -61,6 +70,8 @@ class FARLossSettings:
     learned_variance: bool = True
 
     def __post_init__(self) -> None:
+        if self.first == "mean" and not self.simplify:
+            raise FarError("--first mean: without simplification the first level draws the mean anyway; use --simplify")
         if self.mask != "off" and self.per_sample:
             raise FarError(
                 "a masked model takes one level per batch, since all samples of a batch show equally many tokens; "
@@ -168,6 +179,7 @@ def far_task(
     torch.manual_seed(seed)
     model = FAR(config, settings.dropout).initialize()
     losses = FARLosses(model, settings)
+    classes = Classes(data)
 
     def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
         rows = rows_of(data.train, batch, chance)
@@ -177,6 +189,11 @@ def far_task(
         labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop, chance)
         one = torch.full((len(rows),), chance.of_step.random())
         levels = draw_levels(chance.uniform() if settings.per_sample else one, config.grid, settings.low)
+        if settings.first_share:
+            drawn = chance.uniform() if settings.per_sample else torch.full((len(rows),), chance.of_step.random())
+            levels = torch.where(drawn < settings.first_share, 0, levels)
+        if settings.first == "mean":
+            latents = drawn_means(latents, levels, data, rows, classes, config.latent_scale, flip, chance)
         hidden = 0
         if config.masked:
             hidden = masked_count(settings.mask, int(levels[0]), config.grid, config.tokens, chance.of_step)
