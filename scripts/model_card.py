@@ -3,10 +3,10 @@
     python scripts/model_card.py --vae-run runs/vae --vae-run runs/decoder --run runs/far --data data/emoji \
         --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji
 
---run: of FAR, FAR-T2I (with --text-encoder), MAR or VAR. Several --vae-run: the last one's weights count, the others
-are told of. --vae: the model draws through a VAE that is in the zoo already. --renew: the folder has a card already,
-whose runs are told of first; the runs that are given went on from its weights, and weights that none of them trained
-stay as they are (--weak and --note are to be given again). Needs the extras `train`, `export` and `evaluate`.
+--run: of FAR, FAR-T2I (with --text-encoder), MAR or VAR. Several --vae-run or --run: the last one's weights count, the
+others are told of. --vae: the model draws through a VAE that is in the zoo already. --renew: the folder has a card
+already, whose runs are told of first; the runs that are given went on from its weights, and weights that none of them
+trained stay as they are (--weak and --note are to be given again). Needs the extras `train`, `export` and `evaluate`.
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ def stored_vae(
 @click.command(help=__doc__)
 @click.option("--vae-run", type=FOLDER, multiple=True, help="Folder of a VAE's run; the last one's weights count.")
 @click.option("--vae", "vae_file", type=FILE, help="A VAE of another zoo folder.")
-@click.option("--run", "run_folder", type=FOLDER, help="Folder of the model's run.")
+@click.option(
+    "--run", "model_runs", type=FOLDER, multiple=True, help="Folder of the model's run; the last one's weights count."
+)
 @click.option("--renew", is_flag=True, help="The folder has a card already: its runs are told of first.")
 @click.option("--text-encoder", type=FOLDER, help="Hugging Face folder of the text encoder, for FAR-T2I.")
 @click.option("--data", type=FOLDER, required=True, help="Folder of training pictures.")
@@ -219,14 +221,17 @@ def main(**options: Any) -> None:
 
 
 def build(
-    vae_run: tuple[Path, ...], vae_file: Path | None, run_folder: Path | None, renew: bool, text_encoder: Path | None,
-    data: Path, extra: Path | None, recipe: Path, settings: str, per_class: int, threads: int | None,
-    weak: tuple[str, ...], note: tuple[str, ...], out: Path,
+    vae_run: tuple[Path, ...], vae_file: Path | None, model_runs: tuple[Path, ...], renew: bool,
+    text_encoder: Path | None, data: Path, extra: Path | None, recipe: Path, settings: str, per_class: int,
+    threads: int | None, weak: tuple[str, ...], note: tuple[str, ...], out: Path,
 ) -> None:  # fmt: skip
     """Do what the command says; the weights that are measured are the float16 ones that are written."""
     earlier = runs_of_card(out / "README.md") if renew else {}
-    run, pictures = open_run(run_folder) if run_folder else None, open_pictures(data)
-    new = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), *([run] if run else []))}
+    opened, pictures = [open_run(folder) for folder in model_runs], open_pictures(data)
+    run = opened[-1] if opened else None
+    if len(systems := {one.system for one in opened}) > 1:
+        raise FarError(f"--run: runs of {' and '.join(sorted(systems))}; a card tells of one model")
+    new = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), *opened)}
     if both := earlier.keys() & new.keys():
         raise FarError(f"{', '.join(both)}: the card has a run of this name; rename the folder of the new one")
     runs = earlier | new

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Trains the zoo's far-emoji from nothing: pictures, KL-VAE, cached latents, FAR, the card. About two hours on two idle cores
-# with AMX; an interrupted run goes on where it was when the script is started again. STEPS_VAE, STEPS_FAR: longer is better.
+# Trains the zoo's far-emoji from nothing: pictures, KL-VAE, cached latents, FAR, the card. About three hours on two idle
+# cores with AMX; an interrupted run goes on where it was when the script is started again. STEPS_VAE, STEPS_DECODER,
+# STEPS_FAR, STEPS_MEAN: longer is better.
 # PROCESSES: one per core (default 2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,5 +40,13 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
     --sheet-steps 10 --sheet-minutes 15 \
     --batch 32 --lr 8e-4 --warmup 100 --schedule cosine --clip 1 --ema 0.999
 
-python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --run "$runs/far" \
+# FAR once more, with a first level that draws the mean of one picture's latents (docs/training.md).
+[ -e "$runs/mean/far.safetensors" ] || train far "$runs/mean" --init "$runs/far/far.safetensors" \
+    --data "$runs/latents" --vae "$runs/decoder/vae.safetensors" --steps "${STEPS_MEAN:-12000}" \
+    --width 256 --depth 4 --heads 4 --buffer 8 --head-width 256 --head-depth 3 --prediction v \
+    --levels sample --low 0.3 --first mean --first-share 0.45 --draws 2 --dropout 0 --input-noise 0.25 --flip 0 \
+    --no-level-weight --sheet-steps 10 --sheet-minutes 15 \
+    --batch 32 --lr 6e-4 --warmup 100 --schedule cosine --clip 1 --ema 0.9993
+
+python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --run "$runs/far" --run "$runs/mean" \
     --data data/emoji --extra data/emoji-all --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,7 +140,8 @@ def test_other_systems_have_cards(
         monkeypatch.setattr(model_card, "drawing", drawing_nothing)
     vae = vqvae_run / "vqvae.safetensors" if system == "var" else vae_run / "vae.safetensors"
     common = ("--data", pictures, "--recipe", recipe, "--settings", settings, "-o", tmp_path / "out", "--per-class", 1)
-    options = ("--run", runs[system], "--vae", vae, *common)
+    first = shutil.copytree(runs[system], tmp_path / "first")  # a run whose weights the other began with, say
+    options = ("--run", first, "--run", runs[system], "--vae", vae, *common)
     if system == "far_t2i":
         assert "--text-encoder" in card(*options).output
         options = (*options, "--text-encoder", tiny.bert)
@@ -147,14 +149,18 @@ def test_other_systems_have_cards(
     assert result.exit_code == 0, result.output
     card_text = (tmp_path / "out" / "README.md").read_text()
     assert f"(../{vae.parent.name}/README.md)" in card_text
+    assert f"({first.name}) | {card_runs.TITLES[system]} ({runs[system].name}) |" in card_text
     assert (tmp_path / "out" / f"{system}.safetensors").exists()
     assert not list((tmp_path / "out").glob("v*vae.safetensors"))
 
 
 def test_runs_that_cannot_be_told_of_are_refused(
-    vae_run: Path, far_run: Path, pictures: Path, recipe: Path, tmp_path: Path
+    vae_run: Path, far_run: Path, runs: dict[str, Path], pictures: Path, recipe: Path, tmp_path: Path
 ) -> None:
     common = ("--data", pictures, "--recipe", recipe, "-o", tmp_path / "x")
+    result = card("--vae-run", vae_run, "--run", far_run, "--run", runs["mar"], *common)
+    assert result.exit_code == 2
+    assert "--run: runs of far and mar; a card tells of one model" in result.output
     result = card("--vae-run", vae_run, "--run", tmp_path, *common)
     assert result.exit_code == 2
     assert "checkpoint-last.pth: no such file" in result.output
