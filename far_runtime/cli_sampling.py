@@ -17,8 +17,8 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "shared_noise": {
         "type": int,
         "metavar": "LEVEL",
-        "help": "FAR: the tokens of levels below this one share their noise, for models that were trained with "
-        "--simplify-from. Default: the model's, or 0.",
+        "help": "FAR: the tokens of levels below this one share their noise; 1 for models that were trained with "
+        "--first mean. Default: the model's, or 0.",
     },
     "iterations": {"type": int, "metavar": "N", "help": "MAR: iterations, 1 to the number of tokens."},
     "steps": {

@@ -74,7 +74,8 @@ def preset_of(manifest: Manifest, name: str) -> Preset:
         )
     if name in manifest.presets:
         tuned = manifest.presets[name]
-        return Preset(name, dict(tuned["settings"]), dict(tuned["measured"]))
+        own = {key: value for key, value in manifest.schedule.items() if key == "shared_noise"}
+        return Preset(name, {**own, **tuned["settings"]}, dict(tuned["measured"]))
     names = OF_THE_MODEL if name == OFFICIAL else OF_THE_MODEL + OF_THE_BUNDLE
     kept = {key: value for key, value in manifest.schedule.items() if key in names}
     if name == OFFICIAL:

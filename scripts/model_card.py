@@ -231,7 +231,10 @@ def build(
     run = opened[-1] if opened else None
     if len(systems := {one.system for one in opened}) > 1:
         raise FarError(f"--run: runs of {' and '.join(sorted(systems))}; a card tells of one model")
-    new = {f"{TITLES[r.system]} ({r.folder.name})": r for r in (*map(open_run, vae_run), *opened)}
+    given = [*map(open_run, vae_run), *opened]
+    new = {f"{TITLES[one.system]} ({one.folder.name})": one for one in given}
+    if len(new) < len(given):
+        raise FarError("two runs of one system lie in folders of the same name; rename one of them")
     if both := earlier.keys() & new.keys():
         raise FarError(f"{', '.join(both)}: the card has a run of this name; rename the folder of the new one")
     runs = earlier | new
@@ -241,6 +244,8 @@ def build(
     if system == "far_t2i" and text_encoder is None:
         raise FarError("a FAR-T2I draws from prompts; give its text encoder: --text-encoder")
     sampling = parse_overrides(tuple(settings.split()), "--settings")
+    if run and run.args.get("loss_first") == "mean" and not sampling.get("shared_noise"):
+        raise FarError(f'{run.folder} was trained with --first mean; give --settings "{settings} shared_noise=1"')
     out.mkdir(parents=True, exist_ok=True)
     kind, name = SYSTEMS[system].vae, f"{system}.safetensors"
     if run is None and (kept := dict(load_checkpoint(out / name, expect=system).sampling)) != sampling:

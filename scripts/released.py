@@ -21,6 +21,7 @@ from far_models.far import FAR
 from far_models.var import VAR, Cache
 from far_models.vq_vae import VQVAE
 from far_runtime.diffusion import posterior, respaced_timesteps, x0_from_output
+from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass_matrices
 from far_runtime.noise import NoiseSource
 from far_runtime.samplers.base import Step
@@ -80,6 +81,8 @@ class ReleasedHead:
             rows = torch.from_numpy(array).reshape(-1, channels)
             return torch.cat([rows, rows])
 
+        if step.shared:
+            raise FarError("--shared-noise: the released loop has no such setting; use 0")
         count = len(self.timesteps)
         x, temperature = both(noise.start(step.index, tokens, channels)), float(step.shown["temperature"])
         for k, i in enumerate(reversed(range(count))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,16 +34,19 @@ GUIDANCE, TEMPERATURE = 3.0, 1.0
 def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """levels: level list. steps: diffusion steps, one number or one per level; solver: the same. guidance, temperature:
     the final values, before the schedule spreads them over the steps. shared_noise: at levels below it all tokens draw
-    with the same noise, which suits models whose target there is the next level's latents (`simplify_from` in
-    far_models.training.far); 0 officially."""
-    levels = given.get("levels") or official_levels(model["grid"], model["masked"])
+    with the same noise, which suits models that learned the next level's latents there (1 for `first` = "mean" in
+    far_models.training.far, 0 officially); no level after such a one may be left out."""
+    shared = given.get("shared_noise", 0)
+    if type(shared) is not int or not 0 <= shared <= model["grid"]:
+        raise FarError(f"--shared-noise {shared}: expected 0 to {model['grid']}, the levels of the grid; use 0, say")
+    levels = given.get("levels") or (
+        range(model["grid"]) if shared else official_levels(model["grid"], model["masked"])
+    )
     if isinstance(levels, str):
         levels = parse_levels(levels)
     levels = [int(level) for level in levels]
     check_levels(tuple(levels), model["grid"], model["masked"])
-    shared = int(given.get("shared_noise", 0))
-    if not 0 <= shared <= model["grid"]:
-        raise FarError(f"--shared-noise {shared}: expected 0 to {model['grid']}, the levels of the grid; use 0, say")
+    check_followed(levels, shared)
     settled = settle_diffusion(given, len(levels), GUIDANCE, TEMPERATURE)
     return {"levels": levels, **settled, "shared_noise": shared}
 
@@ -57,6 +60,16 @@ def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedu
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """One step for every level of the list."""
     return each_guided(lambda one: plan_of(model, schedule_of(model, one), shared_noise(one)), settings)
+
+
+def check_followed(levels: Sequence[int], shared: int) -> None:
+    """FarError unless every level that shares its noise is followed by the next one."""
+    for level, following in pairwise(levels):
+        if level < shared and following != level + 1:
+            raise FarError(
+                f"--levels {','.join(map(str, levels))}: with --shared-noise {shared} level {level} draws what level "
+                f"{level + 1} sees; put {level + 1} after {level}"
+            )
 
 
 def shared_noise(settings: Mapping[str, Any]) -> int:
@@ -86,8 +99,8 @@ def plan_of(
         )
         shown = {"temperature": diffusion.temperature, "visible": visible}
         guidance = schedule.guidance[i]
-        one = Step(i, "level", level, diffusion.steps, guidance, constants, calls, shown, diffusion)
-        steps.append(replace(one, shared=level < shared))
+        one = Step(i, "level", level, diffusion.steps, guidance, constants, calls, shown, diffusion, (), level < shared)
+        steps.append(one)
     return tuple(steps)
 
 

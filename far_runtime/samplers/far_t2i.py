@@ -21,7 +21,8 @@ OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 10, 13)
 def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """levels: level list. steps: diffusion steps, one number or one per level. guidance: the same at every level.
     temperature: the final value. shared_noise: as FAR's."""
-    levels = given.get("levels") or (OFFICIAL_LEVELS if model["grid"] == OFFICIAL_GRID else range(model["grid"]))
+    official = model["grid"] == OFFICIAL_GRID and not given.get("shared_noise")
+    levels = given.get("levels") or (OFFICIAL_LEVELS if official else range(model["grid"]))
     # Levels rise without exception here, as those of the unmasked FAR do.
     return far.settle({**model, "masked": False}, {**given, "levels": levels})
 

@@ -82,6 +82,14 @@ def test_the_plan_is_the_official_one() -> None:
     assert loop.settle({"grid": 4}, {})["levels"] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("guidance", [3.0, (3.0, 1.0)])
+def test_noise_is_shared_below_a_level(guidance: Any) -> None:
+    settings = loop.settle({"grid": 16}, {"shared_noise": 1})
+    assert settings["levels"] == list(range(16))
+    plan = loop.plan({"grid": 16}, {**settings, "guidance": guidance})
+    assert [step.shared for step in plan] == [True] + [False] * 15
+
+
 def test_known_latents_are_kept(model: FART2I) -> None:
     kept = np.random.default_rng(1).standard_normal((2, 16, 4)).astype(np.float32)
     keep = np.zeros((2, 4, 4), bool)

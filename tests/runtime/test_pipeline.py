@@ -18,6 +18,7 @@ from far_runtime.errors import FarError
 from far_runtime.frequency import lowpass
 from far_runtime.generation import Generation, Progress
 from far_runtime.pipeline import Pipeline, unsteady
+from far_runtime.samplers import far
 
 
 def relative_error(a: Any, b: Any) -> float:
@@ -56,18 +57,27 @@ def test_settings_make_a_difference(any_pipeline: Pipeline, changed: dict[str, A
     assert relative_error(other.latents, usual.latents) > 1e-4
 
 
-@pytest.mark.parametrize("variant", ["pipeline", "masked_pipeline"])
-def test_noise_is_shared_below_a_level(request: pytest.FixtureRequest, variant: str) -> None:
-    pipeline: Pipeline = request.getfixturevalue(variant)
+def test_noise_is_shared_below_a_level(pipeline: Pipeline) -> None:
     usual = pipeline.generate([1, 2], [0, 1])
     shared = [pipeline.generate([1, 2], [0, 1], shared_noise=level) for level in (0, 1, 3)]
     assert np.array_equal(shared[0].latents, usual.latents)
     assert relative_error(shared[1].latents, usual.latents) > 1e-4
     assert relative_error(shared[2].latents, shared[1].latents) > 1e-4
-    assert relative_error(pipeline.generate([2], [1], shared_noise=1).latents[0], shared[1].latents[1]) < 1e-5
+    alone = pipeline.generate([2], [1], shared_noise=1)
+    assert relative_error(alone.latents[0], shared[1].latents[1]) < 1e-5
     assert [one.settings[1].sampling["shared_noise"] for one in shared] == [0, 1, 3]
     again = pipeline.like(shared[1].settings[1])
     assert np.array_equal(again.latents[0], shared[1].latents[1])
+
+
+def test_models_that_share_noise_draw_all_levels_of_their_grid() -> None:
+    for masked in (False, True):
+        assert far.settle({"grid": 16, "masked": masked}, {"shared_noise": 1})["levels"] == list(range(16))
+        with pytest.raises(FarError, match="with --shared-noise 2 level 1 draws what level 2 sees; put 2 after 1"):
+            far.settle({"grid": 16, "masked": masked}, {"shared_noise": 2, "levels": [0, 1, 3, 5]})
+    assert far.settle({"grid": 16, "masked": False}, {})["levels"] == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    with pytest.raises(FarError, match=r"--shared-noise 1\.5: expected 0 to 16"):
+        far.settle({"grid": 16, "masked": False}, {"shared_noise": 1.5})
 
 
 def test_presets_keep_what_noise_the_model_shares(pipeline: Pipeline) -> None:
@@ -77,6 +87,8 @@ def test_presets_keep_what_noise_the_model_shares(pipeline: Pipeline) -> None:
         assert settings_of(trained_so, {"preset": name})["shared_noise"] == 1
         assert settings_of(manifest, {"preset": name})["shared_noise"] == 0
     assert settings_of(trained_so, {"shared_noise": 0})["shared_noise"] == 0
+    tuned = {"fast": {"settings": {"levels": [0, 1, 3], "steps": 2}, "measured": {"ratio": 1.2}}}
+    assert settings_of(replace(trained_so, presets=tuned), {"preset": "fast"})["shared_noise"] == 1
     older = replace(manifest, schedule={k: v for k, v in manifest.schedule.items() if k != "shared_noise"})
     assert settings_of(older, {})["shared_noise"] == 0
 

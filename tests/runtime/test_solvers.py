@@ -404,6 +404,10 @@ def test_every_level_is_drawn_by_its_own_solver(any_pipeline: Pipeline) -> None:
         (["--shared-noise", "-1"], "--shared-noise -1: expected 0 to 4, the levels of the grid; use 0, say"),
         (["--shared-noise", "5"], "--shared-noise 5: expected 0 to 4"),
         (["--shared-noise", "all"], "'all' is not a valid integer"),
+        (
+            ["--shared-noise", "1", "--levels", "0,2"],
+            "--levels 0,2: with --shared-noise 1 level 0 draws what level 1 sees",
+        ),
     ],
 )
 def test_bad_settings_get_one_line_and_exit_code_2(far: Any, tiny: Any, arguments: list[str], reason: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from click.testing import Result
 from PIL import Image
 
+from far_export.export import export_bundle
 from far_models.checkpoint import load_checkpoint
 from far_runtime.errors import FarError
 
@@ -140,6 +141,34 @@ def test_far_trains_on_an_image_folder(vae_run: Path, run_train: Run, tmp_path: 
     assert loaded.model.config.prediction == "v"
 
 
+def test_a_model_whose_first_level_draws_the_mean_shares_its_noise(
+    latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
+) -> None:
+    vae, out = vae_run / "vae.safetensors", tmp_path / "run"
+    options = (
+        "--data",
+        latents,
+        "--vae",
+        vae,
+        "-o",
+        out,
+        "--first",
+        "mean",
+        "--first-share",
+        0.5,
+        "--levels",
+        "sample",
+    )
+    assert run_train("far", *options, "--steps", 2).exit_code == 0
+    sampling = load_checkpoint(out / "far.safetensors").sampling
+    assert sampling["shared_noise"] == 1
+    bundle = export_bundle(out / "far.safetensors", vae, tmp_path / "bundle")
+    assert bundle.manifest.schedule["shared_noise"] == 1
+    assert run_train("far", *options, "--steps", 4, "--resume").exit_code == 0
+    with pytest.raises(FarError, match="loss_first 'mean' -> 'latents'"):
+        run_train("far", *options, "--first", "latents", "--steps", 5, "--resume")
+
+
 def test_decoder_alone_leaves_the_latents(pictures: Path, vae_run: Path, run_train: Run, tmp_path: Path) -> None:
     start = vae_run / "vae.safetensors"
     result = run_train(
@@ -170,6 +199,8 @@ def test_bad_input_is_named(pictures: Path, latents: Path, vae_run: Path, run_tr
     assert "no such folder" in refused("far", "--data", tmp_path / "nowhere", *tail)
     (tmp_path / "empty").mkdir()
     assert "no pictures" in refused("far", "--data", tmp_path / "empty", *tail)
+    assert "cache them: far train cache-latents" in refused("far", "--data", pictures, "--first", "mean", *tail)
+    assert "--first mean: without" in refused("far", "--data", latents, "--first", "mean", "--no-simplify", *tail)
     assert "--levels batch" in refused("far", "--data", latents, "--mask", "code", "--levels", "sample", *tail)
     assert "--classes" in refused("far", "--data", latents, "--classes", 2, *tail)
     assert "exists already" in refused("cache-latents", "--data", pictures, "--vae", vae, "-o", latents)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,6 +26,12 @@ from far_models.training.vae import reconstruction_psnr
 
 if TYPE_CHECKING:
     from conftest import Tiny
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        state: dict[str, Any] = torch.load(folder / "checkpoint-last.pth", weights_only=True)
+    return state
 
 
 def test_nearest_finds_the_mirror_image() -> None:
@@ -141,6 +149,10 @@ def test_other_systems_have_cards(
     vae = vqvae_run / "vqvae.safetensors" if system == "var" else vae_run / "vae.safetensors"
     common = ("--data", pictures, "--recipe", recipe, "--settings", settings, "-o", tmp_path / "out", "--per-class", 1)
     first = shutil.copytree(runs[system], tmp_path / "first")  # a run whose weights the other began with, say
+    state = load_state(first)
+    for average in state["model_ema"].values():
+        average.zero_()
+    torch.save({**state, "step": 3}, first / "checkpoint-last.pth")
     options = ("--run", first, "--run", runs[system], "--vae", vae, *common)
     if system == "far_t2i":
         assert "--text-encoder" in card(*options).output
@@ -150,6 +162,10 @@ def test_other_systems_have_cards(
     card_text = (tmp_path / "out" / "README.md").read_text()
     assert f"(../{vae.parent.name}/README.md)" in card_text
     assert f"({first.name}) | {card_runs.TITLES[system]} ({runs[system].name}) |" in card_text
+    assert "| steps | 3 | 4 |" in card_text
+    weights = load_checkpoint(tmp_path / "out" / f"{system}.safetensors").model.state_dict()
+    last = load_state(runs[system])["model_ema"]
+    assert all(torch.allclose(weights[name], value, atol=1e-3) for name, value in last.items())
     assert (tmp_path / "out" / f"{system}.safetensors").exists()
     assert not list((tmp_path / "out").glob("v*vae.safetensors"))
 
@@ -164,6 +180,14 @@ def test_runs_that_cannot_be_told_of_are_refused(
     result = card("--vae-run", vae_run, "--run", tmp_path, *common)
     assert result.exit_code == 2
     assert "checkpoint-last.pth: no such file" in result.output
+    same = shutil.copytree(far_run, tmp_path / "other" / far_run.name)
+    result = card("--vae-run", vae_run, "--run", same, "--run", far_run, *common)
+    assert result.exit_code == 2 and "in folders of the same name" in result.output
+    state = load_state(same)
+    state["args"].loss_first = "mean"
+    torch.save(state, same / "checkpoint-last.pth")
+    result = card("--vae-run", vae_run, "--run", same, *common)
+    assert result.exit_code == 2 and 'give --settings "steps=10 guidance=2 shared_noise=1"' in result.output
     result = card("--run", far_run, *common)
     assert result.exit_code == 2
     assert "--vae-run" in result.output

@@ -60,7 +60,7 @@ def drawn_means(
 ) -> Tensor:
     """Latents [n, C, g, g] with means of latents in the place of those samples' whose level is 0.
 
-    Level 0 sees nothing of a picture. So every cell takes the mean of another picture of the class, out of MEANS that
+    Level 0 sees nothing of a picture. So every cell takes the mean of some picture of the class, out of MEANS that
     are drawn, times `scale`, a share `flip` of them mirrored: far more of the distribution than one picture's mean in
     all cells.
     """

@@ -23,7 +23,8 @@ from far_models.training.presets import FAR_PRESETS, preset_option
     type=click.Choice(["latents", "mean"]),
     default="latents",
     show_default=True,
-    help="What level 0 learns to draw: latents, as the other levels, or their mean, with one noise for all tokens.",
+    help="What level 0 learns to draw: latents, as the other levels, or their mean, for --shared-noise 1; from cached "
+    "latents.",
 )
 @shared("weight_levels")
 @click.option(
@@ -77,12 +78,18 @@ def far_command(
     from far_models.far import PRESETS
     from far_models.training.batches import continuous_config
     from far_models.training.far import FARLossSettings, far_task
+    from far_models.training.latents import NOTES
     from far_models.training.loop import train as run_loop
     from far_models.training.sampling import sheet_reporter
     from far_models.training.zoo import begin_with
+    from far_runtime.errors import FarError
 
     check_sheet_steps(sheet_steps)
     loss_settings = replace(taken(FARLossSettings, values), per_sample=levels == "sample")
+    if loss_settings.first == "mean" and data.is_dir() and not (data / NOTES).is_file():
+        raise FarError(
+            f"{data}: --first mean takes many pictures' latents for one sample; cache them: far train cache-latents"
+        )
     latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
     values["classes"] = values["classes"] or len(latents.names)
     config = continuous_config(PRESETS[model or "far_base"], latents, {**values, "masked": loss_settings.mask != "off"})

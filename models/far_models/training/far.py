@@ -179,7 +179,7 @@ def far_task(
     torch.manual_seed(seed)
     model = FAR(config, settings.dropout).initialize()
     losses = FARLosses(model, settings)
-    classes = Classes(data)
+    classes = Classes(data) if settings.first == "mean" else None
 
     def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
         rows = rows_of(data.train, batch, chance)
@@ -192,7 +192,7 @@ def far_task(
         if settings.first_share:
             drawn = chance.uniform() if settings.per_sample else torch.full((len(rows),), chance.of_step.random())
             levels = torch.where(drawn < settings.first_share, 0, levels)
-        if settings.first == "mean":
+        if classes is not None:
             latents = drawn_means(latents, levels, data, rows, classes, config.latent_scale, flip, chance)
         hidden = 0
         if config.masked:
