@@ -42,11 +42,12 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
 
 # FAR once more, with a first level that draws the mean of one picture's latents (docs/training.md).
 [ -e "$runs/mean/far.safetensors" ] || train far "$runs/mean" --init "$runs/far/far.safetensors" \
-    --data "$runs/latents" --vae "$runs/decoder/vae.safetensors" --steps "${STEPS_MEAN:-12000}" \
+    --data "$runs/latents" --vae "$runs/decoder/vae.safetensors" --steps "${STEPS_MEAN:-11000}" \
     --width 256 --depth 4 --heads 4 --buffer 8 --head-width 256 --head-depth 3 --prediction v \
     --levels sample --low 0.3 --first mean --first-share 0.45 --draws 2 --dropout 0 --input-noise 0.25 --flip 0 \
     --no-level-weight --sheet-steps 10 --sheet-minutes 15 \
     --batch 32 --lr 6e-4 --warmup 100 --schedule cosine --clip 1 --ema 0.9993
 
 python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --run "$runs/far" --run "$runs/mean" \
-    --data data/emoji --extra data/emoji-all --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji
+    --data data/emoji --extra data/emoji-all --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji \
+    --settings "steps=50,10,10,10,10,10,10,10 guidance=1.6 temperature=0.5 shared_noise=1"
