@@ -27,10 +27,11 @@ def settings_of(manifest: Manifest, given: Mapping[str, Any] | None = None) -> d
     chosen = {name: value for name, value in (given or {}).items() if value is not None}
     preset = chosen.pop("preset", None)
     defaults = manifest.schedule if preset is None else preset_of(manifest, preset).settings
+    own = defaults.get("steps")
+    steps = ",".join(map(str, own)) if isinstance(own, list) else str(own)
     for name in OF_THE_BUNDLE:
-        if name in chosen and "steps" not in chosen and isinstance(defaults.get("steps"), list):
+        if name in chosen and "steps" not in chosen and "," in steps:
             of = "the bundle's default" if preset is None else f"preset {preset}"
-            steps = ",".join(map(str, defaults["steps"]))
             raise FarError(f"{option(name)}: {of} has steps {steps}, for its own {name}; give --steps beside it")
     settings = settled(manifest.system, manifest.model, chosen, defaults)
     for step in plan_of(manifest, settings):

@@ -142,6 +142,18 @@ def test_defaults_are_the_manifests(pipeline: Pipeline) -> None:
     }
 
 
+@pytest.mark.parametrize("steps", ["5,2,2,3", [5, 2, 2, 3]])
+def test_steps_of_the_bundles_own_levels_are_not_taken_for_others(pipeline: Pipeline, steps: Any) -> None:
+    manifest = pipeline.bundle.manifest
+    own = replace(manifest, schedule={**manifest.schedule, "steps": steps})
+    assert settings_of(own)["steps"] == [5, 2, 2, 3]
+    assert settings_of(own, {"levels": [0, 2], "steps": 4})["steps"] == 4
+    with pytest.raises(
+        FarError, match="--levels: the bundle's default has steps 5,2,2,3, for its own levels; give --st"
+    ):
+        settings_of(own, {"levels": [0, 2]})
+
+
 def test_settings_say_where_each_picture_was_computed(pipeline: Pipeline) -> None:
     made = pipeline.generate([1, "tabby", 1, 1, 1], [0, 1, 2, 3, 4], batch_size=3)
     assert [(one.batch, one.index) for one in made.settings] == [(3, 0), (3, 1), (3, 2), (2, 0), (2, 1)]
