@@ -72,13 +72,12 @@ def preset_of(manifest: Manifest, name: str) -> Preset:
         raise FarError(
             f"--preset {name}: a {manifest.system} bundle has {', '.join(preset_names(manifest))}; use one of these"
         )
+    kept = {key: value for key, value in manifest.schedule.items() if key in OF_THE_MODEL}
     if name in manifest.presets:
         tuned = manifest.presets[name]
-        own = {key: value for key, value in manifest.schedule.items() if key == "shared_noise"}
-        return Preset(name, {**own, **tuned["settings"]}, dict(tuned["measured"]))
-    names = OF_THE_MODEL if name == OFFICIAL else OF_THE_MODEL + OF_THE_BUNDLE
-    kept = {key: value for key, value in manifest.schedule.items() if key in names}
+        return Preset(name, {**kept, **tuned["settings"]}, dict(tuned["measured"]))
     if name == OFFICIAL:
         return Preset(name, kept)
+    kept |= {key: value for key, value in manifest.schedule.items() if key in OF_THE_BUNDLE}
     # Not settled: a range of steps fits any number of levels or iterations that is given beside it.
     return Preset(name, {**kept, **(FEW_STEPS_OF_MAR if manifest.system == "mar" else FEW_STEPS)[name]})

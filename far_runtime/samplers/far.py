@@ -51,17 +51,6 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     return {"levels": levels, **settled, "shared_noise": shared}
 
 
-def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
-    """The schedule that settings come to."""
-    chosen = {name: settings[name] for name in DIFFUSION_OPTIONS if name in settings}
-    return make_schedule(settings["levels"], masked=model["masked"], **chosen)
-
-
-def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-    """One step for every level of the list."""
-    return each_guided(lambda one: plan_of(model, schedule_of(model, one), shared_noise(one)), settings)
-
-
 def check_followed(levels: Sequence[int], shared: int) -> None:
     """FarError unless every level that shares its noise is followed by the next one."""
     for level, following in pairwise(levels):
@@ -72,9 +61,20 @@ def check_followed(levels: Sequence[int], shared: int) -> None:
             )
 
 
+def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
+    """The schedule that settings come to."""
+    chosen = {name: settings[name] for name in DIFFUSION_OPTIONS if name in settings}
+    return make_schedule(settings["levels"], masked=model["masked"], **chosen)
+
+
 def shared_noise(settings: Mapping[str, Any]) -> int:
     """The level from which on every token has noise of its own."""
     return int(settings.get("shared_noise", 0))
+
+
+def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
+    """One step for every level of the list."""
+    return each_guided(lambda one: plan_of(model, schedule_of(model, one), shared_noise(one)), settings)
 
 
 def plan_of(

@@ -43,7 +43,7 @@ class Classes:
         self._rows, self._labels = data.train[order], labels[order]
 
     def members(self, label: int) -> NDArray[np.int64]:
-        """Rows of the training pictures of a class."""
+        """Rows [n] of the training pictures of a class; none for one that has no picture."""
         start, end = np.searchsorted(self._labels, (label, label + 1))
         return self._rows[start:end]
 
