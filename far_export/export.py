@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from far_export.acceptance import check_pictures, verifying_engine
+from far_export.bundle_folder import check_target, folder_put_in_place
 from far_export.graphs import SYSTEMS
 from far_export.onnx_check import check_graphs, reference_outputs
-from far_export.place import check_target, folder_put_in_place
 from far_models.checkpoint import Checkpoint, load_checkpoint
 from far_runtime import __version__
 from far_runtime.bundle import (
@@ -96,8 +96,8 @@ def export_bundle(
         source |= {"text_encoder": dict(part.source)}
     copies = {} if part is None else part.files
     with folder_put_in_place(target) as folder:
+        from far_export.cast import CASTS, cast_stages
         from far_export.onnx_export import export_stages
-        from far_export.precision import CASTS, cast_stages
 
         cases = reference_outputs(stages)
         stages = cast_stages(stages, precision) if precision in CASTS else stages

@@ -20,9 +20,9 @@ from torch import nn
 
 from far_export.compare import compare, psnr
 from far_export.graphs import SYSTEMS
-from far_export.limits import free_run_limits, stage_tolerance
 from far_export.lockstep import Lockstep
 from far_export.stages import Stage
+from far_export.tolerances import free_run_limits, stage_tolerance
 from far_export.torch_engine import TorchEngine
 from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report
 from far_runtime.bundle import Bundle, Manifest

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from far_export.precision import island_paths, whole
+from far_export.cast import island_paths, whole
 from far_export.stages import Stage
 from far_runtime.errors import CheckFailed
 

@@ -27,8 +27,8 @@ import onnx
 import onnx_ir as ir
 
 from far_export.calibration import calibrate
-from far_export.limits import LIMITS
 from far_export.onnx_export import INLINE_BYTES, WeightFile
+from far_export.tolerances import LIMITS
 from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph, Manifest, record_of
 from far_runtime.errors import CheckFailed
 

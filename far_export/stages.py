@@ -35,7 +35,7 @@ class Stage:
 
     stage: the name by which the loop runs it; name: the graph's own (they differ where a stage has a graph per
     level). profile: smallest, usual and largest size of every dynamic axis. tolerance: relative error to the float32
-    torch module that is accepted. fp32_islands: what stays FP32 at lower precisions, by name (far_export/precision.py
+    torch module that is accepted. fp32_islands: what stays FP32 at lower precisions, by name (far_export/cast.py
     says how). precision: of its matrix products. constants: what is folded in. flops: arithmetic of one row, as the
     manifest records it.
     """

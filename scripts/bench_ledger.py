@@ -298,7 +298,7 @@ def running(session: Any) -> Iterator[Worker]:
 def machine_rates(rounds: int) -> dict[str, float]:
     """Operations a second of the machine's matrix products, the best method of each precision."""
     kinds = tuple((CPU, precision) for precision in ("fp32", "bf16", "int8"))
-    with running(Products(kinds, {"torch": "far_export.bench_torch"})) as worker:
+    with running(Products(kinds, {"torch": "far_export.torch_plugin"})) as worker:
         worker.call("open")
         measured = [worker.call("measure") for _ in range(rounds + 1)]
     return {kind[1]: max(max(one[kind].values()) for one in measured if one[kind]) for kind in kinds}

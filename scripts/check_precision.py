@@ -83,11 +83,11 @@ def measured(
     calibrate: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """A row of the table: what was found before for the same bundle, or what is found now."""
+    from far_export.cast import cast_stages
     from far_export.distribution import check_distribution
     from far_export.export import load_pair
     from far_export.half import HalfEngine
     from far_export.parity import compare_engines, own_tolerances, reference_stages
-    from far_export.precision import cast_stages
     from far_export.torch_engine import TorchEngine
     from far_runtime.defaults import settings_of
     from far_runtime.engines import open_engine

@@ -1,7 +1,7 @@
 """Parts of a network that compute in float32 whatever its precision: islands, by the names that a Stage declares.
 
 In a float32 network they change nothing. Norms are islands by their modules, which keep float32 weights
-(far_export/precision.py); what is a function and no module is marked where it computes, with `island`.
+(far_export/cast.py); what is a function and no module is marked where it computes, with `island`.
 """
 
 from __future__ import annotations

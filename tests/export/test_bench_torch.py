@@ -16,7 +16,7 @@ import torch
 import far_runtime.bench.engines
 import far_runtime.bench.products
 import far_runtime.bench.rounds
-from far_export.bench_torch import matrix_product, open_plugin
+from far_export.torch_plugin import matrix_product, open_plugin
 from far_runtime.bench.engines import GROUP, Sources
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main

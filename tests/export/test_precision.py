@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from far_export.cast import CASTS, cast_stages
 from far_export.export import export_bundle, load_pair
 from far_export.graphs import SYSTEMS
 from far_export.half import HalfEngine, WideProducts
-from far_export.limits import LIMITS, free_run_limits, stage_tolerance
 from far_export.onnx_export import export_stages
 from far_export.overflow import look
-from far_export.precision import CASTS, cast_stages
 from far_export.stages import Input, Stage
+from far_export.tolerances import LIMITS, free_run_limits, stage_tolerance
 from far_export.torch_engine import TorchEngine
 from far_models.islands import island
 from far_runtime.bundle import Bundle, Manifest, TensorSpec, open_bundle

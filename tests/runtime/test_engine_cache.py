@@ -361,7 +361,7 @@ def test_a_bundle_that_is_replaced_during_the_build_gets_no_engine(bundle: Bundl
 
 
 def test_a_new_export_drops_the_old_engines(bundle: Bundle) -> None:
-    place = pytest.importorskip("far_export.place", reason="far_export needs torch")
+    place = pytest.importorskip("far_export.bundle_folder", reason="far_export needs torch")
     built(bundle)
     with place.folder_put_in_place(bundle.path) as folder:
         make_bundle(folder, b"new weights")

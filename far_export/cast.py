@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_export.limits import stage_tolerance
 from far_export.stages import DTYPES, Stage
+from far_export.tolerances import stage_tolerance
 from far_runtime.errors import CheckFailed
 
 CASTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
