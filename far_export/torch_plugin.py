@@ -23,9 +23,9 @@ def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: S
     first batch size and then once more for any. More compilations than torch allows are an error, not a silent return
     to eager. Raises FarError for another variant, and without the checkpoint that the bundle was exported from.
     """
+    from far_export.cli.verify import recorded_vae, reference_text
     from far_export.export import load_pair
     from far_export.parity import check_sizes, reference_stages
-    from far_export.verify_cli import recorded_vae, reference_text
 
     if variant not in VARIANTS:
         raise FarError(f"engine torch:{variant}: unknown; use torch or torch:compile")

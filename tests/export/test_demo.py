@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from far_export.demo import zoo_files
+from far_export.cli.demo import zoo_files
 from far_models.checkpoint import load_checkpoint
 from far_models.training.zoo import export_checkpoint
 from far_runtime.bundle import open_bundle

@@ -161,9 +161,9 @@ def verify_demo(
     subjects: Sequence[Subject], seed: int,
 ) -> Report:  # fmt: skip
     """Verify a picture of each subject."""
+    from far_export.cli.verify import reference_text
     from far_export.export import load_pair
     from far_export.parity import verify_bundle
-    from far_export.verify_cli import reference_text
     from far_runtime.defaults import settings_of
 
     model, vae = load_pair(checkpoint, vae_file)

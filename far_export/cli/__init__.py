@@ -1,0 +1,1 @@
+"""Commands that need torch: far export, verify, evaluate, tune and demo."""
