@@ -124,8 +124,8 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     import torch
 
     from card_figures import drawing
+    from far_export.evaluate.features import feature_network, features
     from far_export.evaluate.metrics import frechet, principal_components
-    from far_export.evaluate.networks import feature_network, features
     from far_models.training.data import open_pictures
 
     torch.set_num_threads(1)

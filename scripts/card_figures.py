@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from far_export.evaluate.features import feature_network, features
 from far_export.evaluate.metrics import frechet, principal_components
-from far_export.evaluate.networks import feature_network, features
 from far_export.export import export_bundle
 from far_models.training.data import PictureSet
 from far_models.training.prompts import prompts_of

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from far_export.evaluate.cache import FeatureCache
-from far_export.evaluate.networks import feature_network
+from far_export.evaluate.feature_cache import FeatureCache
+from far_export.evaluate.features import feature_network
 from far_export.tune.distance import Judge
 from far_models.checkpoint_config import parse_overrides
 from far_runtime.defaults import plan_of, settings_of

@@ -22,8 +22,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from far_export.evaluate.features import feature_network, features
 from far_export.evaluate.metrics import frechet, principal_components
-from far_export.evaluate.networks import feature_network, features
 from far_runtime.defaults import plan_of, sampler_of, settings_of
 from far_runtime.files import whole_file
 from far_runtime.noise import SeedNoise

@@ -15,8 +15,8 @@ from far_runtime.cli_sampling import sampling_options, take_sampling
 from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:
+    from far_export.evaluate.features import Extractor
     from far_export.evaluate.figures import Figures
-    from far_export.evaluate.networks import Extractor
     from far_runtime.bundle import Bundle
     from far_runtime.subjects import Subject
 
@@ -104,10 +104,10 @@ def evaluate(
     import numpy
     import torch
 
-    from far_export.evaluate.draw import Run
     from far_export.evaluate.figures import figures
     from far_export.evaluate.floor import open_floor
     from far_export.evaluate.reference import open_reference
+    from far_export.evaluate.run import Run
     from far_export.graphs import SYSTEMS
     from far_runtime import __version__
     from far_runtime.bundle import open_bundle
@@ -230,7 +230,7 @@ def _check_count(count: int, references: Sequence[str]) -> None:
 
 
 def _network(weights: Path | None) -> Extractor:
-    from far_export.evaluate import networks
+    from far_export.evaluate import features as networks
     from far_export.evaluate.inception import inception
     from far_runtime.reporting import say
 
@@ -240,7 +240,7 @@ def _network(weights: Path | None) -> Extractor:
 def _print(made: Figures, as_json: bool, lines: Sequence[str]) -> None:
     from rich.console import Console
 
-    from far_export.evaluate.show import remarks, table
+    from far_export.evaluate.table import remarks, table
 
     if as_json:
         click.echo(json.dumps(made.to_dict()))

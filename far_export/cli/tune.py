@@ -55,7 +55,7 @@ def tune(
     from rich.console import Console
 
     from far_export.distribution import check_possible
-    from far_export.evaluate.cache import FeatureCache
+    from far_export.evaluate.feature_cache import FeatureCache
     from far_export.tune import presets as written
     from far_export.tune import run
     from far_export.tune.distance import Judge

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from far_export.evaluate.features import Extractor, Found
 from far_export.evaluate.metrics import (
     COMPONENTS,
     NEIGHBOURS,
@@ -21,7 +22,6 @@ from far_export.evaluate.metrics import (
     principal_components,
     statistics_of,
 )
-from far_export.evaluate.networks import Extractor, Found
 from far_export.evaluate.reference import Reference
 
 Features = NDArray[np.float32]

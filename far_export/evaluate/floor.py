@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from far_export.evaluate.networks import Extractor, best_device
+from far_export.evaluate.features import Extractor, best_device
 from far_export.evaluate.reference import Pixels, Reference, features_of
 from far_models.checkpoint import load_checkpoint
 from far_models.training.vae import reconstruct_pixels

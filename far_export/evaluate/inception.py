@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from far_export.evaluate.networks import Extractor, Network, best_device
+from far_export.evaluate.features import Extractor, Network, best_device
 from far_runtime.errors import FarError
 
 KNOWN = (

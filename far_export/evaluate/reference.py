@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_export.evaluate.cache import FeatureCache
+from far_export.evaluate.feature_cache import FeatureCache
+from far_export.evaluate.features import Extractor
 from far_export.evaluate.metrics import MOST_REFERENCES, Statistics, statistics_of
-from far_export.evaluate.networks import Extractor
 from far_runtime.errors import FarError
 from far_runtime.files import user_cache
 from far_runtime.reporting import Reporting, silent

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from far_export.evaluate.cache import FeatureCache
+from far_export.evaluate.feature_cache import FeatureCache
+from far_export.evaluate.features import features
 from far_export.evaluate.metrics import frechet, principal_components
-from far_export.evaluate.networks import features
 from far_export.tune.search import Judged, Settings
 from far_runtime.cost import picture_cost
 from far_runtime.defaults import plan_of, settings_of

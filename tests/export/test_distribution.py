@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from far_export import distribution
 from far_export.cli.verify import verify
 from far_export.distribution import DistributionResult, compare_distributions
-from far_export.evaluate.cache import FeatureCache
+from far_export.evaluate.feature_cache import FeatureCache
+from far_export.evaluate.features import feature_network, features
 from far_export.evaluate.metrics import frechet, principal_components
-from far_export.evaluate.networks import feature_network, features
 from far_runtime.errors import CheckFailed, FarError
 
 if TYPE_CHECKING:

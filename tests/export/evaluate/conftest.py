@@ -11,8 +11,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from far_export.evaluate import networks
-from far_export.evaluate.networks import Extractor
+from far_export.evaluate import features as networks
+from far_export.evaluate.features import Extractor
 from far_runtime.cli import cli
 from far_runtime.errors import FarError
 

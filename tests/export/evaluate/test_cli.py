@@ -14,8 +14,8 @@ from click.testing import Result
 from PIL import Image
 
 from far_export.evaluate import inception as inception_module
+from far_export.evaluate.features import Extractor
 from far_export.evaluate.metrics import frechet_of, inception_score, precision_recall, statistics_of
-from far_export.evaluate.networks import Extractor
 from far_models.checkpoint import load_checkpoint
 from far_models.training.vae import reconstruct_pixels
 from far_runtime.bundle import open_bundle

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from far_export.evaluate import inception as inception_module
+from far_export.evaluate.features import Extractor, feature_network
 from far_export.evaluate.inception import inception
-from far_export.evaluate.networks import Extractor, feature_network
 from far_runtime.errors import FarError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
@@ -22,7 +22,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
 def test_lite_knows_what_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the true network
-    from far_export.evaluate import networks
+    from far_export.evaluate import features as networks
 
     network = networks.lite()
     found = network(IMAGES)

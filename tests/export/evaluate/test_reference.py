@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from far_export.evaluate import reference as module
+from far_export.evaluate.features import Extractor
 from far_export.evaluate.figures import compared
 from far_export.evaluate.metrics import statistics_of
-from far_export.evaluate.networks import Extractor
 from far_export.evaluate.reference import open_reference, split_part
 from far_runtime.errors import FarError
 

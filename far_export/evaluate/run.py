@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from far_export.evaluate.networks import Extractor, Found
+from far_export.evaluate.features import Extractor, Found
 from far_runtime.facts import settle
 from far_runtime.files import whole_file
 from far_runtime.pictures import save_plain
