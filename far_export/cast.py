@@ -8,7 +8,7 @@ Weights, matrix products and convolutions get 16 bits. An island is declared by 
 - the stage's own name: the whole stage stays FP32.
 
 Inputs and outputs of stages stay float32, so that loops and engines are the same at every precision; VAR's keys and
-values travel in float32 too. `far_export/precision_check.py` proves the outcome on the ONNX graph.
+values travel in float32 too. `far_export/onnx/graph_precision.py` proves the outcome on the ONNX graph.
 """
 
 from __future__ import annotations

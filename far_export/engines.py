@@ -18,7 +18,7 @@ def engine_of(stages: Sequence[Stage], name: str, folder: Path) -> Engine:
     """An engine over `stages`: torch runs their modules; others run their graphs, which are exported into `folder`."""
     if name == "torch":
         return TorchEngine(stages)
-    from far_export.onnx_export import export_stages
+    from far_export.onnx.writer import export_stages
 
     folder.mkdir(parents=True)
     graphs = export_stages(stages, folder)

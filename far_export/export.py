@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from far_export.acceptance import check_pictures, verifying_engine
 from far_export.bundle_folder import check_target, folder_put_in_place
 from far_export.graphs import SYSTEMS
-from far_export.onnx_check import check_graphs, reference_outputs
+from far_export.onnx.check import check_graphs, reference_outputs
 from far_models.checkpoint import Checkpoint, load_checkpoint
 from far_runtime import __version__
 from far_runtime.bundle import (
@@ -97,7 +97,7 @@ def export_bundle(
     copies = {} if part is None else part.files
     with folder_put_in_place(target) as folder:
         from far_export.cast import CASTS, cast_stages
-        from far_export.onnx_export import export_stages
+        from far_export.onnx.writer import export_stages
 
         cases = reference_outputs(stages)
         stages = cast_stages(stages, precision) if precision in CASTS else stages
@@ -122,7 +122,7 @@ def export_bundle(
         write_manifest(folder, manifest)
         report(check_graphs(Bundle(folder, manifest), cases))
         if precision == "int8":
-            from far_export.quantize import quantize_bundle
+            from far_export.onnx.quantize import quantize_bundle
 
             manifest = quantize_bundle(folder, manifest, calibrate or CALIBRATION_PICTURES, report)
             write_manifest(folder, manifest)

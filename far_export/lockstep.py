@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_export.compare import Tally, compare
-from far_export.overflow import Range, look
+from far_export.onnx.tensor_ranges import Range, look
 from far_export.verdict import StageResult
 from far_runtime.bundle import Bundle, Graph, Manifest
 from far_runtime.engines.base import Array, Engine

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_export.overflow import FP16_MAX, Range
+from far_export.onnx.tensor_ranges import FP16_MAX, Range
 from far_runtime.samplers.base import Step
 from far_runtime.subjects import Subject
 

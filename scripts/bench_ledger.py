@@ -26,7 +26,7 @@ import click
 import numpy as np
 
 from bench_export_memory import export, run_apart, write_checkpoints
-from far_export.quantize import STAGES as QUANTISED
+from far_export.onnx.quantize import STAGES as QUANTISED
 from far_runtime.bench.engines import CPU
 from far_runtime.bench.plot import check_plot
 from far_runtime.bench.process import Worker

@@ -21,8 +21,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from far_export.calibration import calibrate
-from far_export.quantize import MATRICES, Product, products_of, quantize_graph
+from far_export.onnx.calibration import calibrate
+from far_export.onnx.quantize import MATRICES, Product, products_of, quantize_graph
 from far_runtime.bundle import Bundle, Graph, open_bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array

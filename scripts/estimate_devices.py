@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from far_export.quantize import STAGES as QUANTISED
+from far_export.onnx.quantize import STAGES as QUANTISED
 from far_runtime.bundle import Manifest, open_bundle
 from far_runtime.cost import ONCE, call_flops
 from far_runtime.defaults import plan_of, settings_of

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from far_export import export as export_module
-from far_export import onnx_check, onnx_export
 from far_export.bundle_folder import check_target, clear_leftovers, folder_put_in_place
 from far_export.cli.export import read_classes
 from far_export.export import export_bundle
+from far_export.onnx import check as onnx_check
+from far_export.onnx import writer as onnx_export
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main

@@ -18,7 +18,7 @@ from far_export.flops import count_flops
 from far_export.graphs import var_choice
 from far_export.graphs.var import editing_stages, model_info, stages, transformer_flops
 from far_export.graphs.var_choice import ChooseGraph, SmoothGraph, ascending, choose_stage, filtered
-from far_export.onnx_export import export_stages
+from far_export.onnx.writer import export_stages
 from far_export.stages import Stage
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig

@@ -18,8 +18,8 @@ from far_export.cast import CASTS, cast_stages
 from far_export.export import export_bundle, load_pair
 from far_export.graphs import SYSTEMS
 from far_export.half import HalfEngine, WideProducts
-from far_export.onnx_export import export_stages
-from far_export.overflow import look
+from far_export.onnx.tensor_ranges import look
+from far_export.onnx.writer import export_stages
 from far_export.stages import Input, Stage
 from far_export.tolerances import LIMITS, free_run_limits, stage_tolerance
 from far_export.torch_engine import TorchEngine

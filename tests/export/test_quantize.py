@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from far_export.calibration import BINS, CalibrationEngine, Histogram
+from far_export.onnx.calibration import BINS, CalibrationEngine, Histogram
+from far_export.onnx.quantize import PRODUCTS, TOLERANCE, products_of, quantize_bundle
 from far_export.parity import compare_engines
-from far_export.quantize import PRODUCTS, TOLERANCE, products_of, quantize_bundle
 from far_export.verdict import Report
 from far_runtime.bundle import WEIGHTS, Bundle, open_bundle, write_manifest
 from far_runtime.defaults import settings_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from far_export.export import export_bundle
-from far_export.onnx_export import export_stages
+from far_export.onnx.writer import export_stages
 from far_export.text import load_text_part
 from far_models.far_t2i import FART2IConfig
 from far_models.text.encoder import load_text_encoder

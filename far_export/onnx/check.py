@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from far_export.compare import compare
-from far_export.overflow import look
+from far_export.onnx.tensor_ranges import look
 from far_export.stages import Stage
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines import open_engine

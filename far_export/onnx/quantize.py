@@ -26,8 +26,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from far_export.calibration import calibrate
-from far_export.onnx_export import INLINE_BYTES, WeightFile
+from far_export.onnx.calibration import calibrate
+from far_export.onnx.writer import INLINE_BYTES, WeightFile
 from far_export.tolerances import LIMITS
 from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph, Manifest, record_of
 from far_runtime.errors import CheckFailed

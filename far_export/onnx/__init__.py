@@ -1,0 +1,1 @@
+"""ONNX graphs: written, checked, quantised, and their number ranges."""
