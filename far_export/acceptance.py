@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from far_export.half import HalfEngine
 from far_export.onnx.check import checking_library
 from far_export.parity import compare_engines, own_tolerances, reference_stages
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
 from far_export.verdict import summary
 from far_models.checkpoint import Checkpoint

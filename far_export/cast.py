@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_export.stages import DTYPES, Stage
+from far_export.stages.stage import DTYPES, Stage
 from far_export.tolerances import stage_tolerance
 from far_runtime.errors import CheckFailed
 

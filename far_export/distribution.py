@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from far_export.evaluate.feature_cache import FeatureCache
 from far_export.evaluate.features import SIDE, feature_network, features
 from far_export.evaluate.metrics import COMPONENTS, frechet, principal_components
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
 from far_runtime import __version__
 from far_runtime.bundle import Bundle

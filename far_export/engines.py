@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
 from far_runtime.bundle import Bundle, Manifest, record_of, write_manifest
 from far_runtime.engines import open_engine

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from far_export.acceptance import check_pictures, verifying_engine
 from far_export.bundle_folder import check_target, folder_put_in_place
-from far_export.graphs import SYSTEMS
 from far_export.onnx.check import check_graphs, reference_outputs
+from far_export.stages import SYSTEMS
 from far_models.checkpoint import Checkpoint, load_checkpoint
 from far_runtime import __version__
 from far_runtime.bundle import (
@@ -27,7 +27,7 @@ from far_runtime.defaults import settled
 from far_runtime.errors import FarError
 
 if TYPE_CHECKING:
-    from far_export.text import TextPart
+    from far_export.stages.text import TextPart
 
 LEVELS = ("shared", "per-level")
 
@@ -158,7 +158,7 @@ def text_part(
         return None
     if not takes_text:
         raise FarError(f"--text-encoder {text_encoder}: a {model.system} model draws from class labels; leave it out")
-    from far_export.text import load_text_part
+    from far_export.stages.text import load_text_part
 
     return load_text_part(text_encoder, model.model.config)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
 from far_runtime.engines.base import Array
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from far_export.compare import compare, psnr
-from far_export.graphs import SYSTEMS
 from far_export.lockstep import Lockstep
-from far_export.stages import Stage
+from far_export.stages import SYSTEMS
+from far_export.stages.stage import Stage
 from far_export.tolerances import free_run_limits, stage_tolerance
 from far_export.torch_engine import TorchEngine
 from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report

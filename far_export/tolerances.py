@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_export.verdict import LOOP_FACTOR, required_psnr
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_runtime.bundle import fits
 from far_runtime.engines.base import Array
 from far_runtime.errors import FarError

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from bench_settings import in_turn
-from far_export.graphs.far import DenoiseGraph, denoise_stage
 from far_export.onnx.quantize import products_of, quantize_graph
 from far_export.onnx.writer import export_stages
-from far_export.stages import Stage
+from far_export.stages.far import DenoiseGraph, denoise_stage
+from far_export.stages.stage import Stage
 from far_models.far import FAR, PRESETS
 from far_models.head import DiffusionHead, modulate
 from far_runtime.bench.products import openvino_product

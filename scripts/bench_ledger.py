@@ -80,7 +80,7 @@ class Released:
         import torch
 
         from far_export.export import load_pair
-        from far_export.graphs.vae import DecodeGraph
+        from far_export.stages.vae import DecodeGraph
 
         model, decoder = load_pair(self.folder / "checkpoint-last.pth", self.folder / "vae.pth")
         network, vae = model.model.eval(), decoder.model.eval()
@@ -113,7 +113,7 @@ class Released:
             return compute()
 
     def _var(self, var: Any, vqvae: Any, settings: Mapping[str, Any]) -> dict[str, int]:
-        from far_export.graphs.vae import DecodeGraph
+        from far_export.stages.vae import DecodeGraph
         from far_runtime.noise import SeedNoise
         from released import ReleasedVAR
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from far_export.engines import engine_of
-from far_export.graphs import far as far_graphs
-from far_export.graphs import mar as mar_graphs
-from far_export.graphs import vae as vae_graphs
-from far_export.stages import Stage
+from far_export.stages import far as far_graphs
+from far_export.stages import mar as mar_graphs
+from far_export.stages import vae as vae_graphs
+from far_export.stages.stage import Stage
 from far_models.checkpoint import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from far_export.engines import engine_of
-from far_export.graphs.var import model_info, stages
+from far_export.stages.var import model_info, stages
 from far_models.checkpoint import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.samplers import var as loop

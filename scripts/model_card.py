@@ -28,7 +28,7 @@ from card_figures import distance_figures, drawing, drawn_samples, prompts_for, 
 from card_runs import TITLES, Run, open_run, run_table, runs_of_card
 from emoji_sources import EMOJIBASE, STYLES, Package
 from far_export.cli.demo import PROMPTS
-from far_export.graphs import SYSTEMS
+from far_export.stages import SYSTEMS
 from far_models.checkpoint import load_checkpoint
 from far_models.checkpoint_config import parse_overrides
 from far_models.training.data import PictureSet, open_pictures

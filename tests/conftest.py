@@ -35,8 +35,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 ROOT = Path(__file__).resolve().parents[1]
 TINY_CLASSES = ("crane", "red fox", "fox terrier", "Crane", "dragonfly", "house cat", "tabby", "lion", "zebra", "owl")
 MAKES_BUNDLES = (
-    "far_export/graphs/*.py", "far_export/export.py", "far_export/onnx_*.py", "far_export/stages.py",
-    "far_export/text.py", "models/far_models/*.py", "models/far_models/text/*.py", "far_runtime/samplers/*.py",
+    "far_export/graphs/*.py", "far_export/export.py", "far_export/onnx_*.py", "far_export/stages/stage.py",
+    "far_export/stages/text.py", "models/far_models/*.py", "models/far_models/text/*.py", "far_runtime/samplers/*.py",
     "far_runtime/bundle.py", "far_runtime/defaults.py", "far_runtime/diffusion.py", "far_runtime/frequency.py",
     "far_runtime/sc*.py", "constraints.txt", "tests/conftest.py",
 )  # fmt: skip

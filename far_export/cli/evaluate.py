@@ -108,7 +108,7 @@ def evaluate(
     from far_export.evaluate.floor import open_floor
     from far_export.evaluate.reference import open_reference
     from far_export.evaluate.run import Run
-    from far_export.graphs import SYSTEMS
+    from far_export.stages import SYSTEMS
     from far_runtime import __version__
     from far_runtime.bundle import open_bundle
     from far_runtime.defaults import check_system, settings_of

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from far_export.parity import OnProgress
-    from far_export.stages import Stage
+    from far_export.stages.stage import Stage
     from far_export.verdict import Report
     from far_models.checkpoint import Checkpoint
     from far_runtime.bundle import Manifest

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from far_export.compare import compare
 from far_export.onnx.tensor_ranges import look
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines import open_engine
 from far_runtime.errors import CheckFailed

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from far_export.cast import island_paths, whole
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_runtime.errors import CheckFailed
 
 PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"))

@@ -16,7 +16,7 @@ import torch
 
 from far_export.cast import check_islands
 from far_export.onnx.graph_precision import check_graph_precision, module_path
-from far_export.stages import Stage
+from far_export.stages.stage import Stage
 from far_models.islands import passed_islands
 from far_runtime.bundle import WEIGHTS, Graph
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from far_export.graphs import SYSTEMS, System
+from far_export.stages import SYSTEMS, System
 from far_models import checkpoint
 from far_runtime.cli import main
 from far_runtime.samplers import SAMPLERS, mar

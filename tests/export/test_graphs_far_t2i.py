@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from far_export.flops import count_flops
-from far_export.graphs import far, far_t2i
-from far_export.stages import Stage
+from far_export.stages import far, far_t2i
+from far_export.stages.flops import count_flops
+from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
 from far_models.checkpoint import load_checkpoint
 from far_models.far_t2i import FART2I

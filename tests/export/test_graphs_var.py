@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from far_export.engines import engine_of
-from far_export.flops import count_flops
-from far_export.graphs import var_choice
-from far_export.graphs.var import editing_stages, model_info, stages, transformer_flops
-from far_export.graphs.var_choice import ChooseGraph, SmoothGraph, ascending, choose_stage, filtered
 from far_export.onnx.writer import export_stages
-from far_export.stages import Stage
+from far_export.stages import var_token_choice as var_choice
+from far_export.stages.flops import count_flops
+from far_export.stages.stage import Stage
+from far_export.stages.var import editing_stages, model_info, stages, transformer_flops
+from far_export.stages.var_token_choice import ChooseGraph, SmoothGraph, ascending, choose_stage, filtered
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.errors import FarError

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from far_export.cast import CASTS, cast_stages
 from far_export.export import export_bundle, load_pair
-from far_export.graphs import SYSTEMS
 from far_export.half import HalfEngine, WideProducts
 from far_export.onnx.tensor_ranges import look
 from far_export.onnx.writer import export_stages
-from far_export.stages import Input, Stage
+from far_export.stages import SYSTEMS
+from far_export.stages.stage import Input, Stage
 from far_export.tolerances import LIMITS, free_run_limits, stage_tolerance
 from far_export.torch_engine import TorchEngine
 from far_models.islands import island
@@ -94,7 +94,7 @@ def test_tensorrt_rtx_builds_every_fp16_stage_and_computes_in_it(
 @pytest.mark.parametrize("precision", list(CASTS))
 def test_tensorrt_rtx_takes_vars_transformer_with_its_growing_keys(tmp_path: Path, precision: str) -> None:
     """Normalised queries and keys are FP32 islands between 16-bit products."""
-    from far_export.graphs.var import transformer_stage
+    from far_export.stages.var import transformer_stage
     from far_models.var import VAR, VARConfig
     from far_runtime.build.precision import network_products
 

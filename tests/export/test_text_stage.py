@@ -11,7 +11,7 @@ import torch
 
 from far_export.export import export_bundle
 from far_export.onnx.writer import export_stages
-from far_export.text import load_text_part
+from far_export.stages.text import load_text_part
 from far_models.far_t2i import FART2IConfig
 from far_models.text.encoder import load_text_encoder
 from far_runtime.bundle import open_bundle

@@ -148,8 +148,8 @@ def test_far_b_costs_what_the_released_code_costs_less_what_is_done_once() -> No
     """The released code takes 38.9 TFLOP before decoding: every level guided, 100 steps, and in each of these the
     projection of z and the time embedding for every token and row."""
     torch = pytest.importorskip("torch")
-    from far_export.graphs import far as far_graphs
-    from far_export.graphs import vae as vae_graphs
+    from far_export.stages import far as far_graphs
+    from far_export.stages import vae as vae_graphs
     from far_models.far import FAR, PRESETS
     from far_models.kl_vae import AutoencoderKL, VAEConfig
 

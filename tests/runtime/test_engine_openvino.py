@@ -80,7 +80,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     torch = pytest.importorskip("torch", reason="torch makes the graph")
 
     from far_export.engines import engine_of
-    from far_export.stages import Input, Stage
+    from far_export.stages.stage import Input, Stage
     from far_runtime.bundle import TensorSpec
 
     class Attention(torch.nn.Module):  # type: ignore[misc, name-defined]

@@ -54,7 +54,7 @@ class Tiny:
 def tiny_var() -> Iterator[Tiny]:
     import torch
 
-    from far_export.graphs.var import editing_stages, model_info, stages
+    from far_export.stages.var import editing_stages, model_info, stages
     from far_export.torch_engine import TorchEngine
     from far_models.var import VAR, VARConfig
     from far_models.vq_vae import VQVAE, VQVAEConfig

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from far_export.graphs import SYSTEMS
+from far_export.stages import SYSTEMS
 from far_export.torch_engine import TorchEngine
 from far_models.checkpoint import load_checkpoint
 from far_models.training.sampling import Redrawing

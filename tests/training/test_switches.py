@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from far_export.graphs.far import TransformerGraph
+from far_export.stages.far import TransformerGraph
 from far_models.far import FARConfig
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.training.chance import Chance

@@ -15,7 +15,7 @@ import torch
 from click.testing import Result
 from PIL import Image
 
-from far_export.graphs import SYSTEMS
+from far_export.stages import SYSTEMS
 from far_models.checkpoint import load_checkpoint
 from far_runtime.errors import FarError
 from far_runtime.samplers import SAMPLERS

@@ -33,7 +33,7 @@ def sample_pictures(
 
     features [texts, T, width]: of prompts, for a system that is conditioned on text; `labels` number them then.
     """
-    from far_export.graphs import SYSTEMS
+    from far_export.stages import SYSTEMS
     from far_export.torch_engine import TorchEngine
     from far_runtime.noise import SeedNoise
     from far_runtime.samplers import SAMPLERS
@@ -62,7 +62,7 @@ class Redrawing:
 
     def __init__(self, far: nn.Module, vae: nn.Module, sampling: Mapping[str, Any]) -> None:
         """sampling: settings of FAR's loop by name; FarError for ones that cannot be."""
-        from far_export.graphs import SYSTEMS
+        from far_export.stages import SYSTEMS
         from far_export.torch_engine import TorchEngine
         from far_runtime.samplers import far as loop
 
@@ -104,8 +104,8 @@ def sample_hybrid(
 
     guidance: rises from 1 at the first scale to this at the last, as VAR's does.
     """
-    from far_export.graphs.far import denoise_stage
-    from far_export.graphs.vae import decode_stage
+    from far_export.stages.far import denoise_stage
+    from far_export.stages.vae import decode_stage
     from far_export.torch_engine import TorchEngine
     from far_runtime.noise import SeedNoise
     from far_runtime.samplers.base import Step

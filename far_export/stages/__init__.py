@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from far_export.graphs import far, far_t2i, mar, vae, var
-from far_export.stages import Stage
+from far_export.stages import far, far_t2i, mar, vae, var
+from far_export.stages.stage import Stage
 from far_runtime.samplers import far_t2i as far_t2i_loop
 from far_runtime.samplers.far import plan
 

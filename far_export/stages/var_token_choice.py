@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from far_export.stages import Input, Stage
+from far_export.stages.stage import Input, Stage
 from far_runtime.bundle import TensorSpec
 
 MOST = 3840

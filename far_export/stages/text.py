@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from far_export.flops import count_flops
-from far_export.stages import Input, Stage
+from far_export.stages.flops import count_flops
+from far_export.stages.stage import Input, Stage
 from far_models.far_t2i import FART2IConfig
 from far_models.text.encoder import TextEncoder, load_text_encoder
 from far_models.text.qwen2 import Qwen2

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_export.flops import count_flops
-from far_export.graphs.far import PlaceGraph, pick
-from far_export.graphs.vae import decode_stage
-from far_export.graphs.var_choice import choose_stage, smooth_stage
-from far_export.stages import Input, Stage
+from far_export.stages.far import PlaceGraph, pick
+from far_export.stages.flops import count_flops
+from far_export.stages.stage import Input, Stage
+from far_export.stages.vae import decode_stage
+from far_export.stages.var_token_choice import choose_stage, smooth_stage
 from far_models.islands import island
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from far_export.flops import count_flops
-from far_export.graphs.far import denoise_stage, in_visible_tokens, lowpassed, pick, spread
-from far_export.stages import Input, Stage
+from far_export.stages.far import denoise_stage, in_visible_tokens, lowpassed, pick, spread
+from far_export.stages.flops import count_flops
+from far_export.stages.stage import Input, Stage
 from far_models.far_t2i import FART2I, FART2IConfig
 from far_runtime.bundle import TensorSpec
 from far_runtime.frequency import lowpass_matrices

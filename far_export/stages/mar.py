@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from far_export.graphs.far import denoise_stage, features_flops, in_visible_tokens, pick, place_stage, spread
-from far_export.stages import Input, Stage
+from far_export.stages.far import denoise_stage, features_flops, in_visible_tokens, pick, place_stage, spread
+from far_export.stages.stage import Input, Stage
 from far_models.far import FARConfig
 from far_models.mar import MAR
 from far_runtime.bundle import TensorSpec

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from far_export.flops import count_flops
-from far_export.stages import Input, Stage
+from far_export.stages.flops import count_flops
+from far_export.stages.stage import Input, Stage
 from far_models.far import FAR, FARConfig
 from far_models.far_t2i import FART2IConfig
 from far_models.islands import island

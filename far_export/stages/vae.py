@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from far_export.flops import count_flops
-from far_export.stages import Input, Stage
+from far_export.stages.flops import count_flops
+from far_export.stages.stage import Input, Stage
 from far_models.islands import island
 from far_models.kl_vae import AutoencoderKL
 from far_runtime.bundle import TensorSpec
