@@ -1,12 +1,12 @@
 """What may differ from the float32 torch modules, at every precision.
 
-FP32 is judged by the stages' own tolerances, from which the limits of the free run follow (`far_export.verdict`). At a
+FP32 is judged by the stages' own tolerances, from which the limits of the free run follow (`far_export.verify.results`). At a
 lower precision the stages keep the limit of that precision, in lockstep. The free run is judged where it can be:
 
 - FAR, FAR-T2I and MAR draw from the same noise on both sides, so pictures stay close: LIMITS has what they need;
 - VAR draws tokens. One that falls the other way, where two were nearly as good, changes all that follows: a picture as
   good, but another. In lockstep every scale is judged on the reference's own tokens; the free run is only shown;
-- INT8 is judged by the distribution of its pictures (`far_export.distribution`): the free run is only shown.
+- INT8 is judged by the distribution of its pictures (`far_export.verify.distribution`): the free run is only shown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from far_export.stages.stage import Stage
-from far_export.verdict import LOOP_FACTOR, required_psnr
+from far_export.verify.results import LOOP_FACTOR, required_psnr
 
 
 @dataclass(frozen=True)

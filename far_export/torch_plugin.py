@@ -25,7 +25,7 @@ def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: S
     """
     from far_export.cli.verify import recorded_vae, reference_text
     from far_export.export import load_pair
-    from far_export.parity import check_sizes, reference_stages
+    from far_export.verify.parity import check_sizes, reference_stages
 
     if variant not in VARIANTS:
         raise FarError(f"engine torch:{variant}: unknown; use torch or torch:compile")

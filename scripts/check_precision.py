@@ -84,11 +84,11 @@ def measured(
 ) -> dict[str, Any]:  # fmt: skip
     """A row of the table: what was found before for the same bundle, or what is found now."""
     from far_export.cast import cast_stages
-    from far_export.distribution import check_distribution
     from far_export.export import load_pair
     from far_export.half import HalfEngine
-    from far_export.parity import compare_engines, own_tolerances, reference_stages
     from far_export.torch_engine import TorchEngine
+    from far_export.verify.distribution import check_distribution
+    from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
     from far_runtime.defaults import settings_of
     from far_runtime.engines import open_engine
     from far_runtime.files import whole_file

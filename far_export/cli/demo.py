@@ -19,7 +19,7 @@ from far_runtime.pipeline import Pipeline
 from far_runtime.subjects import EXAMPLES, Subject, resolve_subjects, takes_text
 
 if TYPE_CHECKING:
-    from far_export.verdict import Report
+    from far_export.verify.results import Report
 
 COLUMNS = 8
 SHOWN = 64
@@ -45,8 +45,8 @@ def demo(output: Path, model: str, zoo: Path | None, text_encoder: Path | None, 
     """Make a bundle of a small trained model, draw a picture of every class (of the first prompts, where it draws from
     text), show how pictures grow from low to high frequency, and verify the bundle against its checkpoint."""
     from far_export.export import export_bundle
-    from far_export.report import write_html
     from far_export.tune.presets import read_presets
+    from far_export.verify.html import write_html
     from far_runtime.files import check_folder
 
     checkpoint, vae = zoo_files(zoo, model)
@@ -163,7 +163,7 @@ def verify_demo(
     """Verify a picture of each subject."""
     from far_export.cli.verify import reference_text
     from far_export.export import load_pair
-    from far_export.parity import verify_bundle
+    from far_export.verify.parity import verify_bundle
     from far_runtime.defaults import settings_of
 
     model, vae = load_pair(checkpoint, vae_file)

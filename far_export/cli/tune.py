@@ -54,12 +54,12 @@ def tune(
     journal."""
     from rich.console import Console
 
-    from far_export.distribution import check_possible
     from far_export.evaluate.feature_cache import FeatureCache
     from far_export.tune import presets as written
     from far_export.tune import run
     from far_export.tune.distance import Judge
     from far_export.tune.journal import Journal
+    from far_export.verify.distribution import check_possible
     from far_runtime import __version__
     from far_runtime.bench.plot import check_plot
     from far_runtime.bundle import open_bundle

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from far_export.parity import OnProgress
     from far_export.stages.stage import Stage
-    from far_export.verdict import Report
+    from far_export.verify.parity import OnProgress
+    from far_export.verify.results import Report
     from far_models.checkpoint import Checkpoint
     from far_runtime.bundle import Manifest
 
@@ -76,7 +76,7 @@ def verify(**options: Any) -> None:
     level; exit with 1 where the difference is larger than the bundle's tolerances allow."""  # fmt: skip
     from rich.console import Console
 
-    from far_export.report import json_text, write_html, write_json
+    from far_export.verify.html import json_text, write_html, write_json
     from far_runtime.errors import CheckFailed
     from far_runtime.files import check_distinct, check_file
 
@@ -113,9 +113,9 @@ def verify(**options: Any) -> None:
 
 def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     """The report, and a line on the engine if none was named."""
-    from far_export.distribution import check_distribution, check_possible
     from far_export.export import check_weights, load_pair
-    from far_export.parity import reference_stages, verify_bundle
+    from far_export.verify.distribution import check_distribution, check_possible
+    from far_export.verify.parity import reference_stages, verify_bundle
     from far_models.checkpoint import parse_overrides
     from far_runtime.bundle import open_bundle
     from far_runtime.defaults import check_system, settings_of
@@ -217,8 +217,8 @@ def progress_bar(show: bool) -> Iterator[OnProgress | None]:
 
 def print_report(report: Report, console: Console) -> None:
     """The table, what failed, and a line that sums it up."""
-    from far_export.report import engine_text, number, psnr_text
-    from far_export.verdict import limit_text, psnr_limit_text, unseen
+    from far_export.verify.html import engine_text, number, psnr_text
+    from far_export.verify.results import limit_text, psnr_limit_text, unseen
 
     console.print(f"{engine_text(report.candidate)} against {engine_text(report.reference)}", markup=False)
     console.print(table(report))
@@ -254,8 +254,8 @@ def table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from far_export.report import number
-    from far_export.verdict import limit_text
+    from far_export.verify.html import number
+    from far_export.verify.results import limit_text
 
     def verdict(passed: bool) -> Text:
         return Text("ok", "green") if passed else Text("FAIL", "bold red")

@@ -14,12 +14,12 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from far_export import distribution
 from far_export.cli.verify import verify
-from far_export.distribution import DistributionResult, compare_distributions
 from far_export.evaluate.feature_cache import FeatureCache
 from far_export.evaluate.features import feature_network, features
 from far_export.evaluate.metrics import frechet, principal_components
+from far_export.verify import distribution
+from far_export.verify.distribution import DistributionResult, compare_distributions
 from far_runtime.errors import CheckFailed, FarError
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from far_export.compare import compare
 from far_export.export import load_pair
-from far_export.parity import reference_stages
 from far_export.stages.flops import count_flops
 from far_export.torch_engine import TorchEngine
+from far_export.verify.parity import reference_stages
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
 from far_runtime.cost import row_flops

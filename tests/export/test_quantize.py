@@ -14,8 +14,8 @@ import pytest
 
 from far_export.onnx.calibration import BINS, CalibrationEngine, Histogram
 from far_export.onnx.quantize import PRODUCTS, TOLERANCE, products_of, quantize_bundle
-from far_export.parity import compare_engines
-from far_export.verdict import Report
+from far_export.verify.parity import compare_engines
+from far_export.verify.results import Report
 from far_runtime.bundle import WEIGHTS, Bundle, open_bundle, write_manifest
 from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine

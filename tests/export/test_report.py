@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from far_export.report import amplification, html_page
-from far_export.report_plot import axes_of, error_plot, power_of_ten, series_of
-from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report, StageResult
+from far_export.verify.html import amplification, html_page
+from far_export.verify.html_plot import axes_of, error_plot, power_of_ten, series_of
+from far_export.verify.results import EngineInfo, LoopResult, PictureResult, Report, StageResult
 from far_runtime.samplers import far as loop
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from far_export import distribution
 from far_export.tune import run
 from far_export.tune.distance import frequencies, spectral_distance
 from far_export.tune.journal import Journal
 from far_export.tune.presets import read_presets, write_presets
 from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space, front
+from far_export.verify import distribution
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import cli
 from far_runtime.defaults import settings_of

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import check_precision
-from far_export import distribution, parity
+from far_export.verify import distribution, parity
 
 if TYPE_CHECKING:
     from conftest import Tiny

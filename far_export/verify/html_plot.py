@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from far_export.verdict import Report
+from far_export.verify.results import Report
 from far_runtime.samplers.base import Step
 
 WIDTH, HEIGHT = 960, 340

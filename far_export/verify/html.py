@@ -16,9 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from far_export.report_plot import error_plot
-from far_export.report_style import STYLE
-from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report, StageResult, limit_text, psnr_limit_text
+from far_export.verify.html_plot import error_plot
+from far_export.verify.html_style import STYLE
+from far_export.verify.results import (
+    EngineInfo,
+    LoopResult,
+    PictureResult,
+    Report,
+    StageResult,
+    limit_text,
+    psnr_limit_text,
+)
 from far_runtime.files import whole_file
 
 SMALL = 160

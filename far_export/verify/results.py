@@ -1,6 +1,6 @@
 """What verify found, and what is accepted.
 
-A call's error is ||a - b|| / ||b|| (`far_export.parity` names two exceptions), and every call of a stage has to keep
+A call's error is ||a - b|| / ||b|| (`far_export.verify.parity` names two exceptions), and every call of a stage has to keep
 the tolerance that the bundle's manifest gives its graph or the exporter gives the stage, whichever is smaller, times
 `tolerance_scale`. In FP32 the latents after each step
 of the free run may be off by LOOP_FACTOR times the largest tolerance of the loop's stages (1e-3), and every picture
@@ -22,7 +22,7 @@ from far_runtime.samplers.base import Step
 from far_runtime.subjects import Subject
 
 if TYPE_CHECKING:
-    from far_export.distribution import DistributionResult
+    from far_export.verify.distribution import DistributionResult
 
 FORMAT = 3
 LOOP_FACTOR = 10.0

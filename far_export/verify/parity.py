@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from far_export.compare import compare, psnr
-from far_export.lockstep import Lockstep
 from far_export.stages import SYSTEMS
 from far_export.stages.stage import Stage
 from far_export.tolerances import free_run_limits, stage_tolerance
 from far_export.torch_engine import TorchEngine
-from far_export.verdict import EngineInfo, LoopResult, PictureResult, Report
+from far_export.verify.lockstep import Lockstep
+from far_export.verify.results import EngineInfo, LoopResult, PictureResult, Report
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.defaults import plan_of, sampler_of
 from far_runtime.engines import open_engine

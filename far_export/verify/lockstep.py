@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from far_export.compare import Tally, compare
 from far_export.onnx.tensor_ranges import Range, look
-from far_export.verdict import StageResult
+from far_export.verify.results import StageResult
 from far_runtime.bundle import Bundle, Graph, Manifest
 from far_runtime.engines.base import Array, Engine
 from far_runtime.samplers.base import Step

@@ -1,0 +1,1 @@
+"""Verification: a bundle's engines against its checkpoint's torch modules."""
