@@ -81,7 +81,7 @@ def sample(
     from far_runtime.bundle import open_bundle
     from far_runtime.cluster import Each
     from far_runtime.defaults import check_system, settings_of
-    from far_runtime.reporting import progress, say, silent
+    from far_runtime.progress import progress, say, silent
     from far_runtime.sample.files import check_format
     from far_runtime.sample.folder import Folder
     from far_runtime.sample.on_ray import Setting, drawn_on_ray
@@ -143,7 +143,7 @@ def _drawn_here(
 ) -> Generator[Made, None, None]:  # fmt: skip
     """The shards one after the other, in this process. within: told how many pictures of a shard there are."""
     from far_runtime.pipeline import Pipeline
-    from far_runtime.reporting import say
+    from far_runtime.progress import say
     from far_runtime.sample.draw import draw_shard, engine_of
 
     if not shards:
@@ -162,8 +162,8 @@ def _subjects(
 ) -> list[Subject]:
     """What is drawn in turn."""
     from far_runtime.errors import FarError
+    from far_runtime.progress import say
     from far_runtime.prompts import read_prompts
-    from far_runtime.reporting import say
     from far_runtime.subjects import resolve_subjects, takes_text
 
     manifest = opened.manifest

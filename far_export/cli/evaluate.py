@@ -115,7 +115,7 @@ def evaluate(
     from far_runtime.errors import FarError
     from far_runtime.files import check_folder, whole_file
     from far_runtime.pipeline import Pipeline
-    from far_runtime.reporting import progress, say
+    from far_runtime.progress import progress, say
 
     for option, given in (("--floor", floor), ("--inception", inception)):
         if given and not references:
@@ -186,7 +186,7 @@ def _plan(
     images: bool,
 ) -> Plan:
     from far_runtime.errors import FarError
-    from far_runtime.reporting import say
+    from far_runtime.progress import say
     from far_runtime.subjects import resolve_subjects, takes_text
 
     if takes_text(opened.manifest):
@@ -209,8 +209,8 @@ def _plan_of_prompts(
     opened: Bundle, prompts: Path | None, count: int | None, samples: int | None, references: Sequence[str]
 ) -> Plan:
     from far_runtime.errors import FarError
+    from far_runtime.progress import say
     from far_runtime.prompts import read_prompts
-    from far_runtime.reporting import say
     from far_runtime.subjects import resolve_subjects
 
     if prompts is None:
@@ -232,7 +232,7 @@ def _check_count(count: int, references: Sequence[str]) -> None:
 def _network(weights: Path | None) -> Extractor:
     from far_export.evaluate import features as networks
     from far_export.evaluate.inception import inception
-    from far_runtime.reporting import say
+    from far_runtime.progress import say
 
     return inception(weights, say) if weights else networks.lite()
 

@@ -15,7 +15,7 @@ from far_export.evaluate.reference import Pixels, Reference, features_of
 from far_models.checkpoint import load_checkpoint
 from far_models.training.vae import reconstruct_pixels
 from far_runtime.errors import FarError
-from far_runtime.reporting import Reporting, silent
+from far_runtime.progress import Reporting, silent
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from far_export.evaluate.features import Extractor, Found
 from far_runtime.facts import settle
 from far_runtime.files import whole_file
 from far_runtime.pictures import save_plain
-from far_runtime.reporting import Reporting, silent
+from far_runtime.progress import Reporting, silent
 
 RUN = "run.json"
 Pixels = NDArray[np.uint8]

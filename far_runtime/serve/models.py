@@ -15,7 +15,7 @@ from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.fields import as_option, fields_for_options
-from far_runtime.names import check_name
+from far_runtime.model_name import check_name
 from far_runtime.pipeline import Pipeline
 from far_runtime.presets import preset_names, preset_of
 from far_runtime.serve.batching import Batcher, Watcher
