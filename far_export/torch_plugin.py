@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from far_export.torch_engine import TorchEngine
-from far_runtime.bench.engines import CPU, GPU, Sources
+from far_runtime.bench.contenders import CPU, GPU, Sources
 from far_runtime.bundle import Bundle
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError

@@ -71,7 +71,7 @@ def bench(**options: Any) -> None:
     matrix product reaches. Every engine runs in a process of its own."""
     from rich.console import Console
 
-    from far_runtime.bench.engines import contenders
+    from far_runtime.bench.contenders import contenders
     from far_runtime.bench.plot import check_plot, save_plot
     from far_runtime.bench.table import print_figures
     from far_runtime.errors import CheckFailed, FarError
@@ -124,12 +124,12 @@ def run(
     from functools import partial
 
     from far_runtime import __version__
-    from far_runtime.bench import products
-    from far_runtime.bench.engines import GPU, Sources, contenders, plugins
-    from far_runtime.bench.figures import figures_of
+    from far_runtime.bench import matmul_rate as products
+    from far_runtime.bench.contenders import GPU, Sources, contenders, plugins
     from far_runtime.bench.machine import gpu_facts, machine_facts
     from far_runtime.bench.rounds import Length, measure
     from far_runtime.bench.session import EngineSession
+    from far_runtime.bench.statistics import figures_of
     from far_runtime.bundle import open_bundle
     from far_runtime.cost import picture_cost
     from far_runtime.defaults import check_system, plan_of, settings_of

@@ -29,7 +29,7 @@ from far_export.stages.far import DenoiseGraph, denoise_stage
 from far_export.stages.stage import Stage
 from far_models.far import FAR, PRESETS
 from far_models.head import DiffusionHead, modulate
-from far_runtime.bench.products import openvino_product
+from far_runtime.bench.matmul_rate import openvino_product
 from far_runtime.bundle import Graph
 
 RANGE = 8.0

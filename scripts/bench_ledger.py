@@ -27,10 +27,10 @@ import numpy as np
 
 from bench_export_memory import export, run_apart, write_checkpoints
 from far_export.onnx.quantize import STAGES as QUANTISED
-from far_runtime.bench.engines import CPU
+from far_runtime.bench.contenders import CPU
+from far_runtime.bench.matmul_rate import Products
 from far_runtime.bench.plot import check_plot
-from far_runtime.bench.process import Worker
-from far_runtime.bench.products import Products
+from far_runtime.bench.worker_process import Worker
 from far_runtime.bundle import Manifest, open_bundle
 from far_runtime.cost import call_flops, picture_cost
 from far_runtime.defaults import plan_of, settings_of

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bench.figures import HOST, Figures
+from far_runtime.bench.statistics import HOST, Figures
 from far_runtime.bench.table import at_one_batch
 from far_runtime.bench.timing import COPIES
 from far_runtime.errors import FarError

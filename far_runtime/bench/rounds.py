@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from far_runtime.bench.engines import GPU, computed_in, device_of
-from far_runtime.bench.process import Failed, Worker
-from far_runtime.bench.products import Kind, Products
+from far_runtime.bench.contenders import GPU, computed_in, device_of
+from far_runtime.bench.matmul_rate import Kind, Products
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
+from far_runtime.bench.worker_process import Failed, Worker
 from far_runtime.errors import FarError
 
 REST = 0.25

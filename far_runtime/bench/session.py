@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bench.engines import GPU, Contender, Sources, device_of
+from far_runtime.bench.contenders import GPU, Contender, Sources, device_of
 from far_runtime.bench.machine import gpu_facts
 from far_runtime.bench.timing import TimedEngine
 from far_runtime.bundle import open_bundle

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from far_runtime.bench.figures import BatchFigures, EngineFigures, Figures
+from far_runtime.bench.statistics import BatchFigures, EngineFigures, Figures
 
 UNKNOWN = "-"
 

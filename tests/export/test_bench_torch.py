@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-import far_runtime.bench.engines
-import far_runtime.bench.products
+import far_runtime.bench.contenders
+import far_runtime.bench.matmul_rate
 import far_runtime.bench.rounds
 from far_export.torch_plugin import matrix_product, open_plugin
-from far_runtime.bench.engines import GROUP, Sources
+from far_runtime.bench.contenders import GROUP, Sources
 from far_runtime.bundle import open_bundle
 from far_runtime.cli import main
 from far_runtime.engines.base import EngineOptions
@@ -47,8 +47,8 @@ def latents(bundle: Path, engine: Any) -> Any:
 def test_torch_is_measured_beside_an_engine(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(far_runtime.bench.engines, "plugins", added)
-    monkeypatch.setattr(far_runtime.bench.products, "SIZE", 64)
+    monkeypatch.setattr(far_runtime.bench.contenders, "plugins", added)
+    monkeypatch.setattr(far_runtime.bench.matmul_rate, "SIZE", 64)
     monkeypatch.setattr(far_runtime.bench.rounds, "REST", 0)
     file = tmp_path / "bench.json"
     command = ["bench", tiny.bundle, "--engine", "onnxruntime", "--engine", "torch", "--checkpoint", tiny.safetensors]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bench.engines import Sources
+from far_runtime.bench.contenders import Sources
 from far_runtime.bundle import Bundle
 from far_runtime.engines.base import Array, EngineOptions
 from far_runtime.engines.onnxruntime import OnnxRuntimeEngine

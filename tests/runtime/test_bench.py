@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import far_runtime.bench.engines
-import far_runtime.bench.products
+import far_runtime.bench.contenders
+import far_runtime.bench.matmul_rate
 import far_runtime.bench.rounds
-from far_runtime.bench.engines import CPU, Contender, Sources, computed_in, device_of
-from far_runtime.bench.figures import Figures, figures_of, percentile
-from far_runtime.bench.process import Failed
-from far_runtime.bench.products import Products
+from far_runtime.bench.contenders import CPU, Contender, Sources, computed_in, device_of
+from far_runtime.bench.matmul_rate import Products
 from far_runtime.bench.rounds import BatchRuns, EngineRuns, Length, Runs, measure
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
+from far_runtime.bench.statistics import Figures, figures_of, percentile
 from far_runtime.bench.table import at_one_batch
 from far_runtime.bench.timing import COPIES, TimedEngine
+from far_runtime.bench.worker_process import Failed
 from far_runtime.bundle import open_bundle
 from far_runtime.cost import picture_cost
 from far_runtime.defaults import plan_of, settings_of
@@ -45,9 +45,9 @@ FLOPS = {"transformer": 6e9, "denoise": 3e9, "decode": 1e9}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small matrices, no rests, and the failing engine of this folder as the only one that is added."""
-    monkeypatch.setattr(far_runtime.bench.products, "SIZE", 64)
+    monkeypatch.setattr(far_runtime.bench.matmul_rate, "SIZE", 64)
     monkeypatch.setattr(far_runtime.bench.rounds, "REST", 0)
-    monkeypatch.setattr(far_runtime.bench.engines, "plugins", lambda: {"fake": "bench_fake"})
+    monkeypatch.setattr(far_runtime.bench.contenders, "plugins", lambda: {"fake": "bench_fake"})
     monkeypatch.syspath_prepend(str(HERE))
 
 
@@ -373,7 +373,7 @@ def test_wrong_input_is_refused_before_any_work(
     far: Any, tiny: Tiny, arguments: tuple[Any, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("no.folder").mkdir(exist_ok=True)
-    monkeypatch.setattr(far_runtime.bench.products.Products, "open", lambda self: pytest.fail("measured"))
+    monkeypatch.setattr(far_runtime.bench.matmul_rate.Products, "open", lambda self: pytest.fail("measured"))
     made = far("bench", tiny.bundle, *arguments)
     assert made.code == 2 and message in made.err and len(made.err.splitlines()) == 1
     assert [path.name for path in Path().iterdir()] == ["no.folder"]
@@ -397,7 +397,7 @@ def test_an_engine_whose_library_is_missing_names_the_command(tiny: Tiny, monkey
 PROGRAM = """
 import sys
 if __name__ == "__main__":
-    import far_runtime.bench.engines as engines
+    import far_runtime.bench.contenders as engines
     engines.plugins = lambda: {"fake": "bench_fake"}
     from far_runtime.cli import main
     main(sys.argv[1:])
@@ -429,7 +429,7 @@ def test_no_process_outlives_the_command(tiny: Tiny, tmp_path: Path, ended_by: s
 INTERRUPTED = """
 import multiprocessing, os, signal, sys
 from multiprocessing.context import SpawnProcess
-from far_runtime.bench.process import Worker
+from far_runtime.bench.worker_process import Worker
 
 class Idle:
     def open(self):

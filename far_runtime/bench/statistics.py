@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from far_runtime.bench.products import Kind
+from far_runtime.bench.matmul_rate import Kind
 from far_runtime.bench.rounds import BatchRuns, EngineRuns, Runs
 from far_runtime.bench.timing import COPIES
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from far_runtime.bench.engines import CPU, GPU
+from far_runtime.bench.contenders import CPU, GPU
 from far_runtime.errors import FarError
 
 SIZE = 2048
