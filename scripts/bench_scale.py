@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "sample"]
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "sample"]
 
 
 def run(arguments: list[str], folder: Path) -> dict[str, float]:

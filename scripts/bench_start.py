@@ -22,7 +22,7 @@ import click
 
 from far_runtime.bundle import WEIGHTS
 
-FAR = "from far_runtime.cli import main; main()"
+FAR = "from far_runtime.cli.main import main; main()"
 
 
 def run(arguments: list[str]) -> tuple[float, int]:

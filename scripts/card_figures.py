@@ -20,7 +20,7 @@ from far_models.training.data import PictureSet
 from far_models.training.prompts import prompts_of
 from far_models.training.sheets import save_picture, tile
 from far_models.training.vae import comparison, evenly, reconstruct, reconstruction_psnr
-from far_runtime.cli_engine import best_unless
+from far_runtime.cli.engine_options import best_unless
 from far_runtime.engines.base import EngineOptions
 from far_runtime.pipeline import Pipeline
 

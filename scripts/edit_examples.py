@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from far_runtime.cli import cli
+from far_runtime.cli.main import cli
 from far_runtime.edit import in_paint, out_paint, parse_margins
 from far_runtime.image_files import read_mask, read_picture
 from far_runtime.pictures import picture_grid, save_plain

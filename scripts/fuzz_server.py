@@ -36,7 +36,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.result import Ok
 
-from far_runtime.cli_sampling import SAMPLING
+from far_runtime.cli.sampling_options import SAMPLING
 from far_runtime.errors import FarError
 from far_runtime.files import check_file, whole_file
 from far_runtime.serve.schema import ErrorBody

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from far_runtime.errors import FarError
 
-COMMAND = [sys.executable, "-c", "from far_runtime.cli import main; main()", "serve"]
+COMMAND = [sys.executable, "-c", "from far_runtime.cli.main import main; main()", "serve"]
 STARTS, ENDS = 600.0, 90.0
 """Seconds that a server may take to load and to end."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from far_runtime.bundle import Bundle
-from far_runtime.cli_engine import BEST, best_unless
+from far_runtime.cli.engine_options import BEST, best_unless
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
 from far_runtime.subjects import EXAMPLES, Subject, resolve_subjects, takes_text
@@ -149,7 +149,7 @@ def draw_samples(pipeline: Pipeline, path: Path, subjects: Sequence[Subject], se
 
 def draw_levels(pipeline: Pipeline, folder: Path, subjects: Sequence[Subject], seed: int) -> str:
     """levels.png and levels.webp of some subjects in `folder`; returns a line about them."""
-    from far_runtime.outputs import write_levels
+    from far_runtime.cli.outputs import write_levels
 
     made = pipeline.generate(subjects, [seed] * len(subjects), save_levels=True)
     write_levels(made, 1, folder / "levels.png", folder / "levels.webp")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import BEST, best_unless, engine_options, take_engine
+from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
 
 if TYPE_CHECKING:
     from rich.table import Table

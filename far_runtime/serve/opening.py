@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from far_runtime.bundle import open_bundle
-from far_runtime.cli_engine import best_unless
+from far_runtime.cli.engine_options import best_unless
 from far_runtime.engines.base import EngineOptions
 from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.metrics import Metrics, ModelWatcher

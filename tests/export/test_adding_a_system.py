@@ -13,7 +13,7 @@ from PIL import Image
 
 from far_export.stages import SYSTEMS, System
 from far_models import checkpoint
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 from far_runtime.samplers import SAMPLERS, mar
 
 

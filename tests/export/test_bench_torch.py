@@ -19,7 +19,7 @@ import far_runtime.bench.rounds
 from far_export.torch_plugin import matrix_product, open_plugin
 from far_runtime.bench.contenders import GROUP, Sources
 from far_runtime.bundle import open_bundle
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline

@@ -15,7 +15,7 @@ from far_export.cli.demo import zoo_files
 from far_models.checkpoint import load_checkpoint
 from far_models.training.zoo import export_checkpoint
 from far_runtime.bundle import open_bundle
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from far_export.onnx import check as onnx_check
 from far_export.onnx import writer as onnx_export
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_runtime.bundle import open_bundle
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
 
@@ -291,7 +291,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
 def test_a_killed_export_leaves_nothing(tiny: Any, tmp_path: Path) -> None:
     """SIGTERM half-way: the unfinished folder goes, too."""
     target = tmp_path / "bundle"
-    command = [sys.executable, "-c", "from far_runtime.cli import main; main()", "export", tiny.far]
+    command = [sys.executable, "-c", "from far_runtime.cli.main import main; main()", "export", tiny.far]
     process = subprocess.Popen([*map(str, command), "--vae", str(tiny.vae), "-o", str(target)], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob(".bundle.*/weights.bin")):

@@ -18,7 +18,7 @@ from far_export.stages.flops import count_flops
 from far_export.torch_engine import TorchEngine
 from far_export.verify.parity import reference_stages
 from far_runtime.bundle import open_bundle
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 from far_runtime.cost import row_flops
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions

@@ -25,7 +25,7 @@ from far_export.tolerances import LIMITS, free_run_limits, stage_tolerance
 from far_export.torch_engine import TorchEngine
 from far_models.islands import island
 from far_runtime.bundle import Bundle, Manifest, TensorSpec, open_bundle
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import CheckFailed, FarError

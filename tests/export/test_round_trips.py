@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 
 
 @dataclass(frozen=True)

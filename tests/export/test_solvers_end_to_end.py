@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 
 if TYPE_CHECKING:
     from conftest import Tiny

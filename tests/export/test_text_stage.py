@@ -15,7 +15,7 @@ from far_export.stages.text import load_text_part
 from far_models.far_t2i import FART2IConfig
 from far_models.text.encoder import load_text_encoder
 from far_runtime.bundle import open_bundle
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 from far_runtime.errors import FarError
 from far_runtime.text import load_tokenizer, tokenize
 

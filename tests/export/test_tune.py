@@ -20,7 +20,7 @@ from far_export.tune.presets import read_presets, write_presets
 from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space, front
 from far_export.verify import distribution
 from far_runtime.bundle import open_bundle
-from far_runtime.cli import cli
+from far_runtime.cli.main import cli
 from far_runtime.defaults import settings_of
 from far_runtime.errors import FarError
 from far_runtime.presets import LIMITS, preset_of

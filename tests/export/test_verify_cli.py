@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from far_runtime.bundle import manifest_checksum
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 
 if TYPE_CHECKING:
     from conftest import Tiny

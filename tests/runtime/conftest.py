@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 from far_runtime.pipeline import Pipeline
 
 

@@ -399,7 +399,7 @@ import sys
 if __name__ == "__main__":
     import far_runtime.bench.contenders as engines
     engines.plugins = lambda: {"fake": "bench_fake"}
-    from far_runtime.cli import main
+    from far_runtime.cli.main import main
     main(sys.argv[1:])
 """
 

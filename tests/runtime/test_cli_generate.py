@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, ImageSequence
 
 from far_runtime.bundle import MANIFEST, manifest_checksum
+from far_runtime.cli.outputs import Outputs, level_files
 from far_runtime.errors import FarError
-from far_runtime.outputs import Outputs, level_files
 from far_runtime.pictures import KEY, read_settings, save_picture
 from far_runtime.pipeline import Pipeline
 from far_runtime.settings import PictureSettings
@@ -363,7 +363,7 @@ def test_a_folder_in_place_of_a_file(far: Any, tiny: Any, tmp_path: Path) -> Non
 
 FULL_DISK = """
 import resource, sys
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # writing beyond 2000 bytes fails, as on a full disk
 main(sys.argv[1:])
 """

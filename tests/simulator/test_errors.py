@@ -222,7 +222,7 @@ def test_scratch_memory_is_the_largest_and_taken_once(simulation: Any, tiny: Any
 def test_options_reach_the_engine() -> None:
     import click
 
-    from far_runtime.cli_engine import engine_options, take_engine
+    from far_runtime.cli.engine_options import engine_options, take_engine
 
     @click.command()
     @engine_options("x")

@@ -225,7 +225,7 @@ def test_a_kill_while_writing_leaves_the_state_before(
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "torch.save = half\n"
         "import sys\n"
-        "from far_runtime.cli import main\n"
+        "from far_runtime.cli.main import main\n"
         "main(sys.argv[1:])\n"
     )
     paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 
 main(["train", *sys.argv[1:]])

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from far_export.evaluate import features as networks
 from far_export.evaluate.features import Extractor
-from far_runtime.cli import cli
+from far_runtime.cli.main import cli
 from far_runtime.errors import FarError
 
 Run = Callable[..., Result]

@@ -18,7 +18,7 @@ psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.slow
 
 FAST = ("--engine", "onnxruntime", "--threads", 1, "--shard-size", 4, "--batch-size", 3)
-COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "sample"]
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "sample"]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from far_runtime.sample.plan import Plan
 from far_runtime.subjects import Subject
 
 FAST = ("--engine", "onnxruntime", "--threads", 1, "--shard-size", 4, "--batch-size", 3)
-COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "sample"]
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "sample"]
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -15,13 +15,13 @@ import httpx2 as httpx
 import pytest
 
 from far_runtime.bundle import open_bundle
-from far_runtime.cli import main
-from far_runtime.cli_serve import place_of_proxies
+from far_runtime.cli.main import main
+from far_runtime.cli.serve import place_of_proxies
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.serve.models import Queueing, open_model
 
-COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "serve"]
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "serve"]
 
 
 def test_sigterm_lets_what_runs_finish(tiny: Any) -> None:

@@ -24,7 +24,7 @@ import pytest
 import uvicorn
 
 from far_runtime.bundle import open_bundle
-from far_runtime.cli_serve import listen
+from far_runtime.cli.serve import listen
 from far_runtime.engines.base import EngineOptions
 from far_runtime.serve import streams
 from far_runtime.serve.app import create_app
@@ -35,7 +35,7 @@ from far_runtime.serve.orders import Limits, Service
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
 JSON = {"content-type": "application/json"}
 DRAWN = {"label": 0, "steps": 1, "seed": 0}
-COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "serve"]
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "serve"]
 
 
 def place(address: str) -> tuple[str, int]:

@@ -18,13 +18,13 @@ import openai
 import pytest
 from PIL import Image
 
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 from far_runtime.pipeline import Pipeline
 
 pytest.importorskip("ray.serve", reason="ray is not installed")
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "serve"]
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "serve"]
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
 
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 ZOO = ROOT / "models" / "zoo" / "far-emoji"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli import main; main(sys.argv[1:])", "serve"]
+COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "serve"]
 WAIT = 120_000
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")

@@ -301,7 +301,7 @@ def slow(self, source, target):
     print("put", flush=True)
     time.sleep(60)
 repository.Files.put = slow
-from far_runtime.cli import main
+from far_runtime.cli.main import main
 main(sys.argv[1:])
 """
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import BEST, best_unless, engine_options, is_given, take_engine
-from far_runtime.cli_sampling import SAMPLING, sampling_options, subject_options, take_sampling
+from far_runtime.cli.engine_options import BEST, best_unless, engine_options, is_given, take_engine
+from far_runtime.cli.sampling_options import SAMPLING, sampling_options, subject_options, take_sampling
 from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def generate(
     are not given are the bundle's."""
     started = time.perf_counter()
     from far_runtime.bundle import open_bundle
-    from far_runtime.outputs import Outputs, check_sheet, level_files, write
+    from far_runtime.cli.outputs import Outputs, check_sheet, level_files, write
     from far_runtime.pictures import name_of, read_settings
     from far_runtime.pipeline import Pipeline
     from far_runtime.presets import preset_of

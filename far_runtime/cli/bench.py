@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import BEST, best_unless, engine_options, take_engines
-from far_runtime.cli_sampling import sampling_options, subject_options, take_sampling
+from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engines
+from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from far_runtime.cli_engine import is_given
+from far_runtime.cli.engine_options import is_given
 
 OF_RAY = ("cpus", "gpus", "resources", "address")
 

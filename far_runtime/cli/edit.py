@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import BEST, best_unless, engine_options, take_engine
-from far_runtime.cli_generate import PATH, progress_bar
-from far_runtime.cli_sampling import sampling_options, subject_options, take_sampling
+from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
+from far_runtime.cli.generate import PATH, progress_bar
+from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ def edit(
         beside = "both are given" if mask is not None else "neither is given"
         raise click.UsageError(f"--mask says what to draw anew, --outpaint what to add: use one; {beside}")
     from far_runtime.bundle import open_bundle
+    from far_runtime.cli.outputs import Outputs, check_sheet, write
     from far_runtime.edit import compose
     from far_runtime.files import check_distinct
-    from far_runtime.outputs import Outputs, check_sheet, write
     from far_runtime.pictures import name_of
     from far_runtime.pipeline import Pipeline
     from far_runtime.subjects import is_null

@@ -14,15 +14,15 @@ from far_runtime import __version__
 from far_runtime.errors import CheckFailed, FarError
 
 BUILT_IN = {
-    "bench": "far_runtime.cli_bench",
-    "build": "far_runtime.cli_build",
-    "clean": "far_runtime.cli_clean",
-    "edit": "far_runtime.cli_edit",
-    "export-triton": "far_runtime.cli_triton",
-    "generate": "far_runtime.cli_generate",
-    "inspect": "far_runtime.cli_inspect",
-    "sample": "far_runtime.cli_sample",
-    "serve": "far_runtime.cli_serve",
+    "bench": "far_runtime.cli.bench",
+    "build": "far_runtime.cli.build",
+    "clean": "far_runtime.cli.clean",
+    "edit": "far_runtime.cli.edit",
+    "export-triton": "far_runtime.cli.export_triton",
+    "generate": "far_runtime.cli.generate",
+    "inspect": "far_runtime.cli.inspect",
+    "sample": "far_runtime.cli.sample",
+    "serve": "far_runtime.cli.serve",
 }
 
 SUMMARIES = {

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from far_runtime.build.options import LIBRARIES, MAX_LEVEL, PORTABLE
-from far_runtime.cli_engine import engine_options, take_engine, warn_of_unused
+from far_runtime.cli.engine_options import engine_options, take_engine, warn_of_unused
 
 
 @click.command(short_help="Compile a bundle's stages for an engine.")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli_engine import engine_options, take_engines
-from far_runtime.cli_ray import ray_options, refuse_without_ray, resources_of
+from far_runtime.cli.engine_options import engine_options, take_engines
+from far_runtime.cli.ray_options import ray_options, refuse_without_ray, resources_of
 from far_runtime.cluster import Each
 from far_runtime.errors import FarError
 
