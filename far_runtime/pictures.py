@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
+from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
 from far_runtime.files import whole_file
 from far_runtime.settings import PictureSettings
-from far_runtime.subjects import Subject
 
 KEY = "far-deploy"
 """Keyword of the PNG text chunk."""

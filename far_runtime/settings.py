@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from far_runtime.subjects import Subject
+from far_runtime.conditioning.subjects import Subject
 
 MAX_BATCH, MAX_THREADS = 4096, 1024
 """More than any machine wants; a damaged picture shall not ask for all of the memory."""

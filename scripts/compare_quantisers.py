@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from far_export.onnx.calibration import calibrate
 from far_export.onnx.quantize import MATRICES, Product, products_of, quantize_graph
 from far_runtime.bundle import Bundle, Graph, open_bundle
+from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array
 from far_runtime.pipeline import Pipeline
-from far_runtime.subjects import spread_subjects
 
 STAGES = ("transformer", "denoise")
 Call = tuple[dict[str, NDArray[Any]], NDArray[Any]]

@@ -14,9 +14,9 @@ from PIL import Image
 
 from far_runtime.bundle import Bundle
 from far_runtime.cli.engine_options import BEST, best_unless
+from far_runtime.conditioning.subjects import EXAMPLES, Subject, resolve_subjects, takes_text
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
-from far_runtime.subjects import EXAMPLES, Subject, resolve_subjects, takes_text
 
 if TYPE_CHECKING:
     from far_export.verify.results import Report

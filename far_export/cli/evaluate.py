@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from far_export.evaluate.features import Extractor
     from far_export.evaluate.figures import Figures
     from far_runtime.bundle import Bundle
-    from far_runtime.subjects import Subject
+    from far_runtime.conditioning.subjects import Subject
 
 PATH = click.Path(path_type=Path)
 DEFAULT_COUNT = 50_000
@@ -185,9 +185,9 @@ def _plan(
     seed: int,
     images: bool,
 ) -> Plan:
+    from far_runtime.conditioning.subjects import resolve_subjects, takes_text
     from far_runtime.errors import FarError
     from far_runtime.progress import say
-    from far_runtime.subjects import resolve_subjects, takes_text
 
     if takes_text(opened.manifest):
         return _plan_of_prompts(opened, prompts, count, samples, references)
@@ -208,10 +208,10 @@ def _plan(
 def _plan_of_prompts(
     opened: Bundle, prompts: Path | None, count: int | None, samples: int | None, references: Sequence[str]
 ) -> Plan:
+    from far_runtime.conditioning.prompt_files import read_prompts
+    from far_runtime.conditioning.subjects import resolve_subjects
     from far_runtime.errors import FarError
     from far_runtime.progress import say
-    from far_runtime.prompts import read_prompts
-    from far_runtime.subjects import resolve_subjects
 
     if prompts is None:
         raise FarError(f"{opened.path}: draws from text; give it prompts: --prompts FILE")

@@ -118,8 +118,8 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     from far_export.verify.parity import reference_stages, verify_bundle
     from far_models.checkpoint import parse_overrides
     from far_runtime.bundle import open_bundle
+    from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
     from far_runtime.defaults import check_system, settings_of
-    from far_runtime.subjects import default_subjects, resolve_subjects
 
     bundle = open_bundle(options["bundle"])
     check_system(bundle)

@@ -15,8 +15,8 @@ from far_models.far_t2i import FART2IConfig
 from far_models.text.encoder import TextEncoder, load_text_encoder
 from far_models.text.qwen2 import Qwen2
 from far_runtime.bundle import TensorSpec
+from far_runtime.conditioning.text import TOKENIZER
 from far_runtime.errors import FarError
-from far_runtime.text import TOKENIZER
 
 
 @dataclass(frozen=True)

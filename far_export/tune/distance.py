@@ -14,10 +14,10 @@ from far_export.evaluate.feature_cache import FeatureCache
 from far_export.evaluate.features import features
 from far_export.evaluate.metrics import frechet, principal_components
 from far_export.tune.search import Judged, Settings
+from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.cost import picture_cost
 from far_runtime.defaults import plan_of, settings_of
 from far_runtime.pipeline import Pipeline
-from far_runtime.subjects import spread_subjects
 
 FEATURES = 1280
 BATCH = 32

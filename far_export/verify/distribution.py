@@ -29,12 +29,12 @@ from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
 from far_runtime import __version__
 from far_runtime.bundle import Bundle
+from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.files import user_cache
 from far_runtime.pipeline import Pipeline
-from far_runtime.subjects import spread_subjects
 
 LIMIT = 1.5
 SMALLEST = 2 * COMPONENTS

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_export.onnx.tensor_ranges import FP16_MAX, Range
+from far_runtime.conditioning.subjects import Subject
 from far_runtime.samplers.base import Step
-from far_runtime.subjects import Subject
 
 if TYPE_CHECKING:
     from far_export.verify.distribution import DistributionResult

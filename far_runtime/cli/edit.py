@@ -19,7 +19,7 @@ from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Manifest
-    from far_runtime.subjects import Subject
+    from far_runtime.conditioning.subjects import Subject
 
 
 @click.command(short_help="Draw a part of a picture anew.")
@@ -103,11 +103,11 @@ def edit(
         raise click.UsageError(f"--mask says what to draw anew, --outpaint what to add: use one; {beside}")
     from far_runtime.bundle import open_bundle
     from far_runtime.cli.outputs import Outputs, check_sheet, write
+    from far_runtime.conditioning.subjects import is_null
     from far_runtime.edit import compose
     from far_runtime.files import check_distinct
     from far_runtime.pictures import name_of
     from far_runtime.pipeline import Pipeline
-    from far_runtime.subjects import is_null
 
     check_sheet(output)
     inputs = {"--image": image} if mask is None else {"--image": image, "--mask": mask}
@@ -168,7 +168,7 @@ def _read(image: Path, mask: Path | None, outpaint: str | None) -> Any:
 
 def subjects_of(manifest: Manifest, labels: Sequence[str], prompts: Sequence[str], negative: str) -> list[Subject]:
     """The subjects given, each once, or the null one; FarError for those that the bundle does not have."""
-    from far_runtime.subjects import null_subject, resolve_subjects
+    from far_runtime.conditioning.subjects import null_subject, resolve_subjects
 
     given = resolve_subjects(manifest, labels, prompts, negative)
     return list(dict.fromkeys(given)) or [null_subject(manifest, negative)]

@@ -94,10 +94,10 @@ def generate(
     started = time.perf_counter()
     from far_runtime.bundle import open_bundle
     from far_runtime.cli.outputs import Outputs, check_sheet, level_files, write
+    from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
     from far_runtime.pictures import name_of, read_settings
     from far_runtime.pipeline import Pipeline
     from far_runtime.presets import preset_of
-    from far_runtime.subjects import default_subjects, resolve_subjects
 
     check_sheet(output)
     sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)

@@ -15,11 +15,11 @@ from far_runtime.settings import MAX_BATCH
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Bundle
+    from far_runtime.conditioning.subjects import Subject
     from far_runtime.engines.base import EngineOptions
     from far_runtime.sample.draw import Made
     from far_runtime.sample.folder import Folder
     from far_runtime.sample.plan import Shard
-    from far_runtime.subjects import Subject
 
 PATH = click.Path(path_type=Path)
 
@@ -161,10 +161,10 @@ def _subjects(
     opened: Bundle, labels: Sequence[str], prompts: Sequence[str], negative: str, file: Path | None, count: int
 ) -> list[Subject]:
     """What is drawn in turn."""
+    from far_runtime.conditioning.prompt_files import read_prompts
+    from far_runtime.conditioning.subjects import resolve_subjects, takes_text
     from far_runtime.errors import FarError
     from far_runtime.progress import say
-    from far_runtime.prompts import read_prompts
-    from far_runtime.subjects import resolve_subjects, takes_text
 
     manifest = opened.manifest
     if file is not None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
-from far_runtime.subjects import Subject
 
 SEEDS = 2**64
 FORMATS = {"webdataset": ".tar", "parquet": ".parquet"}

@@ -10,6 +10,8 @@ from typing import Any
 
 from far_runtime.bench.timing import timed
 from far_runtime.bundle import Bundle, Manifest
+from far_runtime.conditioning.subjects import Subject, null_subject, resolve_subjects, takes_text
+from far_runtime.conditioning.text import check_encoder, load_tokenizer
 from far_runtime.defaults import plan_of, sampler_of, settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
@@ -19,8 +21,6 @@ from far_runtime.model_name import check_name
 from far_runtime.pipeline import Pipeline
 from far_runtime.presets import preset_names, preset_of
 from far_runtime.serve.batching import Batcher, Watcher
-from far_runtime.subjects import Subject, null_subject, resolve_subjects, takes_text
-from far_runtime.text import check_encoder, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 
+from far_runtime.conditioning.subjects import Subject, is_null
 from far_runtime.defaults import kind_of
 from far_runtime.errors import FarError
 from far_runtime.fields import fields_for_options
@@ -26,7 +27,6 @@ from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model
 from far_runtime.serve.schema import EditRequest, Image, ImageRequest, ImagesAnswer, Timings
-from far_runtime.subjects import Subject, is_null
 
 OnLevel = Callable[[int, int, Pixels], None]
 """Called, on the drawing thread, with which of the pictures, the step's number and the picture after it."""

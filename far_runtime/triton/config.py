@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from far_runtime.bundle import Graph, Manifest, TensorSpec
+from far_runtime.conditioning.subjects import takes_text
 from far_runtime.engines.providers import provider_options
 from far_runtime.errors import FarError
-from far_runtime.subjects import takes_text
 
 DTYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 """Triton's names for the dtypes of stage inputs and outputs."""

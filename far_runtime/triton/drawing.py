@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from far_runtime.conditioning.subjects import takes_text
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation, Progress
 from far_runtime.pipeline import Pipeline
-from far_runtime.subjects import takes_text
 from far_runtime.triton.engine import StageFailed
 from far_runtime.triton.inputs import Wanted, wanted_of
 

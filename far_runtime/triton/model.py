@@ -10,11 +10,11 @@ from typing import Any
 import triton_python_backend_utils as utils
 
 from far_runtime.bundle import Bundle, read_manifest, record_of
+from far_runtime.conditioning.cache import LIMIT
+from far_runtime.conditioning.subjects import takes_text
+from far_runtime.conditioning.text import TOKENIZER, load_tokenizer
 from far_runtime.errors import FarError
-from far_runtime.once import LIMIT
 from far_runtime.pipeline import Pipeline
-from far_runtime.subjects import takes_text
-from far_runtime.text import TOKENIZER, load_tokenizer
 from far_runtime.triton.drawing import Drawer
 from far_runtime.triton.engine import TritonEngine
 

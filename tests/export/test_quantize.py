@@ -17,11 +17,11 @@ from far_export.onnx.quantize import PRODUCTS, TOLERANCE, products_of, quantize_
 from far_export.verify.parity import compare_engines
 from far_export.verify.results import Report
 from far_runtime.bundle import WEIGHTS, Bundle, open_bundle, write_manifest
+from far_runtime.conditioning.subjects import default_subjects
 from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import CheckFailed, FarError
-from far_runtime.subjects import default_subjects
 
 if TYPE_CHECKING:
     from conftest import Tiny

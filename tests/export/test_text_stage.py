@@ -16,8 +16,8 @@ from far_models.far_t2i import FART2IConfig
 from far_models.text.encoder import load_text_encoder
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import main
+from far_runtime.conditioning.text import load_tokenizer, tokenize
 from far_runtime.errors import FarError
-from far_runtime.text import load_tokenizer, tokenize
 
 onnxruntime = pytest.importorskip("onnxruntime")
 CONFIG = FART2IConfig(context_tokens=8, context_width=12)

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from far_models.text.encoder import TextEncoder, load_text_encoder
 from far_models.text.folder import read_tensors, without_prefix
+from far_runtime.conditioning.text import load_tokenizer, tokenize
 from far_runtime.errors import FarError
-from far_runtime.text import load_tokenizer, tokenize
 
 Tensors = dict[str, NDArray[np.float64]]
 erf = np.vectorize(math.erf)

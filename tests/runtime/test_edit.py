@@ -19,6 +19,7 @@ from PIL import Image
 
 from far_runtime import image_files
 from far_runtime.bundle import MANIFEST, manifest_checksum
+from far_runtime.conditioning.subjects import Subject, null_subject
 from far_runtime.edit import Edit, compose, in_paint, margins_text, out_paint, parse_margins
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
@@ -26,7 +27,6 @@ from far_runtime.image_files import ImageFile, read_mask, read_picture
 from far_runtime.pipeline import Pipeline
 from far_runtime.samplers.diffuse import kept_last
 from far_runtime.scales import kept_tokens, token_ranges
-from far_runtime.subjects import Subject, null_subject
 
 SIZE, GRID = 16, 4  # of the tiny models
 CELLS = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1], [1, 1, 1, 1]], bool)  # kept ones

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from far_runtime.conditioning.labels import resolve_label
 from far_runtime.errors import FarError
-from far_runtime.labels import resolve_label
 
 NAMES = ("crane", "red fox", "fox terrier", "Crane", "dragonfly", "house cat", "cat", "7 up", "Straße")
 

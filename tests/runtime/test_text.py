@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from far_runtime.bundle import Manifest, open_bundle
+from far_runtime.conditioning.text import load_tokenizer, text_condition, tokenize
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
-from far_runtime.text import load_tokenizer, text_condition, tokenize
 
 SETTINGS = {
     "tokens": 6,
@@ -147,7 +147,7 @@ def test_a_cut_prompt_warns(pipeline: Pipeline) -> None:
 
 
 def test_labels_are_refused(pipeline: Pipeline) -> None:
-    from far_runtime.subjects import resolve_subjects
+    from far_runtime.conditioning.subjects import resolve_subjects
 
     with pytest.raises(FarError, match="use --prompt TEXT in place of --label"):
         resolve_subjects(pipeline.bundle.manifest, labels=[3])

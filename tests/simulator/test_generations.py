@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from far_runtime.conditioning.subjects import takes_text
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.device_memory import BLOCK
 from far_runtime.generation import Generation
 from far_runtime.pipeline import Pipeline
-from far_runtime.subjects import takes_text
 
 PLAIN = EngineOptions(cuda_graph=False)
 

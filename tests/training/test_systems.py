@@ -116,7 +116,7 @@ def test_prompts_name_the_drawing_style(pictures: Path, tmp_path: Path) -> None:
 def test_cached_features_are_the_text_encoders(text: Path, tiny: Any) -> None:
     from far_models.text.encoder import load_text_encoder
     from far_models.training.prompts import open_text_cache
-    from far_runtime.text import load_tokenizer, tokenize
+    from far_runtime.conditioning.text import load_tokenizer, tokenize
 
     cached = open_text_cache(text, np.arange(12) % 3)
     encoder = load_text_encoder(tiny.bert, 9)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from far_models.text.folder import read_json
+from far_runtime.conditioning.text import load_tokenizer
 from far_runtime.errors import FarError
-from far_runtime.text import load_tokenizer
 
 QWEN_SYSTEM_PROMPT = """\
 Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable for image \

@@ -35,10 +35,10 @@ def sample_pictures(
     """
     from far_export.stages import SYSTEMS
     from far_export.torch_engine import TorchEngine
+    from far_runtime.conditioning.text import context_condition
     from far_runtime.noise import SeedNoise
     from far_runtime.samplers import SAMPLERS
     from far_runtime.samplers.base import label_condition
-    from far_runtime.text import context_condition
 
     info = SYSTEMS[system].info(model, vae)
     loop = SAMPLERS[system]

@@ -12,8 +12,8 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from far_runtime.conditioning.prompt_files import read_prompts
 from far_runtime.errors import FarError
-from far_runtime.prompts import read_prompts
 
 if TYPE_CHECKING:
     from conftest import Tiny

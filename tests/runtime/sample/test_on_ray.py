@@ -93,10 +93,10 @@ def test_workers_of_another_engine_are_refused(far: Any, tiny: Any, cluster: str
 def test_a_shard_that_kills_its_workers_ends_the_run(tiny: Any, cluster: str) -> None:
     import pyarrow
 
+    from far_runtime.conditioning.subjects import Subject
     from far_runtime.engines.base import EngineOptions
     from far_runtime.sample.on_ray import TRIES, Setting, Tries, Worker
     from far_runtime.sample.plan import Plan
-    from far_runtime.subjects import Subject
 
     ray.init(cluster, log_to_driver=False)
     try:

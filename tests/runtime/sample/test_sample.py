@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from far_runtime.conditioning.subjects import Subject
 from far_runtime.engines.lock import held
 from far_runtime.errors import FarError
 from far_runtime.pictures import read_settings
 from far_runtime.pipeline import Pipeline
 from far_runtime.sample.plan import Plan
-from far_runtime.subjects import Subject
 
 FAST = ("--engine", "onnxruntime", "--threads", 1, "--shard-size", 4, "--batch-size", 3)
 COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "sample"]
@@ -135,7 +135,7 @@ def test_a_benchmark_s_file_is_read_as_far_as_there_are_pictures(
     """Not as far as the benchmark's own number, of which a larger --count draws more."""
     captions = [{"image_id": i, "id": i, "caption": f"a red apple {i}"} for i in range(5)]
     (tmp_path / "captions.json").write_text(json.dumps({"annotations": captions}))
-    monkeypatch.setattr("far_runtime.prompts.COCO_COUNT", 2)
+    monkeypatch.setattr("far_runtime.conditioning.prompt_files.COCO_COUNT", 2)
     arguments = ("sample", tiny.t2i_bundle, "--prompts", "captions.json", *FAST)
     assert far(*arguments, "--count", 5, "-o", "out").code == 0
     names = [json.loads(data)["name"] for name, data in content(tmp_path / "out").items() if name.endswith("json")]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from far_runtime.bundle import Bundle, Manifest
+from far_runtime.conditioning.labels import resolve_label
 from far_runtime.errors import FarError
-from far_runtime.labels import resolve_label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +105,7 @@ def condition_of(
     they were computed before."""
     manifest = bundle.manifest
     if takes_text(manifest):
-        from far_runtime.text import text_condition
+        from far_runtime.conditioning.text import text_condition
 
         prompts, negatives = ([getattr(one, name) for one in subjects] for name in ("name", "negative"))
         condition, warnings = text_condition(engine, manifest, bundle.path, prompts, negatives, features)

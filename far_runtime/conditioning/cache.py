@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle
+from far_runtime.conditioning.subjects import Subject, condition_of, null_subject, takes_text
 from far_runtime.defaults import plan_of, sampler_of
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
 from far_runtime.memo import Memo
 from far_runtime.samplers.base import FirstStep
-from far_runtime.subjects import Subject, condition_of, null_subject, takes_text
 
 LIMIT = 256 << 20
 """Bytes that are kept: for FAR-B the first step's output of 256 classes."""
@@ -81,7 +81,7 @@ class Once:
         return null_subject(self._bundle.manifest)
 
     def _encode(self, text: str) -> NDArray[np.float32]:
-        from far_runtime.text import encode
+        from far_runtime.conditioning.text import encode
 
         array, warnings = encode(self._engine, self._bundle.manifest, self._bundle.path, [text])
         if warnings:

@@ -1,0 +1,1 @@
+"""What a picture shows: class labels, prompts and their features."""
