@@ -180,7 +180,7 @@ class Ours:
 
     def draw(self, settings: Mapping[str, Any], batch: int) -> dict[str, float]:
         """Seconds of so many pictures of classes that were not drawn before, in all and by stage."""
-        from far_runtime.bench.timing import TimedEngine
+        from far_runtime.engines.timed import TimedEngine
         from far_runtime.pipeline import Pipeline
 
         classes = self._pipeline.bundle.manifest.model["classes"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from far_runtime.bench.statistics import HOST, Figures
 from far_runtime.bench.table import at_one_batch
-from far_runtime.bench.timing import COPIES
+from far_runtime.engines.timed import COPIES
 from far_runtime.errors import FarError
 from far_runtime.files import whole_file
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from far_runtime.bench.matmul_rate import Kind
 from far_runtime.bench.rounds import BatchRuns, EngineRuns, Runs
-from far_runtime.bench.timing import COPIES
+from far_runtime.engines.timed import COPIES
 
 FORMAT = 1
 HOST = "host"

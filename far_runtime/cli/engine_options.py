@@ -96,7 +96,7 @@ def best_unless(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
     if name is not None:
         warn_of_unused(name)
         return name, []
-    from far_runtime.engines.choice import choose
+    from far_runtime.engines.select import choose
 
     choice = choose(bundle)
     warn_of_unused(choice.name)

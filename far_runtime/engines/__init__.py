@@ -14,7 +14,7 @@ def open_engine(bundle: Bundle, name: str | None = None, options: EngineOptions 
     name or a library that is missing. None: the one of `choice.choose`."""
     options = options or EngineOptions()
     if name is None:
-        from far_runtime.engines.choice import choose
+        from far_runtime.engines.select import choose
 
         name = choose(bundle).name
     library, _, device = name.partition(":")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
-from far_runtime.engines.providers import PROVIDERS, check_session, parse_providers, provider_options
+from far_runtime.engines.onnxruntime_providers import PROVIDERS, check_session, parse_providers, provider_options
 from far_runtime.errors import FarError
 
 

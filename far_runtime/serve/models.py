@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bench.timing import timed
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.conditioning.subjects import Subject, null_subject, resolve_subjects, takes_text
 from far_runtime.conditioning.text import check_encoder, load_tokenizer
 from far_runtime.defaults import plan_of, sampler_of, settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
+from far_runtime.engines.timed import timed
 from far_runtime.errors import FarError
 from far_runtime.fields import as_option, fields_for_options
 from far_runtime.model_name import check_name

@@ -10,7 +10,7 @@ from typing import Any
 
 from far_runtime.bundle import Graph, Manifest, TensorSpec
 from far_runtime.conditioning.subjects import takes_text
-from far_runtime.engines.providers import provider_options
+from far_runtime.engines.onnxruntime_providers import provider_options
 from far_runtime.errors import FarError
 
 DTYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}

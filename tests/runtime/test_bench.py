@@ -26,13 +26,13 @@ from far_runtime.bench.rounds import BatchRuns, EngineRuns, Length, Runs, measur
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
 from far_runtime.bench.statistics import Figures, figures_of, percentile
 from far_runtime.bench.table import at_one_batch
-from far_runtime.bench.timing import COPIES, TimedEngine
 from far_runtime.bench.worker_process import Failed
 from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.cost import picture_cost
 from far_runtime.defaults import plan_of, settings_of
 from far_runtime.engines.base import EngineOptions
+from far_runtime.engines.timed import COPIES, TimedEngine
 from far_runtime.errors import FarError
 
 if TYPE_CHECKING:

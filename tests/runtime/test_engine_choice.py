@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Bundle, open_bundle
-from far_runtime.engines import choice, open_engine
-from far_runtime.engines.choice import choose, folder_of
+from far_runtime.engines import open_engine
+from far_runtime.engines import select as choice
+from far_runtime.engines.select import choose, folder_of
 from far_runtime.errors import FarError
 
 Machine = Callable[..., None]

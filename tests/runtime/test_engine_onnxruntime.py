@@ -12,7 +12,13 @@ import pytest
 from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
-from far_runtime.engines.providers import PROVIDERS, Provider, check_session, parse_providers, provider_options
+from far_runtime.engines.onnxruntime_providers import (
+    PROVIDERS,
+    Provider,
+    check_session,
+    parse_providers,
+    provider_options,
+)
 from far_runtime.errors import FarError
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed on this machine")

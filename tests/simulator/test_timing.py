@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from far_runtime.bench.timing import SampledEngine, TimedEngine, timed
 from far_runtime.cost import picture_cost
 from far_runtime.defaults import plan_of, settings_of
+from far_runtime.engines.timed import SampledEngine, TimedEngine, timed
 from far_runtime.pipeline import Pipeline
 
 
