@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.bundle import ENGINES_FOLDER, MANIFEST
-from far_runtime.engines.sidecar import belongs
+from far_runtime.engines.cache.entry import belongs
 from far_runtime.errors import FarError
 from far_runtime.files import process_lives
 

@@ -24,7 +24,7 @@ def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] 
     from far_runtime.build.options import BuildOptions
     from far_runtime.build.tensorrt import build_engines
     from far_runtime.bundle import open_bundle
-    from far_runtime.engines.cache import EngineCache
+    from far_runtime.engines.cache.store import EngineCache
 
     opened = open_bundle(bundle)
     engine = build_engines(opened, "tensorrt-rtx", BuildOptions(targets=targets, batch=batch), click.echo)

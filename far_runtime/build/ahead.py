@@ -7,7 +7,7 @@ from collections.abc import Callable
 from far_runtime.bundle import Bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
-from far_runtime.engines.sidecar import CachedEngine
+from far_runtime.engines.cache.entry import CachedEngine
 from far_runtime.errors import FarError
 
 

@@ -18,10 +18,10 @@ from far_runtime.build.log import errors, memory_figures
 from far_runtime.build.options import PROFILES, BuildOptions, capability, check_options
 from far_runtime.build.profiles import Shapes, graph_profiles
 from far_runtime.bundle import Bundle, Graph
-from far_runtime.engines.cache import EngineCache
-from far_runtime.engines.fit import MODULES, RECIPE, library_version
+from far_runtime.engines.cache.compatibility import MODULES, RECIPE, library_version
+from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
+from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.gpu import Gpu, find_gpu
-from far_runtime.engines.sidecar import CachedEngine, EngineKey, bundle_facts
 from far_runtime.errors import FarError
 from far_runtime.files import user_cache
 

@@ -9,8 +9,8 @@ import click
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Bundle
-    from far_runtime.engines.cache import EngineCache
-    from far_runtime.engines.sidecar import CachedEngine
+    from far_runtime.engines.cache.entry import CachedEngine
+    from far_runtime.engines.cache.store import EngineCache
 
 
 @click.command(short_help="Remove a bundle's compiled engines.")
@@ -26,8 +26,8 @@ def clean(bundle: Path, names: tuple[str, ...], stale: bool, everything: bool, d
     that is installed here, or left behind by a build that was killed. Engines for other devices stay.
     """
     from far_runtime.bundle import open_bundle
-    from far_runtime.engines.cache import EngineCache
-    from far_runtime.engines.sidecar import size_of
+    from far_runtime.engines.cache.entry import size_of
+    from far_runtime.engines.cache.store import EngineCache
 
     if sum((stale, everything, bool(names))) > 1:
         raise click.UsageError("NAME, --stale and --all exclude each other; give one")
@@ -53,7 +53,7 @@ def chosen(
     cache: EngineCache, bundle: Bundle, names: tuple[str, ...], everything: bool
 ) -> list[tuple[CachedEngine, str]]:
     """The engines to remove, each with the reason; FarError for a name that is none's."""
-    from far_runtime.engines.fit import stale
+    from far_runtime.engines.cache.compatibility import stale
     from far_runtime.errors import FarError
 
     entries = [(engine, stale(engine, bundle)) for engine in cache.entries()]

@@ -101,8 +101,8 @@ def presets(manifest: Any) -> list[dict[str, Any]]:
 
 def engines(bundle: Any) -> list[dict[str, Any]]:
     """What was compiled from the bundle, newest first. misfit: why it cannot be used here, or ""."""
-    from far_runtime.engines.cache import EngineCache
-    from far_runtime.engines.fit import device_of, misfit
+    from far_runtime.engines.cache.compatibility import device_of, misfit
+    from far_runtime.engines.cache.store import EngineCache
     from far_runtime.engines.gpu import find_gpu
 
     cached = EngineCache(bundle).entries()

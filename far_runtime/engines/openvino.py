@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import WEIGHTS, Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
-from far_runtime.engines.cache import EngineCache
-from far_runtime.engines.sidecar import CachedEngine, EngineKey, bundle_facts
+from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
+from far_runtime.engines.cache.store import EngineCache
 from far_runtime.errors import FarError
 from far_runtime.memory import unmapping
 from far_runtime.processor import abilities, saturates

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from far_runtime.bundle import Bundle
-from far_runtime.engines.cache import EngineCache
-from far_runtime.engines.fit import misfit
+from far_runtime.engines.cache.compatibility import misfit
+from far_runtime.engines.cache.entry import CachedEngine
+from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.gpu import find_gpu
-from far_runtime.engines.sidecar import CachedEngine
 from far_runtime.errors import FarError
 
 

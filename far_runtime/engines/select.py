@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from far_runtime.bundle import Bundle
-from far_runtime.engines.fit import MODULES
+from far_runtime.engines.cache.compatibility import MODULES
 from far_runtime.errors import FarError
 from far_runtime.memory import total_memory
 

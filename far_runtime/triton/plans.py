@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from far_runtime.bundle import Bundle
-from far_runtime.engines.cache import EngineCache
-from far_runtime.engines.fit import device_of, stale
-from far_runtime.engines.sidecar import CachedEngine
+from far_runtime.engines.cache.compatibility import device_of, stale
+from far_runtime.engines.cache.entry import CachedEngine
+from far_runtime.engines.cache.store import EngineCache
 from far_runtime.errors import FarError
 
 LIBRARY = "tensorrt"

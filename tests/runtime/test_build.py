@@ -20,7 +20,7 @@ from far_runtime.build.precision import Product, compare, inspected, missing
 from far_runtime.build.profiles import graph_profiles
 from far_runtime.build.tensorrt import build_engines, engine_key
 from far_runtime.bundle import open_bundle
-from far_runtime.engines.cache import EngineCache
+from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.gpu import Gpu, find_gpu
 from far_runtime.errors import FarError
 
@@ -200,7 +200,7 @@ def test_tensorrt_rtx_builds_every_stage_for_three_gpus_without_any(cached: Any)
 
 
 def key_of(engine: Any) -> Any:
-    from far_runtime.engines.sidecar import EngineKey
+    from far_runtime.engines.cache.entry import EngineKey
 
     return EngineKey(engine.library, engine.facts)
 

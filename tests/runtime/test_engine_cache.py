@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_bundle, record_of, write_manifest
-from far_runtime.engines.cache import EngineCache
-from far_runtime.engines.fit import RECIPE, library_version, misfit, stale
+from far_runtime.engines.cache.compatibility import RECIPE, library_version, misfit, stale
+from far_runtime.engines.cache.entry import SIDECAR, CachedEngine, EngineKey, bundle_facts, read_engine
+from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.gpu import Gpu
 from far_runtime.engines.plans import cached_plans
-from far_runtime.engines.sidecar import SIDECAR, CachedEngine, EngineKey, bundle_facts, read_engine
 from far_runtime.errors import FarError
 
 FORK = multiprocessing.get_context("fork")
@@ -415,7 +415,7 @@ def test_a_sidecar_that_says_something_of_another_kind_is_damaged(bundle: Bundle
 
 
 def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("far_runtime.engines.fit.library_version", lambda library: "10.7.0")
+    monkeypatch.setattr("far_runtime.engines.cache.compatibility.library_version", lambda library: "10.7.0")
     cache = EngineCache(bundle)
 
     def reason(library: str = "tensorrt", gpu: Gpu | None = GPU, **facts: Any) -> str:
@@ -445,14 +445,14 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
     assert reason(**orin, flags={"hardware_compatible": "same-cc"}) != ""
     assert reason("tensorrt-rtx", targets=["sm86", "sm89"]) == ""
     assert reason("tensorrt-rtx", targets=["sm86"]) == "for sm86, here is sm89"
-    monkeypatch.setattr("far_runtime.engines.fit.library_version", lambda library: "")
+    monkeypatch.setattr("far_runtime.engines.cache.compatibility.library_version", lambda library: "")
     assert reason() == "tensorrt is not installed here"
 
 
 def test_an_engine_that_runs_takes_the_newest_plan_that_fits_and_else_says_why_none_does(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("far_runtime.engines.fit.library_version", lambda library: "1.7")
+    monkeypatch.setattr("far_runtime.engines.cache.compatibility.library_version", lambda library: "1.7")
     monkeypatch.setattr("far_runtime.engines.plans.find_gpu", lambda: GPU)
     command = f"far build {bundle.path} --engine tensorrt-rtx"
     with pytest.raises(FarError, match=r"none was built.*" + command):

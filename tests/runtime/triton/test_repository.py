@@ -20,9 +20,9 @@ import pytest
 from google.protobuf import text_format
 
 from far_runtime.bundle import open_bundle, read_manifest, sha256_of, write_manifest
-from far_runtime.engines.cache import EngineCache
-from far_runtime.engines.fit import RECIPE
-from far_runtime.engines.sidecar import CachedEngine, EngineKey, bundle_facts
+from far_runtime.engines.cache.compatibility import RECIPE
+from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
+from far_runtime.engines.cache.store import EngineCache
 from far_runtime.triton import repository
 from far_runtime.triton.config import text_of
 from simulated_triton import schema

@@ -20,8 +20,7 @@ from far_runtime.bundle import (
     manifest_checksum,
     open_bundle,
 )
-from far_runtime.engines.lock import held, held_if_free
-from far_runtime.engines.sidecar import (
+from far_runtime.engines.cache.entry import (
     FORMAT,
     OURS,
     SIDECAR,
@@ -32,6 +31,7 @@ from far_runtime.engines.sidecar import (
     read_engine,
     records,
 )  # fmt: skip
+from far_runtime.engines.lock import held, held_if_free
 from far_runtime.errors import FarError
 from far_runtime.files import user_cache
 
