@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import open_bundle
-from far_runtime.engines import tensorrt
 from far_runtime.engines.base import EngineOptions
-from far_runtime.engines.tensorrt import TensorRtEngine
+from far_runtime.engines.tensorrt import engine as tensorrt
+from far_runtime.engines.tensorrt.engine import TensorRtEngine
 from far_runtime.pipeline import Pipeline
 from simulated_cuda import SimulatedCuda
 from simulated_tensorrt import VERSION, Device, plan_of, simulated_tensorrt

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from far_runtime.bundle import open_bundle
-from far_runtime.engines import tensorrt
 from far_runtime.engines.base import EngineOptions, draw
-from far_runtime.engines.tensorrt import TensorRtEngine
+from far_runtime.engines.tensorrt import engine as tensorrt
+from far_runtime.engines.tensorrt.engine import TensorRtEngine
 from far_runtime.errors import FarError
 from simulated_cuda import cudaError_t
 from simulated_tensorrt import plan_of

@@ -10,7 +10,7 @@ import pytest
 
 from far_runtime.conditioning.subjects import takes_text
 from far_runtime.engines.base import EngineOptions
-from far_runtime.engines.device_memory import BLOCK
+from far_runtime.engines.tensorrt.device_memory import BLOCK
 from far_runtime.generation import Generation
 from far_runtime.pipeline import Pipeline
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from far_runtime.engines import cuda as cuda_calls
-from far_runtime.engines.cuda import Cuda, host_view
-from far_runtime.engines.device_memory import Memory
+from far_runtime.engines.tensorrt import cuda as cuda_calls
+from far_runtime.engines.tensorrt.cuda import Cuda, host_view
+from far_runtime.engines.tensorrt.device_memory import Memory
 from simulated_cuda import SimulatedCuda, SimulatorError, cudaError_t, cudaMemcpyKind
 
 IN, OUT = cudaMemcpyKind.cudaMemcpyHostToDevice, cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -146,7 +146,7 @@ def test_arrays_larger_than_a_block_and_more_than_may_wait_arrive(
     early: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their pinned memory is used again, but not before they are on the device."""
-    from far_runtime.engines import device_memory
+    from far_runtime.engines.tensorrt import device_memory
 
     monkeypatch.setattr(device_memory, "BLOCK", 1 << 10)
     monkeypatch.setattr(device_memory, "WAITING", 8 << 10)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.engines.cuda import Cuda, Deviation, host_view
+from far_runtime.engines.tensorrt.cuda import Cuda, Deviation, host_view
 
 ALIGNMENT = 256
 BLOCK = 4 << 20

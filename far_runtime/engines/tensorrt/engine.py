@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, Make, scalar
-from far_runtime.engines.capture import Captures, Contexts, Direct, Session
-from far_runtime.engines.cuda import Cuda, Deviation, load_cuda
-from far_runtime.engines.device_memory import DeviceArray, Memory, Pool
-from far_runtime.engines.executor import Executor
+from far_runtime.engines.tensorrt.cuda import Cuda, Deviation, load_cuda
+from far_runtime.engines.tensorrt.cuda_graphs import Captures, Contexts, Direct, Session
+from far_runtime.engines.tensorrt.device_memory import DeviceArray, Memory, Pool
+from far_runtime.engines.tensorrt.executor import Executor
 from far_runtime.errors import FarError
 
 if TYPE_CHECKING:

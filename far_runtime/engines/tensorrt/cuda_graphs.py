@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from far_runtime.engines.base import Engine, Make
-from far_runtime.engines.cuda import Cuda, Deviation
-from far_runtime.engines.device_memory import DeviceArray, Memory
-from far_runtime.engines.executor import Context, Shapes
+from far_runtime.engines.tensorrt.cuda import Cuda, Deviation
+from far_runtime.engines.tensorrt.device_memory import DeviceArray, Memory
+from far_runtime.engines.tensorrt.executor import Context, Shapes
 
 Contexts = dict[tuple[str, Shapes], Context]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from far_runtime.bundle import Graph, TensorSpec
-from far_runtime.engines.cuda import Cuda
+from far_runtime.engines.tensorrt.cuda import Cuda
 from far_runtime.errors import FarError
 
 if TYPE_CHECKING:

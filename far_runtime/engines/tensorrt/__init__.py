@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: the engine, its device memory, its CUDA graphs and its builder."""
