@@ -21,10 +21,10 @@ from bench_export_memory import CONTINUOUS, VAR, export, run_apart, write_checkp
 
 def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] | None) -> dict[str, Any]:
     """Build a bundle's engines anew; what the sidecar says of every stage."""
-    from far_runtime.build.options import BuildOptions
-    from far_runtime.build.tensorrt import build_engines
     from far_runtime.bundle import open_bundle
     from far_runtime.engines.cache.store import EngineCache
+    from far_runtime.engines.tensorrt.builder.options import BuildOptions
+    from far_runtime.engines.tensorrt.builder.tensorrt import build_engines
 
     opened = open_bundle(bundle)
     engine = build_engines(opened, "tensorrt-rtx", BuildOptions(targets=targets, batch=batch), click.echo)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from far_runtime.build.options import LIBRARIES, MAX_LEVEL, PORTABLE
 from far_runtime.cli.engine_options import engine_options, take_engine, warn_of_unused
+from far_runtime.engines.tensorrt.builder.options import LIBRARIES, MAX_LEVEL, PORTABLE
 
 
 @click.command(short_help="Compile a bundle's stages for an engine.")
@@ -47,8 +47,8 @@ def build(bundle: Path, target: str | None, batch: str | None, **options: Any) -
     opened = open_bundle(bundle)
     warn_of_unused(name)
     if name in LIBRARIES:
-        from far_runtime.build.options import BuildOptions
-        from far_runtime.build.tensorrt import build_engines
+        from far_runtime.engines.tensorrt.builder.options import BuildOptions
+        from far_runtime.engines.tensorrt.builder.tensorrt import build_engines
 
         targets = tuple(part.strip() for part in target.split(",")) if target is not None else ()
         settings = BuildOptions(targets=targets, batch=None if batch is None else _sizes(batch), **options)
@@ -58,7 +58,7 @@ def build(bundle: Path, target: str | None, batch: str | None, **options: Any) -
     given = [key for key, value in {"target": target, "batch": batch, **options}.items() if value]
     if given:
         raise click.UsageError(f"--{given[0].replace('_', '-')}: only tensorrt and tensorrt-rtx have it")
-    from far_runtime.build.ahead import compile_ahead
+    from far_runtime.engines.tensorrt.builder.ahead import compile_ahead
 
     compile_ahead(opened, name, run, click.echo)
 

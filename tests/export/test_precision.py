@@ -78,8 +78,8 @@ def test_pictures_stay_what_they_are(tiny: Any, fp16: Path) -> None:
 def test_tensorrt_rtx_builds_every_fp16_stage_and_computes_in_it(
     fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from far_runtime.build.options import BuildOptions
-    from far_runtime.build.tensorrt import build_engines
+    from far_runtime.engines.tensorrt.builder.options import BuildOptions
+    from far_runtime.engines.tensorrt.builder.tensorrt import build_engines
 
     pytest.importorskip("polygraphy")
     rtx()
@@ -96,7 +96,7 @@ def test_tensorrt_rtx_takes_vars_transformer_with_its_growing_keys(tmp_path: Pat
     """Normalised queries and keys are FP32 islands between 16-bit products."""
     from far_export.stages.var import transformer_stage
     from far_models.var import VAR, VARConfig
-    from far_runtime.build.precision import network_products
+    from far_runtime.engines.tensorrt.builder.precision import network_products
 
     trt = rtx()
     torch.manual_seed(0)

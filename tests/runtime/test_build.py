@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from far_runtime.build import tensorrt as builder
-from far_runtime.build.log import errors, memory_figures
-from far_runtime.build.options import NOT_IN_RTX, PROFILES, BuildOptions, capability, check_options
-from far_runtime.build.precision import Product, compare, inspected, missing
-from far_runtime.build.profiles import graph_profiles
-from far_runtime.build.tensorrt import build_engines, engine_key
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.gpu import Gpu, find_gpu
+from far_runtime.engines.tensorrt.builder import tensorrt as builder
+from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
+from far_runtime.engines.tensorrt.builder.options import NOT_IN_RTX, PROFILES, BuildOptions, capability, check_options
+from far_runtime.engines.tensorrt.builder.precision import Product, compare, inspected, missing
+from far_runtime.engines.tensorrt.builder.profiles import graph_profiles
+from far_runtime.engines.tensorrt.builder.tensorrt import build_engines, engine_key
 from far_runtime.errors import FarError
 
 GPU = Gpu("NVIDIA RTX 4090", "8.9")

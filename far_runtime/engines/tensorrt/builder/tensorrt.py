@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import far_runtime
-from far_runtime.build.log import errors, memory_figures
-from far_runtime.build.options import PROFILES, BuildOptions, capability, check_options
-from far_runtime.build.profiles import Shapes, graph_profiles
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.cache.compatibility import MODULES, RECIPE, library_version
 from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.gpu import Gpu, find_gpu
+from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
+from far_runtime.engines.tensorrt.builder.options import PROFILES, BuildOptions, capability, check_options
+from far_runtime.engines.tensorrt.builder.profiles import Shapes, graph_profiles
 from far_runtime.errors import FarError
 from far_runtime.files import user_cache
 
@@ -175,7 +175,7 @@ def _run(job: Mapping[str, Any], log: Path) -> int:
     }
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "far_runtime.build.worker"],
+            [sys.executable, "-m", "far_runtime.engines.tensorrt.builder.worker"],
             stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
         assert process.stdin is not None

@@ -1,4 +1,4 @@
-"""One graph into one engine, in a process of its own: `python -m far_runtime.build.worker`, a job as JSON on stdin.
+"""One graph into one engine, in a process of its own: `python -m far_runtime.engines.tensorrt.builder.worker`, a job as JSON on stdin.
 
 Its own process since Polygraphy decides by an environment variable, when it is imported, which of the two libraries it
 drives; since a builder's memory is given back that way; and since a crash or a kill then ends one build and not `far`.
@@ -48,7 +48,7 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
     from polygraphy.logger import G_LOGGER
 
-    from far_runtime.build.precision import compare, engine_products, missing, network_products
+    from far_runtime.engines.tensorrt.builder.precision import compare, engine_products, missing, network_products
 
     G_LOGGER.module_severity = G_LOGGER.VERBOSE  # TensorRT's own INFO lines
     trt = load_library(job["library"])
