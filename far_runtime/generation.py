@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from far_runtime.images.metadata import PictureSettings
 from far_runtime.samplers.base import Step
-from far_runtime.settings import PictureSettings
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions, draw
 from far_runtime.errors import FarError, NotFinite
 from far_runtime.generation import Generation, OnLevel, OnProgress, joined, reporter
+from far_runtime.images.metadata import PictureSettings
 from far_runtime.noise import SeedNoise
 from far_runtime.samplers import SAMPLERS
 from far_runtime.samplers.base import Known, Step
-from far_runtime.settings import PictureSettings
 
 DEFAULT_BATCH = 8
 
@@ -157,7 +157,7 @@ class Pipeline:
         subjects: as `generate` takes them, or `null_subject` to let the image alone say what to draw; guidance, which
         would then lead nowhere, is left out if all are. image: uint8 [H, W, 3] of the bundle's size. keep: [H, W], True
         where the image stays. edited: what to record of where they came from. The pixels are the decoder's everywhere;
-        far_runtime.edit puts the image's own back. Raises FarError for a bundle without the encode stage, where all of
+        far_runtime.images.edit puts the image's own back. Raises FarError for a bundle without the encode stage, where all of
         the image is kept, and as `generate` does.
         """
         wanted = self.subjects(subjects, negative)

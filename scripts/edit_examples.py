@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from far_runtime.cli.main import cli
-from far_runtime.edit import in_paint, out_paint, parse_margins
-from far_runtime.image_files import read_mask, read_picture
-from far_runtime.pictures import picture_grid, save_plain
+from far_runtime.images.edit import in_paint, out_paint, parse_margins
+from far_runtime.images.reading import read_mask, read_picture
+from far_runtime.images.writing import picture_grid, save_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUTS = ROOT / "docs" / "edit"

@@ -132,7 +132,7 @@ def spread(subjects: Sequence[Subject], most: int) -> list[Subject]:
 
 def draw_samples(pipeline: Pipeline, path: Path, subjects: Sequence[Subject], seed: int) -> str:
     """A sheet with one picture of every subject, named; returns a line about it."""
-    from far_runtime.pictures import picture_grid, save_sheet
+    from far_runtime.images.writing import picture_grid, save_sheet
 
     made = pipeline.generate(subjects, [seed] * len(subjects))
     names = [subject.name or str(subject.label) for subject in subjects]

@@ -12,7 +12,7 @@ import click
 
 from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
 from far_runtime.cli.sampling_options import sampling_options, take_sampling
-from far_runtime.settings import MAX_BATCH
+from far_runtime.images.metadata import MAX_BATCH
 
 if TYPE_CHECKING:
     from far_export.evaluate.features import Extractor

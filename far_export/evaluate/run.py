@@ -17,7 +17,7 @@ from PIL import Image
 from far_export.evaluate.features import Extractor, Found
 from far_runtime.facts import settle
 from far_runtime.files import whole_file
-from far_runtime.pictures import save_plain
+from far_runtime.images.writing import save_plain
 from far_runtime.progress import Reporting, silent
 
 RUN = "run.json"

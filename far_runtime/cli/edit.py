@@ -15,7 +15,7 @@ import click
 from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
 from far_runtime.cli.generate import PATH, progress_bar
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
-from far_runtime.settings import MAX_BATCH
+from far_runtime.images.metadata import MAX_BATCH
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Manifest
@@ -104,9 +104,9 @@ def edit(
     from far_runtime.bundle import open_bundle
     from far_runtime.cli.outputs import Outputs, check_sheet, write
     from far_runtime.conditioning.subjects import is_null
-    from far_runtime.edit import compose
     from far_runtime.files import check_distinct
-    from far_runtime.pictures import name_of
+    from far_runtime.images.edit import compose
+    from far_runtime.images.writing import name_of
     from far_runtime.pipeline import Pipeline
 
     check_sheet(output)
@@ -157,8 +157,8 @@ def _read(image: Path, mask: Path | None, outpaint: str | None) -> Any:
     said before a bundle is opened."""
     from functools import partial
 
-    from far_runtime.edit import in_paint, out_paint, parse_margins
-    from far_runtime.image_files import read_mask, read_picture
+    from far_runtime.images.edit import in_paint, out_paint, parse_margins
+    from far_runtime.images.reading import read_mask, read_picture
 
     if mask is not None:
         return partial(in_paint, read_picture(image), read_mask(mask))

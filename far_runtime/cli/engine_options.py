@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.settings import MAX_THREADS
+from far_runtime.images.metadata import MAX_THREADS
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Bundle

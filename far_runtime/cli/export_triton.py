@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from far_runtime.settings import MAX_THREADS
+from far_runtime.images.metadata import MAX_THREADS
 
 TENSORS = ("host", "device")
 

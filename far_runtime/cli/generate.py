@@ -16,11 +16,11 @@ import click
 
 from far_runtime.cli.engine_options import BEST, best_unless, engine_options, is_given, take_engine
 from far_runtime.cli.sampling_options import SAMPLING, sampling_options, subject_options, take_sampling
-from far_runtime.settings import MAX_BATCH
+from far_runtime.images.metadata import MAX_BATCH
 
 if TYPE_CHECKING:
     from far_runtime.generation import Generation, OnProgress, Progress
-    from far_runtime.settings import PictureSettings
+    from far_runtime.images.metadata import PictureSettings
 
 PATH = click.Path(path_type=Path)
 DEFAULT_LABELS = 8
@@ -95,7 +95,7 @@ def generate(
     from far_runtime.bundle import open_bundle
     from far_runtime.cli.outputs import Outputs, check_sheet, level_files, write
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
-    from far_runtime.pictures import name_of, read_settings
+    from far_runtime.images.writing import name_of, read_settings
     from far_runtime.pipeline import Pipeline
     from far_runtime.presets import preset_of
 

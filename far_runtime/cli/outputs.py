@@ -12,7 +12,7 @@ from PIL import Image
 from far_runtime.errors import FarError
 from far_runtime.files import check_distinct, check_file, check_folder
 from far_runtime.generation import Generation
-from far_runtime.pictures import (
+from far_runtime.images.writing import (
     Pixels,
     check_animation,
     file_name,

@@ -11,7 +11,7 @@ import click
 from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
 from far_runtime.cli.ray_options import ray_options, refuse_without_ray, resources_of
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
-from far_runtime.settings import MAX_BATCH
+from far_runtime.images.metadata import MAX_BATCH
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Bundle

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from far_runtime.pictures import picture_bytes
+from far_runtime.images.writing import picture_bytes
 from far_runtime.pipeline import Pipeline
 from far_runtime.sample.files import Sample, packed
 from far_runtime.sample.plan import Plan, Shard

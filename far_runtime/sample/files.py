@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.errors import FarError
-from far_runtime.settings import PictureSettings
+from far_runtime.images.metadata import PictureSettings
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.conditioning.subjects import Subject
-from far_runtime.edit import Edit, compose
 from far_runtime.errors import FarError, NotFinite
 from far_runtime.generation import Generation, OnProgress, Progress
+from far_runtime.images.edit import Edit, compose
+from far_runtime.images.metadata import PictureSettings
 from far_runtime.pipeline import Pipeline
-from far_runtime.settings import PictureSettings
 
 LOG = logging.getLogger("far_runtime.serve")
 Pixels = NDArray[np.uint8]

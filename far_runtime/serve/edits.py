@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from far_runtime.edit import Edit, in_paint, out_paint, parse_margins
 from far_runtime.errors import FarError
-from far_runtime.image_files import ImageFile, as_mask, as_picture, open_picture, transparent
+from far_runtime.images.edit import Edit, in_paint, out_paint, parse_margins
+from far_runtime.images.reading import ImageFile, as_mask, as_picture, open_picture, transparent
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What may be sent: few decoders, all of them much used."""

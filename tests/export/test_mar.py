@@ -22,7 +22,7 @@ from far_runtime.cli.main import main
 from far_runtime.cost import row_flops
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
-from far_runtime.pictures import read_settings
+from far_runtime.images.writing import read_settings
 
 if TYPE_CHECKING:
     from conftest import Tiny

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from far_runtime.bundle import MANIFEST, manifest_checksum
-from far_runtime.pictures import KEY, read_settings
+from far_runtime.images.writing import KEY, read_settings
 from far_runtime.pipeline import Pipeline
 
 CHANGE = (slice(4, 12), slice(6, 16))

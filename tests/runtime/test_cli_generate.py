@@ -16,9 +16,9 @@ from PIL import Image, ImageSequence
 from far_runtime.bundle import MANIFEST, manifest_checksum
 from far_runtime.cli.outputs import Outputs, level_files
 from far_runtime.errors import FarError
-from far_runtime.pictures import KEY, read_settings, save_picture
+from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.writing import KEY, read_settings, save_picture
 from far_runtime.pipeline import Pipeline
-from far_runtime.settings import PictureSettings
 
 
 def pixels(path: Path) -> Any:

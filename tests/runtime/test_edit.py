@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from far_runtime import image_files
 from far_runtime.bundle import MANIFEST, manifest_checksum
 from far_runtime.conditioning.subjects import Subject, null_subject
-from far_runtime.edit import Edit, compose, in_paint, margins_text, out_paint, parse_margins
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
-from far_runtime.image_files import ImageFile, read_mask, read_picture
+from far_runtime.images import reading as image_files
+from far_runtime.images.edit import Edit, compose, in_paint, margins_text, out_paint, parse_margins
+from far_runtime.images.reading import ImageFile, read_mask, read_picture
 from far_runtime.pipeline import Pipeline
 from far_runtime.samplers.diffuse import kept_last
 from far_runtime.scales import kept_tokens, token_ranges

@@ -14,7 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from far_runtime.errors import FarError
 from far_runtime.files import check_file, check_folder, whole_file
-from far_runtime.pictures import (
+from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.writing import (
     KEY,
     WEBP_LIMIT,
     check_animation,
@@ -26,7 +27,6 @@ from far_runtime.pictures import (
     save_picture,
     save_sheet,
 )
-from far_runtime.settings import PictureSettings
 
 SETTINGS = PictureSettings(
     bundle="0123456789abcdef", label=207, name="golden retriever", seed=2**64 - 1,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from far_runtime.bundle import open_bundle
+from far_runtime.images.metadata import PictureSettings
 from far_runtime.pipeline import Pipeline
-from far_runtime.settings import PictureSettings
 from far_runtime.triton.config import Serving
 from far_runtime.triton.engine import StageFailed, TritonEngine
 from far_runtime.triton.repository import Options, write_repository

@@ -19,7 +19,7 @@ from PIL import Image
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.engines.lock import held
 from far_runtime.errors import FarError
-from far_runtime.pictures import read_settings
+from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
 from far_runtime.sample.plan import Plan
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from far_runtime.engines.base import EngineOptions
-from far_runtime.pictures import read_settings
+from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
 from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.models import Model, Queueing

@@ -16,9 +16,9 @@ import openai
 import pytest
 from PIL import Image
 
-from far_runtime.edit import Edit, compose
 from far_runtime.engines.base import EngineOptions
-from far_runtime.pictures import read_settings
+from far_runtime.images.edit import Edit, compose
+from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
 from far_runtime.serve.edits import edit_of
 from far_runtime.serve.keys import Keys, Rate

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from far_runtime.errors import FarError
-from far_runtime.image_files import ImageFile
+from far_runtime.images.reading import ImageFile
 
 SIDES = ("left", "right", "top", "bottom")
 FEATHER = 1

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
 from far_runtime.files import whole_file
-from far_runtime.settings import PictureSettings
+from far_runtime.images.metadata import PictureSettings
 
 KEY = "far-deploy"
 """Keyword of the PNG text chunk."""

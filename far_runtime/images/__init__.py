@@ -1,0 +1,1 @@
+"""Pictures: read, written, edited, with their settings inside."""
