@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.bench.contenders import GPU, Contender, Sources, device_of
-from far_runtime.bench.machine import gpu_facts
 from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.timed import TimedEngine
-from far_runtime.memory import peak_memory
+from far_runtime.machine.memory import peak_memory
+from far_runtime.machine.report import gpu_facts
 from far_runtime.pipeline import Pipeline
 
 

@@ -126,7 +126,6 @@ def run(
     from far_runtime import __version__
     from far_runtime.bench import matmul_rate as products
     from far_runtime.bench.contenders import GPU, Sources, contenders, plugins
-    from far_runtime.bench.machine import gpu_facts, machine_facts
     from far_runtime.bench.rounds import Length, measure
     from far_runtime.bench.session import EngineSession
     from far_runtime.bench.statistics import figures_of
@@ -134,6 +133,7 @@ def run(
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
     from far_runtime.cost import picture_cost
     from far_runtime.defaults import check_system, plan_of, settings_of
+    from far_runtime.machine.report import gpu_facts, machine_facts
 
     bundle: Bundle = open_bundle(options["bundle"], check=not options["no_check"])
     check_system(bundle)

@@ -103,7 +103,7 @@ def engines(bundle: Any) -> list[dict[str, Any]]:
     """What was compiled from the bundle, newest first. misfit: why it cannot be used here, or ""."""
     from far_runtime.engines.cache.compatibility import device_of, misfit
     from far_runtime.engines.cache.store import EngineCache
-    from far_runtime.engines.gpu import find_gpu
+    from far_runtime.machine.gpu import find_gpu
 
     cached = EngineCache(bundle).entries()
     gpu = find_gpu() if cached else None

@@ -79,8 +79,8 @@ def sample(
 
     from far_runtime import __version__
     from far_runtime.bundle import open_bundle
-    from far_runtime.cluster import Each
     from far_runtime.defaults import check_system, settings_of
+    from far_runtime.machine.ray_cluster import Each
     from far_runtime.progress import progress, say, silent
     from far_runtime.sample.files import check_format
     from far_runtime.sample.folder import Folder

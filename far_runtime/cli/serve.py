@@ -16,8 +16,8 @@ import click
 
 from far_runtime.cli.engine_options import engine_options, take_engines
 from far_runtime.cli.ray_options import ray_options, refuse_without_ray, resources_of
-from far_runtime.cluster import Each
 from far_runtime.errors import FarError
+from far_runtime.machine.ray_cluster import Each
 
 if TYPE_CHECKING:
     from far_runtime.serve.opening import Setting

@@ -17,8 +17,8 @@ from far_runtime.engines.base import Array, EngineOptions, scalar
 from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.errors import FarError
-from far_runtime.memory import unmapping
-from far_runtime.processor import abilities, saturates
+from far_runtime.machine.cpu import abilities, saturates
+from far_runtime.machine.memory import unmapping
 
 HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Precisions to compute in, and what a device that can calls them."""

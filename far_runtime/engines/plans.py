@@ -8,8 +8,8 @@ from far_runtime.bundle import Bundle
 from far_runtime.engines.cache.compatibility import misfit
 from far_runtime.engines.cache.entry import CachedEngine
 from far_runtime.engines.cache.store import EngineCache
-from far_runtime.engines.gpu import find_gpu
 from far_runtime.errors import FarError
+from far_runtime.machine.gpu import find_gpu
 
 
 def cached_plans(bundle: Bundle, library: str) -> Callable[[str], bytes]:

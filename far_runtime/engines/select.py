@@ -13,7 +13,7 @@ from pathlib import Path
 from far_runtime.bundle import Bundle
 from far_runtime.engines.cache.compatibility import MODULES
 from far_runtime.errors import FarError
-from far_runtime.memory import total_memory
+from far_runtime.machine.memory import total_memory
 
 X86 = ("x86_64", "amd64")
 DRIVERS = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")

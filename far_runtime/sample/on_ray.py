@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.bundle import open_bundle
-from far_runtime.cluster import Each, cluster
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
+from far_runtime.machine.ray_cluster import Each, cluster
 from far_runtime.pipeline import Pipeline
 from far_runtime.sample.draw import Made, draw_shard, engine_of
 from far_runtime.sample.plan import Plan, Shard

@@ -12,8 +12,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from far_runtime.cluster import Each, cluster, cluster_address
 from far_runtime.errors import FarError
+from far_runtime.machine.ray_cluster import Each, cluster, cluster_address
 from far_runtime.progress import say
 from far_runtime.serve.app import create_app
 from far_runtime.serve.opening import Setting

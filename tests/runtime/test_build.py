@@ -15,7 +15,6 @@ import pytest
 
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.cache.store import EngineCache
-from far_runtime.engines.gpu import Gpu, find_gpu
 from far_runtime.engines.tensorrt.builder import tensorrt as builder
 from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
 from far_runtime.engines.tensorrt.builder.options import NOT_IN_RTX, PROFILES, BuildOptions, capability, check_options
@@ -23,6 +22,7 @@ from far_runtime.engines.tensorrt.builder.precision import Product, compare, ins
 from far_runtime.engines.tensorrt.builder.profiles import graph_profiles
 from far_runtime.engines.tensorrt.builder.tensorrt import build_engines, engine_key
 from far_runtime.errors import FarError
+from far_runtime.machine.gpu import Gpu, find_gpu
 
 GPU = Gpu("NVIDIA RTX 4090", "8.9")
 

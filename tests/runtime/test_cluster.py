@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from far_runtime.cluster import Each, _check_room
 from far_runtime.errors import FarError
+from far_runtime.machine.ray_cluster import Each, _check_room
 
 NODES = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0, "jetson": 1.0}]
 

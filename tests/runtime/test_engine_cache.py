@@ -20,9 +20,9 @@ from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_
 from far_runtime.engines.cache.compatibility import RECIPE, library_version, misfit, stale
 from far_runtime.engines.cache.entry import SIDECAR, CachedEngine, EngineKey, bundle_facts, read_engine
 from far_runtime.engines.cache.store import EngineCache
-from far_runtime.engines.gpu import Gpu
 from far_runtime.engines.plans import cached_plans
 from far_runtime.errors import FarError
+from far_runtime.machine.gpu import Gpu
 
 FORK = multiprocessing.get_context("fork")
 NOBODY = 65534

@@ -12,7 +12,7 @@ import pytest
 
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.base import EngineOptions
-from far_runtime.memory import unmapping
+from far_runtime.machine.memory import unmapping
 from far_runtime.pipeline import Pipeline
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from far_runtime import processor
 from far_runtime.bundle import open_bundle
 from far_runtime.engines import openvino as engine
+from far_runtime.machine import cpu as processor
 
 CPUINFO = """processor\t: 0
 model name\t: Some Processor

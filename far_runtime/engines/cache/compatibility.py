@@ -8,7 +8,7 @@ from typing import Any
 
 from far_runtime.bundle import Bundle
 from far_runtime.engines.cache.entry import CachedEngine, bundle_facts
-from far_runtime.engines.gpu import Gpu
+from far_runtime.machine.gpu import Gpu
 
 DISTRIBUTIONS = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),

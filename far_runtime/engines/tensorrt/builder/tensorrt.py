@@ -18,12 +18,12 @@ from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.cache.compatibility import MODULES, RECIPE, library_version
 from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
 from far_runtime.engines.cache.store import EngineCache
-from far_runtime.engines.gpu import Gpu, find_gpu
 from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
 from far_runtime.engines.tensorrt.builder.options import PROFILES, BuildOptions, capability, check_options
 from far_runtime.engines.tensorrt.builder.profiles import Shapes, graph_profiles
 from far_runtime.errors import FarError
 from far_runtime.files import user_cache
+from far_runtime.machine.gpu import Gpu, find_gpu
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 LOG = "build.txt"

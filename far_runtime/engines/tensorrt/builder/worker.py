@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from far_runtime.memory import peak_memory
+from far_runtime.machine.memory import peak_memory
 
 MIB = 1 << 20
 

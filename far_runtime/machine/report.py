@@ -8,8 +8,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from far_runtime.memory import total_memory
-from far_runtime.processor import abilities, processor
+from far_runtime.machine.cpu import abilities, processor
+from far_runtime.machine.memory import total_memory
 
 LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "tensorrt-rtx-cu12", "nncf")
 FLAGS = (

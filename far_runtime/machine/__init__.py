@@ -1,0 +1,1 @@
+"""The machine at hand: processor, memory, GPU, and a cluster of several."""
