@@ -82,10 +82,10 @@ def sample(
     from far_runtime.defaults import check_system, settings_of
     from far_runtime.machine.ray_cluster import Each
     from far_runtime.progress import progress, say, silent
-    from far_runtime.sample.files import check_format
     from far_runtime.sample.folder import Folder
     from far_runtime.sample.on_ray import Setting, drawn_on_ray
     from far_runtime.sample.plan import Plan
+    from far_runtime.sample.shards import check_format
 
     started = time.perf_counter()
     if not on_ray:

@@ -8,8 +8,8 @@ from typing import Any
 
 from far_runtime.images.writing import picture_bytes
 from far_runtime.pipeline import Pipeline
-from far_runtime.sample.files import Sample, packed
 from far_runtime.sample.plan import Plan, Shard
+from far_runtime.sample.shards import Sample, packed
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from far_runtime.errors import FarError
 from far_runtime.facts import is_settled, read, settle
 from far_runtime.files import check_folder, whole_file
 from far_runtime.sample.draw import Made
-from far_runtime.sample.files import found_keys
 from far_runtime.sample.plan import Plan, Shard
+from far_runtime.sample.shards import found_keys
 
 PLAN, ENGINE = "sample.json", "engine.json"
 
