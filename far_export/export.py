@@ -23,8 +23,8 @@ from far_runtime.bundle import (
     record_of,
     write_manifest,
 )
-from far_runtime.defaults import settled
 from far_runtime.errors import FarError
+from far_runtime.sampling.settings import settled
 
 if TYPE_CHECKING:
     from far_export.stages.text import TextPart

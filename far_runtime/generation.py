@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.images.metadata import PictureSettings
-from far_runtime.samplers.base import Step
+from far_runtime.sampling.base import Step
 
 
 @dataclass(frozen=True)

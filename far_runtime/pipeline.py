@@ -15,15 +15,24 @@ from far_runtime import __version__
 from far_runtime.bundle import Bundle, Manifest, open_bundle
 from far_runtime.conditioning.cache import LIMIT, Once
 from far_runtime.conditioning.subjects import Subject, condition_of, is_null, resolve_subjects, takes_text
-from far_runtime.defaults import check_system, kind_of, option, plan_of, sampler_of, settings_of, together, unguided
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions, draw
 from far_runtime.errors import FarError, NotFinite
 from far_runtime.generation import Generation, OnLevel, OnProgress, joined, reporter
 from far_runtime.images.metadata import PictureSettings
-from far_runtime.noise import SeedNoise
-from far_runtime.samplers import SAMPLERS
-from far_runtime.samplers.base import Known, Step
+from far_runtime.sampling import SAMPLERS
+from far_runtime.sampling.base import Known, Step
+from far_runtime.sampling.noise import SeedNoise
+from far_runtime.sampling.settings import (
+    check_system,
+    kind_of,
+    option,
+    plan_of,
+    sampler_of,
+    settings_of,
+    together,
+    unguided,
+)
 
 DEFAULT_BATCH = 8
 

@@ -32,11 +32,11 @@ from far_runtime.bench.matmul_rate import Products
 from far_runtime.bench.plot import check_plot
 from far_runtime.bench.worker_process import Worker
 from far_runtime.bundle import Manifest, open_bundle
-from far_runtime.cost import call_flops, picture_cost
-from far_runtime.defaults import plan_of, settings_of
 from far_runtime.errors import FarError
-from far_runtime.presets import preset_names
-from far_runtime.samplers.base import Step
+from far_runtime.sampling.base import Step
+from far_runtime.sampling.flops import call_flops, picture_cost
+from far_runtime.sampling.presets import preset_names
+from far_runtime.sampling.settings import plan_of, settings_of
 from ledger_plot import save_plot
 
 SYSTEMS = {
@@ -114,7 +114,7 @@ class Released:
 
     def _var(self, var: Any, vqvae: Any, settings: Mapping[str, Any]) -> dict[str, int]:
         from far_export.stages.vae import DecodeGraph
-        from far_runtime.noise import SeedNoise
+        from far_runtime.sampling.noise import SeedNoise
         from released import ReleasedVAR
 
         released = ReleasedVAR(var, vqvae, self.amp, self.compiled)
@@ -131,7 +131,7 @@ class Released:
     def _diffusion(self, model: Any, manifest: Manifest) -> dict[str, int]:
         import torch
 
-        from far_runtime.noise import SeedNoise
+        from far_runtime.sampling.noise import SeedNoise
         from released import ReleasedFAR
 
         config = model.config

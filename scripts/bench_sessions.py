@@ -21,10 +21,10 @@ import click
 import numpy as np
 
 from far_runtime.bundle import Bundle, open_bundle
-from far_runtime.defaults import plan_of, settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
-from far_runtime.samplers.base import Step
+from far_runtime.sampling.base import Step
+from far_runtime.sampling.settings import plan_of, settings_of
 
 WAYS = {"onnxruntime": ("packed", "unpacked"), "openvino": ("",)}
 

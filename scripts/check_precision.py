@@ -90,9 +90,9 @@ def measured(
     from far_export.verify.distribution import check_distribution
     from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
     from far_runtime.conditioning.subjects import spread_subjects
-    from far_runtime.defaults import settings_of
     from far_runtime.engines import open_engine
     from far_runtime.files import whole_file
+    from far_runtime.sampling.settings import settings_of
 
     bundle = exported(output / precision, checkpoint, vae, precision, calibrate)
     file = output / f"{precision}-{engine.replace(':', '-')}.json"

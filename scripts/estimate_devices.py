@@ -18,10 +18,10 @@ import click
 
 from far_export.onnx.quantize import STAGES as QUANTISED
 from far_runtime.bundle import Manifest, open_bundle
-from far_runtime.cost import ONCE, call_flops
-from far_runtime.defaults import plan_of, settings_of
-from far_runtime.presets import preset_names
-from far_runtime.samplers.base import Call, Step
+from far_runtime.sampling.base import Call, Step
+from far_runtime.sampling.flops import ONCE, call_flops
+from far_runtime.sampling.presets import preset_names
+from far_runtime.sampling.settings import plan_of, settings_of
 
 SHARE = 0.5
 """Of the rate that is reached: ours to guess, since no engine was run on these devices."""

@@ -18,8 +18,8 @@ from far_export.stages.stage import Stage
 from far_models.checkpoint import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
-from far_runtime.samplers import SAMPLERS
-from far_runtime.samplers.base import Condition, Step, label_condition
+from far_runtime.sampling import SAMPLERS
+from far_runtime.sampling.base import Condition, Step, label_condition
 from golden_draws import NamedNoise, noise, relative_error, save_checkpoint
 
 LATENT_SCALE = 0.2325

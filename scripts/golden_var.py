@@ -13,8 +13,8 @@ from far_export.engines import engine_of
 from far_export.stages.var import model_info, stages
 from far_models.checkpoint import load_checkpoint
 from far_runtime.engines.base import Engine
-from far_runtime.samplers import var as loop
-from far_runtime.samplers.base import label_condition
+from far_runtime.sampling import var as loop
+from far_runtime.sampling.base import label_condition
 from golden_draws import relative_error, stream, weight
 
 NEAREST = np.float32(1e-7)

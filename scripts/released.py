@@ -20,14 +20,14 @@ from torch import Tensor
 from far_models.far import FAR
 from far_models.var import VAR, Cache
 from far_models.vq_vae import VQVAE
-from far_runtime.diffusion import posterior, respaced_timesteps, x0_from_output
 from far_runtime.errors import FarError
-from far_runtime.frequency import lowpass_matrices
-from far_runtime.noise import NoiseSource
-from far_runtime.samplers.base import Step
-from far_runtime.samplers.diffuse import restore_index
-from far_runtime.samplers.far import visible_tokens
-from far_runtime.scales import phi_index, progress, token_ranges
+from far_runtime.sampling.base import Step
+from far_runtime.sampling.far import visible_tokens
+from far_runtime.sampling.lowpass import lowpass_matrices
+from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.noise_schedule import posterior, respaced_timesteps, x0_from_output
+from far_runtime.sampling.pyramid import phi_index, progress, token_ranges
+from far_runtime.sampling.reverse_diffusion import restore_index
 
 OFFICIAL_STEPS = 100
 

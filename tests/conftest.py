@@ -37,7 +37,7 @@ TINY_CLASSES = ("crane", "red fox", "fox terrier", "Crane", "dragonfly", "house 
 MAKES_BUNDLES = (
     "far_export/graphs/*.py", "far_export/export.py", "far_export/onnx_*.py", "far_export/stages/stage.py",
     "far_export/stages/text.py", "models/far_models/*.py", "models/far_models/text/*.py", "far_runtime/samplers/*.py",
-    "far_runtime/bundle.py", "far_runtime/defaults.py", "far_runtime/diffusion.py", "far_runtime/frequency.py",
+    "far_runtime/bundle.py", "far_runtime/sampling/settings.py", "far_runtime/sampling/noise_schedule.py", "far_runtime/sampling/lowpass.py",
     "far_runtime/sc*.py", "constraints.txt", "tests/conftest.py",
 )  # fmt: skip
 A_DAY = 86400

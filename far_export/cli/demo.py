@@ -164,7 +164,7 @@ def verify_demo(
     from far_export.cli.verify import reference_text
     from far_export.export import load_pair
     from far_export.verify.parity import verify_bundle
-    from far_runtime.defaults import settings_of
+    from far_runtime.sampling.settings import settings_of
 
     model, vae = load_pair(checkpoint, vae_file)
     text = reference_text(bundle.manifest, model, text_encoder)

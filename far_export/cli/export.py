@@ -108,7 +108,7 @@ def export(
     from far_export.tune.presets import read_presets
     from far_models.checkpoint import parse_overrides
     from far_runtime.conditioning.subjects import takes_text
-    from far_runtime.schedule import parse_levels
+    from far_runtime.sampling.schedule import parse_levels
 
     levels_given = list(parse_levels(default_levels)) if default_levels else None
     named = {"levels": levels_given, "steps": default_steps, "guidance": default_guidance}

@@ -63,9 +63,9 @@ def tune(
     from far_runtime import __version__
     from far_runtime.bench.plot import check_plot
     from far_runtime.bundle import open_bundle
-    from far_runtime.defaults import check_system, settings_of
     from far_runtime.files import check_distinct, check_file, user_cache
     from far_runtime.pipeline import Pipeline
+    from far_runtime.sampling.settings import check_system, settings_of
 
     outputs = [(option, path) for option, path in (("--save", save), ("--plot", plot), ("--json", json_file)) if path]
     for option, path in outputs:
@@ -123,7 +123,7 @@ def tune(
 
 
 def _summary(found: Tuned, presets: dict[str, Any]) -> list[str]:
-    from far_runtime.presets import LIMITS
+    from far_runtime.sampling.presets import LIMITS
 
     lines = [
         f"preset {name}: no schedule within {limit:g} was found, so it stays as it was"

@@ -119,7 +119,7 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     from far_models.checkpoint import parse_overrides
     from far_runtime.bundle import open_bundle
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
-    from far_runtime.defaults import check_system, settings_of
+    from far_runtime.sampling.settings import check_system, settings_of
 
     bundle = open_bundle(options["bundle"])
     check_system(bundle)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.conditioning.subjects import spread_subjects
-from far_runtime.defaults import plan_of, settings_of
 from far_runtime.engines.base import Array, scalar
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
+from far_runtime.sampling.settings import plan_of, settings_of
 
 BINS = 2048
 STEPS = 255 // 2

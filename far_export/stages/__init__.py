@@ -10,8 +10,8 @@ from torch import nn
 
 from far_export.stages import far, far_t2i, mar, vae, var
 from far_export.stages.stage import Stage
-from far_runtime.samplers import far_t2i as far_t2i_loop
-from far_runtime.samplers.far import plan
+from far_runtime.sampling import far_t2i as far_t2i_loop
+from far_runtime.sampling.far import plan
 
 
 @dataclass(frozen=True)

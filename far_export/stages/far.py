@@ -14,9 +14,9 @@ from far_models.far import FAR, FARConfig
 from far_models.far_t2i import FART2IConfig
 from far_models.islands import island
 from far_runtime.bundle import TensorSpec
-from far_runtime.frequency import lowpass_matrices
-from far_runtime.samplers.base import Step
-from far_runtime.solvers import COEFFICIENTS
+from far_runtime.sampling.base import Step
+from far_runtime.sampling.lowpass import lowpass_matrices
+from far_runtime.sampling.solvers import COEFFICIENTS
 
 
 def spread(x: Tensor, rows: int) -> Tensor:
@@ -86,7 +86,7 @@ class DenoiseGraph(nn.Module):
     next state and next history [B, T, C].
 
     Guided prediction o = uncond + guidance (cond - uncond), by a scale a picture, variance values from the conditional
-    half, then the update of `far_runtime.solvers.Diffusion.table`. The timestep is embedded once for all rows.
+    half, then the update of `far_runtime.sampling.solvers.Diffusion.table`. The timestep is embedded once for all rows.
     """
 
     def __init__(self, far: FAR) -> None:

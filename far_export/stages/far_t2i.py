@@ -13,8 +13,8 @@ from far_export.stages.flops import count_flops
 from far_export.stages.stage import Input, Stage
 from far_models.far_t2i import FART2I, FART2IConfig
 from far_runtime.bundle import TensorSpec
-from far_runtime.frequency import lowpass_matrices
-from far_runtime.samplers.base import Step
+from far_runtime.sampling.base import Step
+from far_runtime.sampling.lowpass import lowpass_matrices
 
 
 class ContextGraph(nn.Module):

@@ -20,7 +20,7 @@ from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE
 from far_runtime.bundle import TensorSpec
 from far_runtime.errors import FarError
-from far_runtime.samplers.var import cache_names
+from far_runtime.sampling.var import cache_names
 
 BATCH, ROWS = (1, 4, 64), (1, 8, 128)
 

@@ -15,9 +15,9 @@ from far_export.evaluate.features import features
 from far_export.evaluate.metrics import frechet, principal_components
 from far_export.tune.search import Judged, Settings
 from far_runtime.conditioning.subjects import spread_subjects
-from far_runtime.cost import picture_cost
-from far_runtime.defaults import plan_of, settings_of
 from far_runtime.pipeline import Pipeline
+from far_runtime.sampling.flops import picture_cost
+from far_runtime.sampling.settings import plan_of, settings_of
 
 FEATURES = 1280
 BATCH = 32

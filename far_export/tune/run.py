@@ -10,10 +10,10 @@ from typing import Protocol
 from far_export.tune.journal import Journal
 from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space, front
 from far_runtime.bundle import Manifest
-from far_runtime.defaults import plan_of, settings_of
 from far_runtime.errors import FarError
-from far_runtime.presets import LIMITS, preset_names
-from far_runtime.schedule import compact
+from far_runtime.sampling.presets import LIMITS, preset_names
+from far_runtime.sampling.schedule import compact
+from far_runtime.sampling.settings import plan_of, settings_of
 
 CONFIRMED = 8
 """Candidates within a limit that get a second look with other seeds: those that none beats, the cheapest first."""

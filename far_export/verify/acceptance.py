@@ -15,10 +15,10 @@ from far_export.verify.results import summary
 from far_models.checkpoint import Checkpoint
 from far_runtime.bundle import Bundle
 from far_runtime.conditioning.subjects import default_subjects
-from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import CheckFailed, FarError
+from far_runtime.sampling.settings import settings_of
 
 OTHERS = {"fp16": "fp32", "bf16": "fp16, which is finer, or fp32", "int8": "fp16"}
 LARGER = "bf16, whose range is larger, or fp32"

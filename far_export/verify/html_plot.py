@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from far_export.verify.results import Report
-from far_runtime.samplers.base import Step
+from far_runtime.sampling.base import Step
 
 WIDTH, HEIGHT = 960, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 44, 46

@@ -15,8 +15,8 @@ from far_export.onnx.tensor_ranges import Range, look
 from far_export.verify.results import StageResult
 from far_runtime.bundle import Bundle, Graph, Manifest
 from far_runtime.engines.base import Array, Engine
-from far_runtime.samplers.base import Step
-from far_runtime.solvers import COEFFICIENTS
+from far_runtime.sampling.base import Step
+from far_runtime.sampling.solvers import COEFFICIENTS
 
 
 @dataclass(frozen=True)

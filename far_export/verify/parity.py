@@ -27,12 +27,12 @@ from far_export.verify.lockstep import Lockstep
 from far_export.verify.results import EngineInfo, LoopResult, PictureResult, Report
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.conditioning.subjects import Subject, condition_of
-from far_runtime.defaults import plan_of, sampler_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
-from far_runtime.noise import SeedNoise
-from far_runtime.samplers.base import Step
+from far_runtime.sampling.base import Step
+from far_runtime.sampling.noise import SeedNoise
+from far_runtime.sampling.settings import plan_of, sampler_of
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of units of the loop done and their total, over both runs."""

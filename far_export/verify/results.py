@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from far_export.onnx.tensor_ranges import FP16_MAX, Range
 from far_runtime.conditioning.subjects import Subject
-from far_runtime.samplers.base import Step
+from far_runtime.sampling.base import Step
 
 if TYPE_CHECKING:
     from far_export.verify.distribution import DistributionResult

@@ -131,9 +131,9 @@ def run(
     from far_runtime.bench.statistics import figures_of
     from far_runtime.bundle import open_bundle
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
-    from far_runtime.cost import picture_cost
-    from far_runtime.defaults import check_system, plan_of, settings_of
     from far_runtime.machine.report import gpu_facts, machine_facts
+    from far_runtime.sampling.flops import picture_cost
+    from far_runtime.sampling.settings import check_system, plan_of, settings_of
 
     bundle: Bundle = open_bundle(options["bundle"], check=not options["no_check"])
     check_system(bundle)

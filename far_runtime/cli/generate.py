@@ -97,7 +97,7 @@ def generate(
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
     from far_runtime.images.writing import name_of, read_settings
     from far_runtime.pipeline import Pipeline
-    from far_runtime.presets import preset_of
+    from far_runtime.sampling.presets import preset_of
 
     check_sheet(output)
     sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)

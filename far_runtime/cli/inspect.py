@@ -36,8 +36,8 @@ def inspect(bundle: Path, as_json: bool, no_check: bool) -> None:
 
 def describe(bundle: Any) -> dict[str, Any]:
     """All that `far inspect` shows, as plain values."""
-    from far_runtime.cost import picture_cost, step_flops
-    from far_runtime.defaults import check_system, plan_of, settings_of
+    from far_runtime.sampling.flops import picture_cost, step_flops
+    from far_runtime.sampling.settings import check_system, plan_of, settings_of
 
     check_system(bundle)
     manifest = bundle.manifest
@@ -82,10 +82,10 @@ def presets(manifest: Any) -> list[dict[str, Any]]:
 
     Those that its graphs cannot compute, which are of some levels only, are left out.
     """
-    from far_runtime.cost import picture_cost
-    from far_runtime.defaults import plan_of, settings_of
     from far_runtime.errors import FarError
-    from far_runtime.presets import preset_names, preset_of
+    from far_runtime.sampling.flops import picture_cost
+    from far_runtime.sampling.presets import preset_names, preset_of
+    from far_runtime.sampling.settings import plan_of, settings_of
 
     found = []
     for name in preset_names(manifest):

@@ -79,13 +79,13 @@ def sample(
 
     from far_runtime import __version__
     from far_runtime.bundle import open_bundle
-    from far_runtime.defaults import check_system, settings_of
     from far_runtime.machine.ray_cluster import Each
     from far_runtime.progress import progress, say, silent
     from far_runtime.sample.folder import Folder
     from far_runtime.sample.on_ray import Setting, drawn_on_ray
     from far_runtime.sample.plan import Plan
     from far_runtime.sample.shards import check_format
+    from far_runtime.sampling.settings import check_system, settings_of
 
     started = time.perf_counter()
     if not on_ray:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle
 from far_runtime.conditioning.subjects import Subject, condition_of, null_subject, takes_text
-from far_runtime.defaults import plan_of, sampler_of
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
 from far_runtime.memo import Memo
-from far_runtime.samplers.base import FirstStep
+from far_runtime.sampling.base import FirstStep
+from far_runtime.sampling.settings import plan_of, sampler_of
 
 LIMIT = 256 << 20
 """Bytes that are kept: for FAR-B the first step's output of 256 classes."""

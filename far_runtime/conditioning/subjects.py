@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from far_runtime.engines.base import Engine
-    from far_runtime.samplers.base import Condition
+    from far_runtime.sampling.base import Condition
 
 EXAMPLES = ("a red apple", "a smiling face")
 """Prompts where none are given."""
@@ -110,6 +110,6 @@ def condition_of(
         prompts, negatives = ([getattr(one, name) for one in subjects] for name in ("name", "negative"))
         condition, warnings = text_condition(engine, manifest, bundle.path, prompts, negatives, features)
         return condition, tuple(warnings)
-    from far_runtime.samplers.base import label_condition
+    from far_runtime.sampling.base import label_condition
 
     return label_condition(engine, [one.label or 0 for one in subjects], manifest.model["classes"]), ()

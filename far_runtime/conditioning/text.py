@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from far_runtime.bundle import Manifest
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.samplers.base import Condition
+from far_runtime.sampling.base import Condition
 
 TOKENIZER = "tokenizer.json"
 SHOWN = 40

@@ -11,7 +11,6 @@ from typing import Any
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.conditioning.subjects import Subject, null_subject, resolve_subjects, takes_text
 from far_runtime.conditioning.text import check_encoder, load_tokenizer
-from far_runtime.defaults import plan_of, sampler_of, settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.timed import timed
@@ -19,7 +18,8 @@ from far_runtime.errors import FarError
 from far_runtime.fields import as_option, fields_for_options
 from far_runtime.model_name import check_name
 from far_runtime.pipeline import Pipeline
-from far_runtime.presets import preset_names, preset_of
+from far_runtime.sampling.presets import preset_names, preset_of
+from far_runtime.sampling.settings import plan_of, sampler_of, settings_of
 from far_runtime.serve.batching import Batcher, Watcher
 
 

@@ -18,9 +18,9 @@ from far_models.checkpoint_file import Contents
 from far_models.far import FAR, PRESETS, FARConfig, grid_of
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.mar import PRESETS as MAR_PRESETS
-from far_runtime.diffusion import PREDICTIONS
 from far_runtime.errors import FarError
-from far_runtime.frequency import FILTERS
+from far_runtime.sampling.lowpass import FILTERS
+from far_runtime.sampling.noise_schedule import PREDICTIONS
 
 ALLOWED = {"prediction": PREDICTIONS, "filter": tuple(FILTERS)}
 WORDS = {"true": True, "yes": True, "false": False, "no": False}

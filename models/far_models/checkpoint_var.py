@@ -14,7 +14,7 @@ from far_models.checkpoint_file import Contents
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.errors import FarError
-from far_runtime.scales import SCALES_256, SCALES_512
+from far_runtime.sampling.pyramid import SCALES_256, SCALES_512
 
 BUFFERS = ("attn_bias_for_masking", "lvl_1L", "zero_k_bias", "ema_vocab_hit_SV")
 HEAD_WIDTH = 64

@@ -20,7 +20,7 @@ class FARConfig:
 
     `masked`: the variant whose encoder sees only part of the tokens. `prediction`: what the head outputs, "epsilon"
     (official) or "v". `latent_scale`: the VAE's latents are multiplied by it (0.2325 officially). `filter`: the
-    low-pass filter, one of far_runtime.frequency.FILTERS.
+    low-pass filter, one of far_runtime.sampling.lowpass.FILTERS.
     """
 
     grid: int = 16

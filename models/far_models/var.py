@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from far_models.islands import island, softmax
-from far_runtime.scales import SCALES_256, SCALES_512, token_ranges
+from far_runtime.sampling.pyramid import SCALES_256, SCALES_512, token_ranges
 
 MAX_SCALE = math.log(100)
 EPS = 1e-6

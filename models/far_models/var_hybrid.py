@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from far_models.head import DiffLoss
 from far_models.var import VAR, Cache, VARConfig
-from far_runtime.scales import SCALES_256, resize_tables, token_ranges
+from far_runtime.sampling.pyramid import SCALES_256, resize_tables, token_ranges
 
 
 @dataclass(frozen=True)

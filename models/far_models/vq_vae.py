@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from far_models.kl_vae import Decoder, Encoder, VAEConfig
-from far_runtime.scales import SCALES_256, phi_index, resize_tables, token_ranges
+from far_runtime.sampling.pyramid import SCALES_256, phi_index, resize_tables, token_ranges
 
 PHI_SHARE = 0.5
 COMMITMENT = 0.25

@@ -14,7 +14,7 @@ from PIL import Image
 from far_export.stages import SYSTEMS, System
 from far_models import checkpoint
 from far_runtime.cli.main import main
-from far_runtime.samplers import SAMPLERS, mar
+from far_runtime.sampling import SAMPLERS, mar
 
 
 @pytest.fixture

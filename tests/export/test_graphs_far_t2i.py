@@ -19,11 +19,11 @@ from far_models.checkpoint import load_checkpoint
 from far_models.far_t2i import FART2I
 from far_runtime.bundle import Graph, open_bundle
 from far_runtime.conditioning.text import context_condition
-from far_runtime.cost import row_flops
-from far_runtime.frequency import lowpass
-from far_runtime.noise import SeedNoise
-from far_runtime.samplers import far_t2i as loop
-from far_runtime.samplers.base import Known
+from far_runtime.sampling import far_t2i as loop
+from far_runtime.sampling.base import Known
+from far_runtime.sampling.flops import row_flops
+from far_runtime.sampling.lowpass import lowpass
+from far_runtime.sampling.noise import SeedNoise
 
 SETTINGS = {"levels": [0, 1, 3], "steps": 2, "guidance": 2.0, "temperature": 1.0}
 

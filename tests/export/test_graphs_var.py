@@ -23,9 +23,9 @@ from far_export.stages.var_token_choice import ChooseGraph, SmoothGraph, ascendi
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.errors import FarError
-from far_runtime.noise import SeedNoise
-from far_runtime.samplers import var as loop
-from far_runtime.samplers.base import Known, label_condition
+from far_runtime.sampling import var as loop
+from far_runtime.sampling.base import Known, label_condition
+from far_runtime.sampling.noise import SeedNoise
 
 SCALES = (1, 2, 4)
 CONFIG = VARConfig(patch_nums=SCALES, channels=4, vocabulary=24, classes=5, width=16, depth=2, heads=2)

@@ -19,10 +19,10 @@ from far_export.torch_engine import TorchEngine
 from far_export.verify.parity import reference_stages
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import main
-from far_runtime.cost import row_flops
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.images.writing import read_settings
+from far_runtime.sampling.flops import row_flops
 
 if TYPE_CHECKING:
     from conftest import Tiny

@@ -17,13 +17,13 @@ from far_export.export import load_pair
 from far_models.far import restore_indices
 from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.text import encode
-from far_runtime.diffusion import cosine_alphas_cumprod
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
-from far_runtime.frequency import lowpass
-from far_runtime.noise import SeedNoise
 from far_runtime.pipeline import Pipeline
-from far_runtime.samplers.mar import masked_counts
+from far_runtime.sampling.lowpass import lowpass
+from far_runtime.sampling.mar import masked_counts
+from far_runtime.sampling.noise import SeedNoise
+from far_runtime.sampling.noise_schedule import cosine_alphas_cumprod
 
 if TYPE_CHECKING:
     from conftest import Tiny

@@ -22,11 +22,11 @@ from far_export.verify.parity import compare_engines, reference_stages, verify_b
 from far_export.verify.results import Report, required_psnr
 from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.conditioning.subjects import Subject, resolve_subjects
-from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
-from far_runtime.solvers import COEFFICIENTS
+from far_runtime.sampling.settings import settings_of
+from far_runtime.sampling.solvers import COEFFICIENTS
 
 if TYPE_CHECKING:
     from conftest import Tiny

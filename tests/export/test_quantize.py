@@ -18,10 +18,10 @@ from far_export.verify.parity import compare_engines
 from far_export.verify.results import Report
 from far_runtime.bundle import WEIGHTS, Bundle, open_bundle, write_manifest
 from far_runtime.conditioning.subjects import default_subjects
-from far_runtime.defaults import settings_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import CheckFailed, FarError
+from far_runtime.sampling.settings import settings_of
 
 if TYPE_CHECKING:
     from conftest import Tiny

@@ -12,7 +12,7 @@ import pytest
 from far_export.verify.html import amplification, html_page
 from far_export.verify.html_plot import axes_of, error_plot, power_of_ten, series_of
 from far_export.verify.results import EngineInfo, LoopResult, PictureResult, Report, StageResult
-from far_runtime.samplers import far as loop
+from far_runtime.sampling import far as loop
 
 
 def stage(name: str, step: int | None, error: float, tolerance: float = 1e-4) -> StageResult:

@@ -21,9 +21,9 @@ from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space,
 from far_export.verify import distribution
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import cli
-from far_runtime.defaults import settings_of
 from far_runtime.errors import FarError
-from far_runtime.presets import LIMITS, preset_of
+from far_runtime.sampling.presets import LIMITS, preset_of
+from far_runtime.sampling.settings import settings_of
 
 if TYPE_CHECKING:
     from conftest import Tiny

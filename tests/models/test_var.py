@@ -15,7 +15,7 @@ from far_models.checkpoint import Contents, load_checkpoint, read_contents
 from far_models.checkpoint_var import parameters_of, var_config
 from far_models.var import VAR, VARConfig, preset
 from far_runtime.errors import FarError
-from far_runtime.scales import SCALES_256, SCALES_512
+from far_runtime.sampling.pyramid import SCALES_256, SCALES_512
 
 TINY = VARConfig(patch_nums=(1, 2, 4), channels=6, vocabulary=20, classes=5, width=16, depth=3, heads=2)
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from far_models.checkpoint import load_checkpoint
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.errors import FarError
-from far_runtime.scales import SCALES_256, SCALES_512, phi_index, resize_tables, token_ranges
+from far_runtime.sampling.pyramid import SCALES_256, SCALES_512, phi_index, resize_tables, token_ranges
 
 CASES = Path(__file__).parents[1] / "golden"
 TINY = VQVAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=6, vocabulary=20, patch_nums=(1, 2, 3, 4))

@@ -29,11 +29,11 @@ from far_runtime.bench.table import at_one_batch
 from far_runtime.bench.worker_process import Failed
 from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.subjects import Subject
-from far_runtime.cost import picture_cost
-from far_runtime.defaults import plan_of, settings_of
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.timed import COPIES, TimedEngine
 from far_runtime.errors import FarError
+from far_runtime.sampling.flops import picture_cost
+from far_runtime.sampling.settings import plan_of, settings_of
 
 if TYPE_CHECKING:
     from conftest import Tiny

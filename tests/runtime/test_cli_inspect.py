@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Graph, Manifest, manifest_checksum, open_bundle, sha256_of, write_manifest
-from far_runtime.cost import call_flops, picture_cost, row_flops, step_flops
-from far_runtime.samplers import far as far_loop
-from far_runtime.samplers import mar as mar_loop
+from far_runtime.sampling import far as far_loop
+from far_runtime.sampling import mar as mar_loop
+from far_runtime.sampling.flops import call_flops, picture_cost, row_flops, step_flops
 
 
 def test_the_tables_show_stages_shapes_schedule_classes_and_checksums(far: Any, tiny: Any) -> None:

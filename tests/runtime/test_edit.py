@@ -25,8 +25,8 @@ from far_runtime.images import reading as image_files
 from far_runtime.images.edit import Edit, compose, in_paint, margins_text, out_paint, parse_margins
 from far_runtime.images.reading import ImageFile, read_mask, read_picture
 from far_runtime.pipeline import Pipeline
-from far_runtime.samplers.diffuse import kept_last
-from far_runtime.scales import kept_tokens, token_ranges
+from far_runtime.sampling.pyramid import kept_tokens, token_ranges
+from far_runtime.sampling.reverse_diffusion import kept_last
 
 SIZE, GRID = 16, 4  # of the tiny models
 CELLS = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1], [1, 1, 1, 1]], bool)  # kept ones

@@ -16,7 +16,7 @@ from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
-from far_runtime.solvers import COEFFICIENTS
+from far_runtime.sampling.solvers import COEFFICIENTS
 
 pytest.importorskip("openvino", reason="openvino is not installed on this machine")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from far_runtime.frequency import area_matrix, bicubic_matrix, lowpass, lowpass_matrices
+from far_runtime.sampling.lowpass import area_matrix, bicubic_matrix, lowpass, lowpass_matrices
 
 torch = pytest.importorskip("torch")
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from far_runtime.errors import FarError
-from far_runtime.noise import SeedNoise
-from far_runtime.samplers import mar
-from far_runtime.samplers.base import Known, Step, label_condition
-from far_runtime.samplers.mar import masked_counts
-from far_runtime.solvers import COEFFICIENTS
+from far_runtime.sampling import mar
+from far_runtime.sampling.base import Known, Step, label_condition
+from far_runtime.sampling.mar import masked_counts
+from far_runtime.sampling.noise import SeedNoise
+from far_runtime.sampling.solvers import COEFFICIENTS
 
 CHANNELS, CLASSES = 2, 5
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from far_runtime.errors import FarError
-from far_runtime.noise import DIFFUSION, GUMBEL, ORDER, START, SeedNoise, gumbel, normal, raw_bits
+from far_runtime.sampling.noise import DIFFUSION, GUMBEL, ORDER, START, SeedNoise, gumbel, normal, raw_bits
 
 PINNED_WORDS = ["0x2f4ba6408e4d89b", "0x3dd62b0b9ca8c5b2"]
 PINNED_NORMAL = [0.1689964, 1.9383498, 0.4360356, -0.7065403]

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from far_runtime.defaults import kind_of, plan_of, settings_of
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
-from far_runtime.frequency import lowpass
 from far_runtime.generation import Generation, Progress
 from far_runtime.pipeline import Pipeline, unsteady
-from far_runtime.samplers import far
+from far_runtime.sampling import far
+from far_runtime.sampling.lowpass import lowpass
+from far_runtime.sampling.settings import kind_of, plan_of, settings_of
 
 
 def relative_error(a: Any, b: Any) -> float:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from far_runtime.errors import FarError
-from far_runtime.noise import SeedNoise
-from far_runtime.samplers import var as loop
-from far_runtime.samplers.base import Known, Step, label_condition
-from far_runtime.scales import SCALES_256, SCALES_512, kept_tokens, token_ranges
+from far_runtime.sampling import var as loop
+from far_runtime.sampling.base import Known, Step, label_condition
+from far_runtime.sampling.noise import SeedNoise
+from far_runtime.sampling.pyramid import SCALES_256, SCALES_512, kept_tokens, token_ranges
 
 OFFICIAL = {"patch_nums": SCALES_256, "vocabulary": 4096, "phis": 4}
 DEFAULTS = {"guidance": 1.5, "top_k": 900, "top_p": 0.96, "more_smooth": False}

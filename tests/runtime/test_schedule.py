@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from far_runtime.diffusion import cosine_alphas_cumprod, posterior, respaced_timesteps
 from far_runtime.errors import FarError
-from far_runtime.samplers.far import plan_of, visible_tokens
-from far_runtime.schedule import Schedule, make_schedule, official_levels, parse_levels, parse_steps
-from far_runtime.solvers import Diffusion
+from far_runtime.sampling.far import plan_of, visible_tokens
+from far_runtime.sampling.noise_schedule import cosine_alphas_cumprod, posterior, respaced_timesteps
+from far_runtime.sampling.schedule import Schedule, make_schedule, official_levels, parse_levels, parse_steps
+from far_runtime.sampling.solvers import Diffusion
 
 MASKED = official_levels(16, masked=True)
 UNMASKED = official_levels(16, masked=False)

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from far_runtime.defaults import plan_of, settings_of
-from far_runtime.diffusion import TRAIN_STEPS, cosine_alphas_cumprod
 from far_runtime.errors import FarError
-from far_runtime.noise import SeedNoise
 from far_runtime.pipeline import Pipeline
-from far_runtime.samplers.base import Step
-from far_runtime.samplers.diffuse import diffuse
-from far_runtime.solvers import COEFFICIENTS, ODE_SOLVERS, SOLVERS, STARTS, Diffusion, trailing_timesteps
+from far_runtime.sampling.base import Step
+from far_runtime.sampling.noise import SeedNoise
+from far_runtime.sampling.noise_schedule import TRAIN_STEPS, cosine_alphas_cumprod
+from far_runtime.sampling.reverse_diffusion import diffuse
+from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.solvers import COEFFICIENTS, ODE_SOLVERS, SOLVERS, STARTS, Diffusion, trailing_timesteps
 
 ALPHAS = cosine_alphas_cumprod()
 WEIGHTS, MEANS, DEVIATIONS = np.array([0.3, 0.5, 0.2]), np.array([-1.5, 0.2, 1.8]), np.array([0.5, 0.4, 0.6])

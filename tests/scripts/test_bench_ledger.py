@@ -14,9 +14,9 @@ import pytest
 import bench_ledger
 import ledger_plot
 from far_runtime.bundle import open_bundle
-from far_runtime.cost import picture_cost
-from far_runtime.defaults import plan_of, settings_of
 from far_runtime.errors import FarError
+from far_runtime.sampling.flops import picture_cost
+from far_runtime.sampling.settings import plan_of, settings_of
 
 if TYPE_CHECKING:
     from conftest import Tiny

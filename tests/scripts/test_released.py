@@ -15,11 +15,11 @@ from far_export.torch_engine import TorchEngine
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.bundle import open_bundle
-from far_runtime.defaults import plan_of, settings_of
-from far_runtime.noise import SeedNoise
 from far_runtime.pipeline import Pipeline
-from far_runtime.samplers import var as var_loop
-from far_runtime.samplers.base import label_condition
+from far_runtime.sampling import var as var_loop
+from far_runtime.sampling.base import label_condition
+from far_runtime.sampling.noise import SeedNoise
+from far_runtime.sampling.settings import plan_of, settings_of
 from released import ReleasedFAR, ReleasedVAR
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from far_runtime.cost import picture_cost
-from far_runtime.defaults import plan_of, settings_of
 from far_runtime.engines.timed import SampledEngine, TimedEngine, timed
 from far_runtime.pipeline import Pipeline
+from far_runtime.sampling.flops import picture_cost
+from far_runtime.sampling.settings import plan_of, settings_of
 
 
 def test_stages_are_timed_one_by_one_and_captures_go_on(simulate: Any, tiny: Any) -> None:

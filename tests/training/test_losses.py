@@ -18,7 +18,7 @@ from far_models.training.losses import (
     level_weight,
     normal_kl,
 )
-from far_runtime.diffusion import cosine_alphas_cumprod
+from far_runtime.sampling.noise_schedule import cosine_alphas_cumprod
 
 
 class FixedHead(DiffusionHead):

@@ -20,9 +20,9 @@ from far_models.checkpoint import load_checkpoint
 from far_models.training.sampling import Redrawing
 from far_models.training.sheets import psnr, to_pixels
 from far_runtime.errors import FarError
-from far_runtime.noise import SeedNoise
-from far_runtime.samplers import far as sampler
-from far_runtime.samplers.base import label_condition
+from far_runtime.sampling import far as sampler
+from far_runtime.sampling.base import label_condition
+from far_runtime.sampling.noise import SeedNoise
 
 if TYPE_CHECKING:
     from conftest import Tiny

@@ -21,7 +21,7 @@ from far_models.training.optimization import parameter_groups
 from far_models.training.task import LoopSettings, Task
 from far_models.training.vae import VAELosses, VAELossSettings
 from far_runtime.errors import FarError
-from far_runtime.frequency import lowpass_matrices
+from far_runtime.sampling.lowpass import lowpass_matrices
 
 CONFIG = FARConfig(
     grid=4, channels=3, classes=5, buffer=2, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,

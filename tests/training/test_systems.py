@@ -18,7 +18,7 @@ from PIL import Image
 from far_export.stages import SYSTEMS
 from far_models.checkpoint import load_checkpoint
 from far_runtime.errors import FarError
-from far_runtime.samplers import SAMPLERS
+from far_runtime.sampling import SAMPLERS
 
 Run = Callable[..., Result]
 KINDS = ("vqvae", "mar", "far_t2i", "var", "residual", "plain")

@@ -104,7 +104,7 @@ def far_command(
 
 def check_sheet_steps(steps: str) -> None:
     """FarError unless --sheet-steps is a number of diffusion steps, several or a rule like 50:5."""
-    from far_runtime.schedule import parse_steps
+    from far_runtime.sampling.schedule import parse_steps
 
     parse_steps(steps, steps.count(",") + 1 if "," in steps else 2 if ":" in steps else 1)
 

@@ -42,7 +42,7 @@ def mar_command(
     from far_models.training.mar import MARLossSettings, mar_task
     from far_models.training.sampling import sheet_reporter
     from far_models.training.zoo import begin_with
-    from far_runtime.samplers.mar import settle
+    from far_runtime.sampling.mar import settle
 
     check_sheet_steps(sheet_steps)
     loss_settings = taken(MARLossSettings, values)

@@ -33,7 +33,7 @@ from far_models.training.masks import draw_levels, masked_count, visible_indices
 from far_models.training.task import Task
 from far_models.training.zoo import export_checkpoint, metadata_of
 from far_runtime.errors import FarError
-from far_runtime.frequency import lowpass_matrices
+from far_runtime.sampling.lowpass import lowpass_matrices
 
 
 @dataclass(frozen=True)

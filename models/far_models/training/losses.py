@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from far_models.head import DiffusionHead
-from far_runtime.diffusion import TRAIN_STEPS, posterior, x0_from_output
+from far_runtime.sampling.noise_schedule import TRAIN_STEPS, posterior, x0_from_output
 
 
 def level_weight(level: Tensor, levels: int) -> Tensor:

@@ -36,9 +36,9 @@ def sample_pictures(
     from far_export.stages import SYSTEMS
     from far_export.torch_engine import TorchEngine
     from far_runtime.conditioning.text import context_condition
-    from far_runtime.noise import SeedNoise
-    from far_runtime.samplers import SAMPLERS
-    from far_runtime.samplers.base import label_condition
+    from far_runtime.sampling import SAMPLERS
+    from far_runtime.sampling.base import label_condition
+    from far_runtime.sampling.noise import SeedNoise
 
     info = SYSTEMS[system].info(model, vae)
     loop = SAMPLERS[system]
@@ -64,7 +64,7 @@ class Redrawing:
         """sampling: settings of FAR's loop by name; FarError for ones that cannot be."""
         from far_export.stages import SYSTEMS
         from far_export.torch_engine import TorchEngine
-        from far_runtime.samplers import far as loop
+        from far_runtime.sampling import far as loop
 
         self.info, self.scale = SYSTEMS["far"].info(far, vae), far.config.latent_scale
         self.steps = loop.plan(self.info, loop.settle(self.info, sampling))
@@ -77,9 +77,9 @@ class Redrawing:
     ) -> NDArray[np.float32]:
         """Latents [n, C, g, g] in the VAE's scale that end what begins with `latents` (of this shape and scale): their
         `last` levels, under these labels, a seed each."""
-        from far_runtime.noise import SeedNoise
-        from far_runtime.samplers import far as loop
-        from far_runtime.samplers.base import label_condition
+        from far_runtime.sampling import far as loop
+        from far_runtime.sampling.base import label_condition
+        from far_runtime.sampling.noise import SeedNoise
 
         engine = self.engine
         own = engine.put((self.scale * latents).flatten(2).transpose(1, 2).contiguous().numpy())
@@ -107,11 +107,11 @@ def sample_hybrid(
     from far_export.stages.far import denoise_stage
     from far_export.stages.vae import decode_stage
     from far_export.torch_engine import TorchEngine
-    from far_runtime.noise import SeedNoise
-    from far_runtime.samplers.base import Step
-    from far_runtime.samplers.diffuse import diffuse
-    from far_runtime.scales import progress
-    from far_runtime.solvers import Diffusion
+    from far_runtime.sampling.base import Step
+    from far_runtime.sampling.noise import SeedNoise
+    from far_runtime.sampling.pyramid import progress
+    from far_runtime.sampling.reverse_diffusion import diffuse
+    from far_runtime.sampling.solvers import Diffusion
 
     config = model.config
     stages = [denoise_stage(model, "tokens"), decode_stage(vae, config.grid, config.latent_scale)]

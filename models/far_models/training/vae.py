@@ -24,7 +24,7 @@ from far_models.training.task import Task
 from far_models.training.zoo import export_checkpoint, metadata_of
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
-from far_runtime.frequency import lowpass_matrices
+from far_runtime.sampling.lowpass import lowpass_matrices
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from far_models.training.vae import drawn_pictures, grid_of_pictures, reconstruc
 from far_models.training.zoo import export_checkpoint, metadata_of
 from far_models.vq_vae import VQVAE, Quantizer, VQVAEConfig
 from far_runtime.errors import FarError
-from far_runtime.scales import SCALES_256, SCALES_512
+from far_runtime.sampling.pyramid import SCALES_256, SCALES_512
 
 DECAY = 0.99
 USED = 0.08

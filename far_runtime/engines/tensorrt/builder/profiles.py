@@ -32,7 +32,7 @@ def graph_profiles(bundle: Bundle, batch: Sizes | None, limit: int) -> dict[str,
 
 def _calls(bundle: Bundle) -> dict[str, list[Mapping[str, int]]]:
     """Sizes of the axes other than the batch at every call of the default schedule, by graph, in order."""
-    from far_runtime.defaults import plan_of, settings_of
+    from far_runtime.sampling.settings import plan_of, settings_of
 
     manifest = bundle.manifest
     calls: dict[str, list[Mapping[str, int]]] = {}

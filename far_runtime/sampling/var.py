@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine, scalar
 from far_runtime.errors import FarError
-from far_runtime.noise import NoiseSource
-from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step, each_guided
-from far_runtime.scales import kept_tokens, phi_index, progress, token_ranges
+from far_runtime.sampling.base import Call, Condition, Known, OnStep, Step, each_guided
+from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.pyramid import kept_tokens, phi_index, progress, token_ranges
 
 OPTIONS: tuple[str, ...] = ("guidance", "top_k", "top_p", "more_smooth")
 GUIDANCE, TOP_K, TOP_P = 1.5, 900, 0.96

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from far_runtime.bundle import Graph, Manifest
-from far_runtime.samplers.base import Call, Step
+from far_runtime.sampling.base import Call, Step
 
 ONCE = ("text", "context", "decode")
 """Stages that run once a picture, before or after the loop, where a bundle has them."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.frequency import lowpass
-from far_runtime.noise import NoiseSource
-from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step, each_guided
-from far_runtime.samplers.diffuse import diffuse, keep_index, kept_last, place, restore_index
-from far_runtime.schedule import (
+from far_runtime.sampling.base import Call, Condition, Known, OnStep, Step, each_guided
+from far_runtime.sampling.lowpass import lowpass
+from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.reverse_diffusion import diffuse, keep_index, kept_last, place, restore_index
+from far_runtime.sampling.schedule import (
     DIFFUSION_OPTIONS,
     Schedule,
     check_levels,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from far_runtime.diffusion import TRAIN_STEPS
 from far_runtime.errors import FarError
-from far_runtime.solvers import SOLVERS, Diffusion
+from far_runtime.sampling.noise_schedule import TRAIN_STEPS
+from far_runtime.sampling.solvers import SOLVERS, Diffusion
 
 OFFICIAL_GRID = 16
 OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10)

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.diffusion import (
+from far_runtime.sampling.noise_schedule import (
     PREDICTIONS,
     TRAIN_STEPS,
     cosine_alphas_cumprod,

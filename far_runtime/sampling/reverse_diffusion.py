@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine, scalar
-from far_runtime.noise import NoiseSource
-from far_runtime.samplers.base import OnStep, Step
-from far_runtime.solvers import COEFFICIENTS, Diffusion
+from far_runtime.sampling.base import OnStep, Step
+from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.solvers import COEFFICIENTS, Diffusion
 
 NOISE = COEFFICIENTS.index("noise")
 

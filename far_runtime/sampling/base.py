@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
-from far_runtime.noise import NoiseSource
-from far_runtime.solvers import Diffusion
+from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.solvers import Diffusion
 
 
 @dataclass(frozen=True)

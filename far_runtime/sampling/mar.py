@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.noise import NoiseSource
-from far_runtime.samplers.base import Call, Condition, Known, OnStep, Step, each_guided
-from far_runtime.samplers.diffuse import diffuse, kept_last, place, place_index, restore_index
-from far_runtime.schedule import DIFFUSION_OPTIONS, OFFICIAL_SOLVER, floored, make_diffusion, settle_diffusion
+from far_runtime.sampling.base import Call, Condition, Known, OnStep, Step, each_guided
+from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.reverse_diffusion import diffuse, kept_last, place, place_index, restore_index
+from far_runtime.sampling.schedule import DIFFUSION_OPTIONS, OFFICIAL_SOLVER, floored, make_diffusion, settle_diffusion
 
 OPTIONS: tuple[str, ...] = ("iterations", *DIFFUSION_OPTIONS, "guidance_schedule")
 ITERATIONS, GUIDANCE, TEMPERATURE = 64, 2.9, 1.0

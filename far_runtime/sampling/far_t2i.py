@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from far_runtime.engines.base import Array, Engine
-from far_runtime.noise import NoiseSource
-from far_runtime.samplers import far
-from far_runtime.samplers.base import Condition, Known, OnStep, Step, each_guided
-from far_runtime.samplers.far import views as views
-from far_runtime.schedule import OFFICIAL_GRID, Schedule, floored
+from far_runtime.sampling import far
+from far_runtime.sampling.base import Condition, Known, OnStep, Step, each_guided
+from far_runtime.sampling.far import views as views
+from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.schedule import OFFICIAL_GRID, Schedule, floored
 
 OPTIONS: tuple[str, ...] = far.OPTIONS
 OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 10, 13)
