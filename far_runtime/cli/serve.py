@@ -20,7 +20,7 @@ from far_runtime.errors import FarError
 from far_runtime.machine.ray_cluster import Each
 
 if TYPE_CHECKING:
-    from far_runtime.serve.opening import Setting
+    from far_runtime.serve.config import Setting
 
 PATH = click.Path(path_type=Path)
 STALLED = 30.0
@@ -123,11 +123,11 @@ def serve(
         import uvicorn
 
         from far_runtime.serve.app import create_app
-        from far_runtime.serve.opening import Setting
-        from far_runtime.serve.orders import Limits
+        from far_runtime.serve.config import Setting
+        from far_runtime.serve.service import Limits
     except ModuleNotFoundError as error:
         raise FarError(f"far serve needs {error.name}; install it with: pip install 'far-deploy[serve]'") from error
-    from far_runtime.serve.keys import Keys
+    from far_runtime.serve.auth import Keys
     from far_runtime.serve.models import Queueing, check_names
 
     check_names(bundles)

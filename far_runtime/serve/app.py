@@ -16,10 +16,21 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from far_runtime import __version__
 from far_runtime.serve.errors import SAID, handle_errors, only
-from far_runtime.serve.guard import BodyGuard, HostGuard, KeyGuard
+from far_runtime.serve.events import (
+    EVENTS,
+    OWN,
+    EventStream,
+    Watched,
+    check_alone,
+    described,
+    events,
+    levels_queue,
+    openai_events,
+    openais,
+)
 from far_runtime.serve.metrics import Measured
+from far_runtime.serve.middleware import BodyGuard, HostGuard, KeyGuard
 from far_runtime.serve.models import Model
-from far_runtime.serve.orders import Order, Service, answer, base64_file, drawn_in_time, until_gone
 from far_runtime.serve.schema import (
     Completed,
     EditRequest,
@@ -32,18 +43,7 @@ from far_runtime.serve.schema import (
     ModelList,
     PartialImage,
 )
-from far_runtime.serve.streams import (
-    EVENTS,
-    OWN,
-    EventStream,
-    Watched,
-    check_alone,
-    described,
-    events,
-    levels_queue,
-    openai_events,
-    openais,
-)
+from far_runtime.serve.service import Order, Service, answer, base64_file, drawn_in_time, until_gone
 
 EDITS = "/v1/images/edits"
 STREAM = (

@@ -16,7 +16,7 @@ from far_runtime.errors import FarError
 from far_runtime.machine.ray_cluster import Each, cluster, cluster_address
 from far_runtime.progress import say
 from far_runtime.serve.app import create_app
-from far_runtime.serve.opening import Setting
+from far_runtime.serve.config import Setting
 
 APP = "far-deploy"
 BESIDES = 100

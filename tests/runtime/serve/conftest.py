@@ -17,10 +17,10 @@ import uvicorn
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.base import EngineOptions
 from far_runtime.serve.app import create_app
-from far_runtime.serve.keys import Keys, Rate
+from far_runtime.serve.auth import Keys, Rate
 from far_runtime.serve.metrics import Metrics, ModelWatcher
 from far_runtime.serve.models import Model, Queueing, open_model
-from far_runtime.serve.orders import Limits, Service
+from far_runtime.serve.service import Limits, Service
 
 Serve = Callable[..., AbstractContextManager[str]]
 

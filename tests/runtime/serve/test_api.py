@@ -21,10 +21,10 @@ from PIL import Image
 from far_runtime.engines.base import EngineOptions
 from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
-from far_runtime.serve.keys import Keys, Rate
+from far_runtime.serve.auth import Keys, Rate
+from far_runtime.serve.events import chosen_steps
 from far_runtime.serve.models import Model, Queueing
-from far_runtime.serve.orders import Limits
-from far_runtime.serve.streams import chosen_steps
+from far_runtime.serve.service import Limits
 
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
 

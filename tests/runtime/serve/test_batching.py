@@ -14,8 +14,8 @@ from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation
 from far_runtime.images.metadata import PictureSettings
+from far_runtime.serve.auth import Rate
 from far_runtime.serve.batching import Batcher, Closed, Failed, QueueFull, Ticket
-from far_runtime.serve.keys import Rate
 
 WAIT = 30.0
 

@@ -20,10 +20,10 @@ from far_runtime.engines.base import EngineOptions
 from far_runtime.images.edit import Edit, compose
 from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
-from far_runtime.serve.edits import edit_of
-from far_runtime.serve.keys import Keys, Rate
+from far_runtime.serve.auth import Keys, Rate
 from far_runtime.serve.models import Queueing
-from far_runtime.serve.orders import Limits
+from far_runtime.serve.service import Limits
+from far_runtime.serve.uploads import edit_of
 
 EDITS, SIZE = "/v1/images/edits", 16
 PICTURE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)

@@ -26,11 +26,11 @@ import uvicorn
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.serve import listen
 from far_runtime.engines.base import EngineOptions
-from far_runtime.serve import streams
+from far_runtime.serve import events as streams
 from far_runtime.serve.app import create_app
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.models import Model, Queueing, open_model
-from far_runtime.serve.orders import Limits, Service
+from far_runtime.serve.service import Limits, Service
 
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
 JSON = {"content-type": "application/json"}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.engine_options import best_unless
 from far_runtime.engines.base import EngineOptions
-from far_runtime.serve.keys import Keys, Rate
+from far_runtime.serve.auth import Keys, Rate
 from far_runtime.serve.metrics import Metrics, ModelWatcher
 from far_runtime.serve.models import Model, Queueing, named, open_model
-from far_runtime.serve.orders import Limits, Service
+from far_runtime.serve.service import Limits, Service
 
 
 @dataclass(frozen=True)

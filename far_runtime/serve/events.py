@@ -17,7 +17,6 @@ from far_runtime.errors import FarError
 from far_runtime.serve.batching import Drawn, Pixels
 from far_runtime.serve.errors import error_of, note
 from far_runtime.serve.metrics import Metrics
-from far_runtime.serve.orders import OnLevel, Order, Service, base64_file, drawn_in_time, picture_of, timings
 from far_runtime.serve.schema import (
     Completed,
     ErrorBody,
@@ -27,6 +26,7 @@ from far_runtime.serve.schema import (
     PartialImage,
     Timings,
 )
+from far_runtime.serve.service import OnLevel, Order, Service, base64_file, drawn_in_time, picture_of, timings
 
 EVENTS = "text/event-stream"
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -19,14 +19,14 @@ from far_runtime.fields import fields_for_options
 from far_runtime.images.writing import picture_bytes
 from far_runtime.sampling.noise import random_seed
 from far_runtime.sampling.settings import kind_of
+from far_runtime.serve.auth import Keys, Rate
 from far_runtime.serve.batching import Drawn, Edited, Pixels, Ticket
-from far_runtime.serve.edits import edit_of
 from far_runtime.serve.errors import Late, Unknown
-from far_runtime.serve.guard import NO_KEY
-from far_runtime.serve.keys import Keys, Rate
 from far_runtime.serve.metrics import Metrics
+from far_runtime.serve.middleware import NO_KEY
 from far_runtime.serve.models import Model
 from far_runtime.serve.schema import EditRequest, Image, ImageRequest, ImagesAnswer, Timings
+from far_runtime.serve.uploads import edit_of
 
 OnLevel = Callable[[int, int, Pixels], None]
 """Called, on the drawing thread, with which of the pictures, the step's number and the picture after it."""
