@@ -16,7 +16,7 @@ from typing import Any
 from far_runtime.bundle import ENGINES_FOLDER, MANIFEST
 from far_runtime.engines.cache.entry import belongs
 from far_runtime.errors import FarError
-from far_runtime.files import process_lives
+from far_runtime.storage.atomic import process_lives
 
 
 def check_target(target: Path) -> None:

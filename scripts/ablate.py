@@ -26,7 +26,7 @@ import click
 import numpy as np
 
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FIGURES = "figures.json"

@@ -56,7 +56,7 @@ def main(
     json_file: Path | None,
 ) -> None:
     """Measure what every precision costs on a trained model, and exit with 1 beyond the limits."""
-    from far_runtime.files import check_folder, whole_file
+    from far_runtime.storage.atomic import check_folder, whole_file
 
     try:
         check_folder(output)
@@ -91,8 +91,8 @@ def measured(
     from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
     from far_runtime.conditioning.subjects import spread_subjects
     from far_runtime.engines import open_engine
-    from far_runtime.files import whole_file
     from far_runtime.sampling.settings import settings_of
+    from far_runtime.storage.atomic import whole_file
 
     bundle = exported(output / precision, checkpoint, vae, precision, calibrate)
     file = output / f"{precision}-{engine.replace(':', '-')}.json"

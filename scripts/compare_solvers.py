@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from far_export.evaluate.features import feature_network, features
 from far_export.evaluate.metrics import frechet, principal_components
 from far_runtime.conditioning.subjects import Subject, condition_of, spread_subjects
-from far_runtime.files import whole_file
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.reverse_diffusion import diffusion_of
 from far_runtime.sampling.settings import plan_of, sampler_of, settings_of
+from far_runtime.storage.atomic import whole_file
 
 OFFICIAL = {"solver": "ddpm", "steps": 100}
 BATCH = 32

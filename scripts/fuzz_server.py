@@ -38,9 +38,9 @@ from schemathesis.core.result import Ok
 
 from far_runtime.cli.sampling_options import SAMPLING
 from far_runtime.errors import FarError
-from far_runtime.files import check_file, whole_file
 from far_runtime.serve.events import OWN, openais
 from far_runtime.serve.schema import ErrorBody
+from far_runtime.storage.atomic import check_file, whole_file
 from serve_process import Seen, serving
 
 CHECKED = (

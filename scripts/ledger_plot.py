@@ -17,7 +17,7 @@ import click
 
 from far_runtime.bench.plot import check_plot
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 SYSTEMS = ("far-b", "far-l", "far-h", "mar-b", "var-d16")
 COLOURS = {

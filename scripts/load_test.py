@@ -24,7 +24,7 @@ from pathlib import Path
 import click
 
 from far_runtime.errors import FarError
-from far_runtime.files import check_file, whole_file
+from far_runtime.storage.atomic import check_file, whole_file
 from load_report import comparison, machine, report
 from load_run import Plan
 from serve_process import check_loopback, serving

@@ -47,7 +47,7 @@ def demo(output: Path, model: str, zoo: Path | None, text_encoder: Path | None, 
     from far_export.export import export_bundle
     from far_export.tune.presets import read_presets
     from far_export.verify.html import write_html
-    from far_runtime.files import check_folder
+    from far_runtime.storage.atomic import check_folder
 
     checkpoint, vae = zoo_files(zoo, model)
     if checkpoint.name == TEXT_MODEL and text_encoder is None:

@@ -112,10 +112,10 @@ def evaluate(
     from far_runtime import __version__
     from far_runtime.bundle import open_bundle
     from far_runtime.errors import FarError
-    from far_runtime.files import check_folder, whole_file
     from far_runtime.pipeline import Pipeline
     from far_runtime.progress import progress, say
     from far_runtime.sampling.settings import check_system, settings_of
+    from far_runtime.storage.atomic import check_folder, whole_file
 
     for option, given in (("--floor", floor), ("--inception", inception)):
         if given and not references:

@@ -63,9 +63,9 @@ def tune(
     from far_runtime import __version__
     from far_runtime.bench.plot import check_plot
     from far_runtime.bundle import open_bundle
-    from far_runtime.files import check_distinct, check_file, user_cache
     from far_runtime.pipeline import Pipeline
     from far_runtime.sampling.settings import check_system, settings_of
+    from far_runtime.storage.atomic import check_distinct, check_file, user_cache
 
     outputs = [(option, path) for option, path in (("--save", save), ("--plot", plot), ("--json", json_file)) if path]
     for option, path in outputs:
@@ -172,7 +172,7 @@ def table(found: Tuned) -> Table:
 def _write_json(found: Tuned, presets: dict[str, Any], path: Path) -> None:
     from dataclasses import asdict
 
-    from far_runtime.files import whole_file
+    from far_runtime.storage.atomic import whole_file
 
     content = {
         "complete": found.complete, "official_flops": found.official_flops, "presets": presets,

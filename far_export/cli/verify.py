@@ -78,7 +78,7 @@ def verify(**options: Any) -> None:
 
     from far_export.verify.html import json_text, write_html, write_json
     from far_runtime.errors import CheckFailed
-    from far_runtime.files import check_distinct, check_file
+    from far_runtime.storage.atomic import check_distinct, check_file
 
     json_file, html_file = options["json_file"], options["html_file"]
     to_stdout = json_file is not None and str(json_file) == "-"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 
 class FeatureCache:

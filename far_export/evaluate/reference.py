@@ -16,8 +16,8 @@ from far_export.evaluate.feature_cache import FeatureCache
 from far_export.evaluate.features import Extractor
 from far_export.evaluate.metrics import MOST_REFERENCES, Statistics, statistics_of
 from far_runtime.errors import FarError
-from far_runtime.files import user_cache
 from far_runtime.progress import Reporting, silent
+from far_runtime.storage.atomic import user_cache
 
 if TYPE_CHECKING:
     from far_models.training.data import PictureSet

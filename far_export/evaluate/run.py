@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from far_export.evaluate.features import Extractor, Found
-from far_runtime.facts import settle
-from far_runtime.files import whole_file
 from far_runtime.images.writing import save_plain
 from far_runtime.progress import Reporting, silent
+from far_runtime.storage.atomic import whole_file
+from far_runtime.storage.run_record import settle
 
 RUN = "run.json"
 Pixels = NDArray[np.uint8]

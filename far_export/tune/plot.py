@@ -8,8 +8,8 @@ from typing import Any
 
 from far_export.tune.run import Tuned
 from far_export.tune.search import front
-from far_runtime.files import whole_file
 from far_runtime.sampling.presets import LIMITS
+from far_runtime.storage.atomic import whole_file
 
 COLOURS = {"ddim": "#5f86b3", "dpmpp-2m": "#0f9aa0", "dpmpp-2m-sde": "#b5546e"}
 

@@ -11,9 +11,9 @@ from typing import Any
 from far_export.tune.run import Tuned
 from far_runtime.bundle import Bundle, open_bundle, write_manifest
 from far_runtime.errors import FarError
-from far_runtime.files import check_folder, whole_file
 from far_runtime.sampling.presets import FEW_STEPS
 from far_runtime.sampling.schedule import compact
+from far_runtime.storage.atomic import check_folder, whole_file
 
 
 def presets_of(tuned: Tuned, how: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

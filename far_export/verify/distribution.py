@@ -33,8 +33,8 @@ from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import FarError
-from far_runtime.files import user_cache
 from far_runtime.pipeline import Pipeline
+from far_runtime.storage.atomic import user_cache
 
 LIMIT = 1.5
 SMALLEST = 2 * COMPONENTS

@@ -27,7 +27,7 @@ from far_export.verify.results import (
     limit_text,
     psnr_limit_text,
 )
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 SMALL = 160
 """Pictures up to this side are enlarged without smoothing, so that single pixels can be seen."""

@@ -10,7 +10,7 @@ from far_runtime.bench.statistics import HOST, Figures
 from far_runtime.bench.table import at_one_batch
 from far_runtime.engines.timed import COPIES
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 SUFFIXES = (".png", ".svg")
 ENGINE_COLOURS = ("#2f3e52", "#5f86b3", "#0f9aa0", "#7fb069", "#d9a441", "#b5546e", "#8a8f98", "#6b4e9b")

@@ -75,7 +75,7 @@ def bench(**options: Any) -> None:
     from far_runtime.bench.plot import check_plot, save_plot
     from far_runtime.bench.table import print_figures
     from far_runtime.errors import CheckFailed, FarError
-    from far_runtime.files import check_distinct, check_file, whole_file
+    from far_runtime.storage.atomic import check_distinct, check_file, whole_file
 
     json_file, plot_file = options["json_file"], options["plot_file"]
     to_stdout = json_file is not None and str(json_file) == "-"

@@ -104,10 +104,10 @@ def edit(
     from far_runtime.bundle import open_bundle
     from far_runtime.cli.outputs import Outputs, check_sheet, write
     from far_runtime.conditioning.subjects import is_null
-    from far_runtime.files import check_distinct
     from far_runtime.images.edit import compose
     from far_runtime.images.writing import name_of
     from far_runtime.pipeline import Pipeline
+    from far_runtime.storage.atomic import check_distinct
 
     check_sheet(output)
     inputs = {"--image": image} if mask is None else {"--image": image, "--mask": mask}

@@ -10,7 +10,6 @@ from pathlib import Path
 from PIL import Image
 
 from far_runtime.errors import FarError
-from far_runtime.files import check_distinct, check_file, check_folder
 from far_runtime.generation import Generation
 from far_runtime.images.writing import (
     Pixels,
@@ -22,6 +21,7 @@ from far_runtime.images.writing import (
     save_plain,
     save_sheet,
 )
+from far_runtime.storage.atomic import check_distinct, check_file, check_folder
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 GENEVAL_SAMPLES = 4
 COCO_COUNT = 30_000

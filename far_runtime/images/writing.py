@@ -17,8 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
 from far_runtime.images.metadata import PictureSettings
+from far_runtime.storage.atomic import whole_file
 
 KEY = "far-deploy"
 """Keyword of the PNG text chunk."""

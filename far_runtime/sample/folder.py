@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from far_runtime.engines.lock import held_if_free
 from far_runtime.errors import FarError
-from far_runtime.facts import is_settled, read, settle
-from far_runtime.files import check_folder, whole_file
 from far_runtime.sample.draw import Made
 from far_runtime.sample.plan import Plan, Shard
 from far_runtime.sample.shards import found_keys
+from far_runtime.storage.atomic import check_folder, whole_file
+from far_runtime.storage.lock import held_if_free
+from far_runtime.storage.run_record import is_settled, read, settle
 
 PLAN, ENGINE = "sample.json", "engine.json"
 

@@ -13,9 +13,9 @@ import far_runtime
 from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph
 from far_runtime.conditioning.text import TOKENIZER
 from far_runtime.errors import FarError
-from far_runtime.files import whole_folder
 from far_runtime.model_name import check_name
 from far_runtime.sampling.settings import check_system
+from far_runtime.storage.atomic import whole_folder
 from far_runtime.triton.config import (
     VERSION,
     Backend,

@@ -149,7 +149,7 @@ def test_a_bundle_that_cannot_be_written_is_told_before_the_search(tiny: Tiny, m
     def refuse(**options: Any) -> Any:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("far_runtime.files.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("far_runtime.storage.atomic.tempfile.TemporaryFile", refuse)
     result = tune(tiny.bundle)
     assert "takes no presets; tune a copy that can be" in str(result.exception) + result.output
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from far_runtime.engines.lock import held, held_if_free
+from far_runtime.storage.lock import held, held_if_free
 
 
 def test_a_lock_is_taken_if_it_is_free(tmp_path: Path) -> None:

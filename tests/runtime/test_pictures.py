@@ -13,7 +13,6 @@ from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from far_runtime.errors import FarError
-from far_runtime.files import check_file, check_folder, whole_file
 from far_runtime.images.metadata import PictureSettings
 from far_runtime.images.writing import (
     KEY,
@@ -27,6 +26,7 @@ from far_runtime.images.writing import (
     save_picture,
     save_sheet,
 )
+from far_runtime.storage.atomic import check_file, check_folder, whole_file
 
 SETTINGS = PictureSettings(
     bundle="0123456789abcdef", label=207, name="golden retriever", seed=2**64 - 1,

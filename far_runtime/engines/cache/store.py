@@ -31,9 +31,9 @@ from far_runtime.engines.cache.entry import (
     read_engine,
     records,
 )  # fmt: skip
-from far_runtime.engines.lock import held, held_if_free
 from far_runtime.errors import FarError
-from far_runtime.files import user_cache
+from far_runtime.storage.atomic import user_cache
+from far_runtime.storage.lock import held, held_if_free
 
 NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST)  # the last: a file of that name
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -23,7 +23,7 @@ from far_models.training.processes import ALONE, Together
 from far_models.training.sampling import Redrawing
 from far_models.training.shards import Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 NOTES, ROWS, COMMAND = "redrawn.json", 256, "redraw-latents"
 LOOKED_AT = 64

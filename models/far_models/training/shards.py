@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from far_models.training.cache import write_json
 from far_models.training.data import load_array
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 ROWS = 2048
 OPEN = 256

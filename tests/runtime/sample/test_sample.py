@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from far_runtime.conditioning.subjects import Subject
-from far_runtime.engines.lock import held
 from far_runtime.errors import FarError
 from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
 from far_runtime.sample.plan import Plan
+from far_runtime.storage.lock import held
 
 FAST = ("--engine", "onnxruntime", "--threads", 1, "--shard-size", 4, "--batch-size", 3)
 COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "sample"]

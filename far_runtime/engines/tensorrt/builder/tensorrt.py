@@ -22,8 +22,8 @@ from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
 from far_runtime.engines.tensorrt.builder.options import PROFILES, BuildOptions, capability, check_options
 from far_runtime.engines.tensorrt.builder.profiles import Shapes, graph_profiles
 from far_runtime.errors import FarError
-from far_runtime.files import user_cache
 from far_runtime.machine.gpu import Gpu, find_gpu
+from far_runtime.storage.atomic import user_cache
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 LOG = "build.txt"

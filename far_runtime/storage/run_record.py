@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.errors import FarError
-from far_runtime.files import whole_file
+from far_runtime.storage.atomic import whole_file
 
 
 def settle(path: Path, facts: Mapping[str, Any]) -> None:
