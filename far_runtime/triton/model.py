@@ -15,8 +15,8 @@ from far_runtime.conditioning.subjects import takes_text
 from far_runtime.conditioning.text import TOKENIZER, load_tokenizer
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
-from far_runtime.triton.drawing import Drawer
 from far_runtime.triton.engine import TritonEngine
+from far_runtime.triton.handler import Drawer
 
 
 class TritonPythonModel:

@@ -14,7 +14,7 @@ from far_runtime.errors import FarError
 from far_runtime.generation import Generation, Progress
 from far_runtime.pipeline import Pipeline
 from far_runtime.triton.engine import StageFailed
-from far_runtime.triton.inputs import Wanted, wanted_of
+from far_runtime.triton.requests import Wanted, wanted_of
 
 Picture = tuple[NDArray[np.uint8], str]
 """Pixels [H, W, 3], and what they were made with as JSON."""
