@@ -126,7 +126,7 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     from card_figures import drawing
     from far_export.evaluate.features import feature_network, features
     from far_export.evaluate.metrics import frechet, principal_components
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
 
     torch.set_num_threads(1)
     pictures, network = open_pictures(plan.data), feature_network()

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from far_models.far import PRESETS
+from far_models.pictures import open_pictures, shuffled, visiting_order
 from far_models.training.chance import Chance
-from far_models.training.data import open_pictures, shuffled, visiting_order
 from far_models.training.far import FARLossSettings, far_task
 from far_models.training.latents import LatentSet
 from far_models.training.optimization import recompute_blocks

@@ -16,7 +16,7 @@ from torch import nn
 from far_export.evaluate.features import feature_network, features
 from far_export.evaluate.metrics import frechet, principal_components
 from far_export.export import export_bundle
-from far_models.training.data import PictureSet
+from far_models.pictures import PictureSet
 from far_models.training.prompts import prompts_of
 from far_models.training.sheets import save_picture, tile
 from far_models.training.vae import comparison, evenly, reconstruct, reconstruction_psnr

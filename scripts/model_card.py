@@ -31,7 +31,7 @@ from far_export.cli.demo import PROMPTS
 from far_export.stages import SYSTEMS
 from far_models.checkpoint import load_checkpoint
 from far_models.checkpoint_config import parse_overrides
-from far_models.training.data import PictureSet, open_pictures
+from far_models.pictures import PictureSet, open_pictures
 from far_models.training.sheets import draw_curves
 from far_models.training.state import STATE
 from far_models.training.zoo import export_checkpoint

@@ -20,7 +20,7 @@ from far_runtime.progress import Reporting, silent
 from far_runtime.storage.atomic import user_cache
 
 if TYPE_CHECKING:
-    from far_models.training.data import PictureSet
+    from far_models.pictures import PictureSet
 
 PARTS = ("train", "held_out", "all")
 READ = 256
@@ -85,7 +85,7 @@ def _of_folder(path: Path, part: str, size: int, network: Extractor, reporting: 
 
 
 def _pictures(path: Path, size: int) -> PictureSet:
-    from far_models.training.data import PICTURES, PictureSet, open_pictures, read_pictures
+    from far_models.pictures import PICTURES, PictureSet, open_pictures, read_pictures
 
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
     if (path / "images.npy").is_file() or not files:

@@ -52,7 +52,7 @@ def test_vae_run_leaves_what_it_promises(vae_run: Path) -> None:
 
 
 def test_cached_latents_are_the_encoders(pictures: Path, vae_run: Path, latents: Path) -> None:
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
     from far_models.training.latents import encoded_set, open_cache
 
     cached = open_cache(latents, vae_run / "vae.safetensors")

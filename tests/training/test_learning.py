@@ -15,8 +15,8 @@ from torch import Tensor
 
 from far_models.far import FARConfig
 from far_models.far_t2i import FART2IConfig
+from far_models.pictures import PictureSet
 from far_models.training.chance import Chance
-from far_models.training.data import PictureSet
 from far_models.training.far_t2i import FART2ILossSettings, far_t2i_task
 from far_models.training.latents import LatentSet
 from far_models.training.mar import MARLossSettings, mar_task
@@ -188,7 +188,7 @@ def test_each_picture_has_its_prompt_and_its_level() -> None:
     task = far_t2i_task(T2I_CONFIG, FART2ILossSettings(text_drop=0.0), latents(), text, 4, 0, nothing)
     order = task.fetch(whole(task, 0), 0.0)
     rows = [int(np.where((text.features == f.numpy()).all((1, 2)))[0][0]) for f in order[2]]
-    from far_models.training.data import visiting_order
+    from far_models.pictures import visiting_order
 
     assert rows == [3 - row for row in visiting_order(0, 4, 4, 7)]
     levels = torch.stack([task.fetch(whole(task, step), 0.0)[4] for step in range(20)])

@@ -137,7 +137,7 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
     vqvae = SimpleNamespace(config=VQVAEConfig())
     vqvae.to = lambda device: vqvae
     monkeypatch.setattr("far_models.checkpoint.load_checkpoint", lambda *given, **more: SimpleNamespace(model=vqvae))
-    monkeypatch.setattr("far_models.training.data.open_pictures", lambda *given: None)
+    monkeypatch.setattr("far_models.pictures.open_pictures", lambda *given: None)
     monkeypatch.setattr("far_models.training.tokens.coded_set", lambda *given: Latents())
     return invoke
 

@@ -13,9 +13,9 @@ from click.testing import Result
 from numpy.typing import NDArray
 from PIL import Image
 
+from far_models.pictures import open_pictures, shuffled, visiting_order
 from far_models.training import latents as caches
 from far_models.training.ahead import Ahead
-from far_models.training.data import open_pictures, shuffled, visiting_order
 from far_models.training.latents import open_cache
 from far_models.training.shards import Shards, begin, finish, write_shards
 from far_runtime.errors import FarError

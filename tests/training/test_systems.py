@@ -77,7 +77,7 @@ def test_checkpoints_can_be_exported(kind: str, runs: dict[str, Path], vae_run: 
 
 
 def test_vqvae_checkpoint_is_the_same_network(vqvae_run: Path, tokens: Path, pictures: Path) -> None:
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
     from far_models.training.tokens import coded_set, open_token_cache
 
     zoo = load_checkpoint(vqvae_run / "vqvae.safetensors", expect="vqvae").model
@@ -98,7 +98,7 @@ def test_prompts_are_the_checkpoints_condition(runs: dict[str, Path], text: Path
 
 
 def test_prompts_name_the_drawing_style(pictures: Path, tmp_path: Path) -> None:
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
     from far_models.training.prompts import prompts_of
 
     shutil.copytree(pictures, tmp_path / "styled")

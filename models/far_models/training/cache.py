@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_models.training.data import PictureSet
+from far_models.pictures import PictureSet
 from far_runtime.errors import FarError
 
 

@@ -28,7 +28,7 @@ def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batc
     started again; several processes (accelerate launch) share the work.
     """
     from far_models.checkpoint import load_checkpoint
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
     from far_models.training.latents import write_cache
     from far_models.training.processes import together
     from far_models.training.tokens import write_token_cache
@@ -82,7 +82,7 @@ def redraw_latents_command(
     far train vae --redrawn learns from them to decode what FAR draws. A run that is ended goes on when it is started
     again; several processes (accelerate launch) share the work.
     """
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
     from far_models.training.processes import together
     from far_models.training.redrawn import write_redrawn
 
@@ -120,8 +120,8 @@ def cache_text_command(
     data: Path, text_encoder: Path, out: Path, captions: Path | None, tokens: int, size: int, batch: int
 ) -> None:
     """Encode the prompts of all pictures once, for FAR-T2I."""
+    from far_models.pictures import open_pictures
     from far_models.text.encoder import load_text_encoder
-    from far_models.training.data import open_pictures
     from far_models.training.processes import together
     from far_models.training.prompts import write_text_cache
 

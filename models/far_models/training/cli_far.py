@@ -112,7 +112,7 @@ def check_sheet_steps(steps: str) -> None:
 def open_latents(data: Path, vae_file: Path, size: int, scale: float | None = None) -> tuple[Any, Any]:
     """Cached latents, or those of pictures that are encoded at every step; and their KL-VAE."""
     from far_models.checkpoint import load_checkpoint
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
     from far_models.training.latents import NOTES, encoded_set, open_cache
     from far_models.training.processes import together
 

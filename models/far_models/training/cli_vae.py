@@ -136,7 +136,7 @@ def vqvae_command(
 
 def picture_sets(data: Path, extra: Path | None, extra_share: float, size: int) -> tuple[list[Any], list[float]]:
     """The picture folders of the options, and their parts of each batch."""
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
 
     sets = [open_pictures(path, size) for path in (data, extra) if path is not None]
     return sets, [1 - extra_share, extra_share][: len(sets)]

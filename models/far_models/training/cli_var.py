@@ -83,7 +83,7 @@ def train_var(
 ) -> None:
     """VAR on discrete tokens."""
     from far_models.checkpoint import load_checkpoint
-    from far_models.training.data import open_pictures
+    from far_models.pictures import open_pictures
     from far_models.training.loop import train as run_loop
     from far_models.training.processes import together
     from far_models.training.sampling import sheet_reporter

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from far_models.kl_vae import AutoencoderKL
+from far_models.pictures import PictureSet, load_labels, normalised, read_names
 from far_models.training.cache import (
     check_vae,
     file_digest,
@@ -19,7 +20,6 @@ from far_models.training.cache import (
     write_json,
     write_labels,
 )
-from far_models.training.data import PictureSet, load_labels, normalised, read_names
 from far_models.training.processes import ALONE, Together
 from far_models.training.shards import ROWS, Shards, begin, finish, write_shards
 from far_runtime.errors import FarError

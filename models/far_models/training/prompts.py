@@ -13,9 +13,9 @@ import torch
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
+from far_models.pictures import PictureSet, load_array, load_labels
 from far_models.text.encoder import TextEncoder
 from far_models.training.cache import new_folder, write_json
-from far_models.training.data import PictureSet, load_array, load_labels
 from far_runtime.conditioning.text import load_tokenizer, tokenize
 from far_runtime.errors import FarError
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from far_models.checkpoint import load_checkpoint
 from far_models.kl_vae import AutoencoderKL
+from far_models.pictures import PictureSet
 from far_models.training.cache import file_digest, write_json
-from far_models.training.data import PictureSet
 from far_models.training.latents import check_fit, encode
 from far_models.training.processes import ALONE, Together
 from far_models.training.sampling import Redrawing

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from far_models.pictures import PictureSet, load_labels, normalised, read_names
 from far_models.training.cache import (
     check_vae,
     file_digest,
@@ -18,7 +19,6 @@ from far_models.training.cache import (
     write_json,
     write_labels,
 )
-from far_models.training.data import PictureSet, load_labels, normalised, read_names
 from far_models.training.latents import check_fit
 from far_models.training.processes import ALONE, Together
 from far_models.training.shards import ROWS, Shards, begin, finish, write_shards

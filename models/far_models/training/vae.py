@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from far_models.kl_vae import AutoencoderKL, VAEConfig
+from far_models.pictures import PictureSet, mixed_rows, normalised
 from far_models.training.batches import run_args
 from far_models.training.chance import Chance
-from far_models.training.data import PictureSet, mixed_rows, normalised
 from far_models.training.discriminator import SMALLEST, AdversarialSettings, PatchDiscriminator, adversarial_losses
 from far_models.training.losses import gradient_l1, kl_per_cell
 from far_models.training.redrawn import RedrawnSet, open_redrawn

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from far_models.pictures import PictureSet
 from far_models.training.batches import run_args
 from far_models.training.chance import Chance
-from far_models.training.data import PictureSet
 from far_models.training.losses import gradient_l1
 from far_models.training.task import Task
 from far_models.training.vae import drawn_pictures, grid_of_pictures, reconstruction_reporter
