@@ -12,7 +12,7 @@ from far_export.bundle_folder import check_target, folder_put_in_place
 from far_export.onnx.check import check_graphs, reference_outputs
 from far_export.stages import SYSTEMS
 from far_export.verify.acceptance import check_pictures, verifying_engine
-from far_models.checkpoint import Checkpoint, load_checkpoint
+from far_models.checkpoint.load import Checkpoint, load_checkpoint
 from far_runtime import __version__
 from far_runtime.bundle import (
     CALIBRATION_PICTURES,

@@ -15,7 +15,7 @@ from far_export.stages import far as far_graphs
 from far_export.stages import mar as mar_graphs
 from far_export.stages import vae as vae_graphs
 from far_export.stages.stage import Stage
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.sampling import SAMPLERS

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from far_export.engines import engine_of
 from far_export.stages.var import model_info, stages
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.sampling import var as loop
 from far_runtime.sampling.base import label_condition

@@ -29,12 +29,12 @@ from card_runs import TITLES, Run, open_run, run_table, runs_of_card
 from emoji_sources import EMOJIBASE, STYLES, Package
 from far_export.cli.demo import PROMPTS
 from far_export.stages import SYSTEMS
-from far_models.checkpoint import load_checkpoint
-from far_models.checkpoint_config import parse_overrides
+from far_models.checkpoint.config import parse_overrides
+from far_models.checkpoint.load import load_checkpoint
+from far_models.checkpoint.save import export_checkpoint
 from far_models.pictures import PictureSet, open_pictures
 from far_models.training.sheets import draw_curves
 from far_models.training.state import STATE
-from far_models.training.zoo import export_checkpoint
 from far_runtime.errors import FarError
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)

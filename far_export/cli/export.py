@@ -106,7 +106,7 @@ def export(
     torch."""
     from far_export.export import export_bundle
     from far_export.tune.presets import read_presets
-    from far_models.checkpoint import parse_overrides
+    from far_models.checkpoint.load import parse_overrides
     from far_runtime.conditioning.subjects import takes_text
     from far_runtime.sampling.schedule import parse_levels
 

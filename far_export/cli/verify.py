@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from far_export.stages.stage import Stage
     from far_export.verify.parity import OnProgress
     from far_export.verify.results import Report
-    from far_models.checkpoint import Checkpoint
+    from far_models.checkpoint.load import Checkpoint
     from far_runtime.bundle import Manifest
 
 FILE = click.Path(path_type=Path)
@@ -116,7 +116,7 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     from far_export.export import check_weights, load_pair
     from far_export.verify.distribution import check_distribution, check_possible
     from far_export.verify.parity import reference_stages, verify_bundle
-    from far_models.checkpoint import parse_overrides
+    from far_models.checkpoint.load import parse_overrides
     from far_runtime.bundle import open_bundle
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
     from far_runtime.sampling.settings import check_system, settings_of

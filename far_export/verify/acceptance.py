@@ -12,7 +12,7 @@ from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
 from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
 from far_export.verify.results import summary
-from far_models.checkpoint import Checkpoint
+from far_models.checkpoint.load import Checkpoint
 from far_runtime.bundle import Bundle
 from far_runtime.conditioning.subjects import default_subjects
 from far_runtime.engines import open_engine

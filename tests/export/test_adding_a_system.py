@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from far_export.stages import SYSTEMS, System
-from far_models import checkpoint
+from far_models.checkpoint import load as checkpoint
 from far_runtime.cli.main import main
 from far_runtime.sampling import SAMPLERS, mar
 

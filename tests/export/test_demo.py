@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from far_export.cli.demo import zoo_files
-from far_models.checkpoint import load_checkpoint
-from far_models.training.zoo import export_checkpoint
+from far_models.checkpoint.load import load_checkpoint
+from far_models.checkpoint.save import export_checkpoint
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import main
 

@@ -15,7 +15,7 @@ from far_export.stages import far, far_t2i
 from far_export.stages.flops import count_flops
 from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_models.far_t2i import FART2I
 from far_runtime.bundle import Graph, open_bundle
 from far_runtime.conditioning.text import context_condition

@@ -204,7 +204,7 @@ def test_a_checkpoint_of_other_sizes_is_refused(tiny: Tiny, tmp_path: Path, caps
 
     import torch
 
-    from far_models.checkpoint import load_checkpoint
+    from far_models.checkpoint.load import load_checkpoint
     from far_models.far import FAR
 
     config = replace(load_checkpoint(tiny.safetensors).model.config, head_depth=3, classes=12)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from far_models.checkpoint import far_config, load_checkpoint, parse_overrides, read_contents
+from far_models.checkpoint.load import far_config, load_checkpoint, parse_overrides, read_contents
 from far_models.far import FAR, PRESETS, FARConfig, preset
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_runtime.errors import FarError
@@ -77,7 +77,7 @@ def test_presets_are_recognised_by_their_tensors(name: str) -> None:
 
 
 def read_contents_of(state: dict[str, torch.Tensor]) -> Any:
-    from far_models.checkpoint import Contents
+    from far_models.checkpoint.load import Contents
 
     return Contents(Path("checkpoint-last.pth"), state, {"mask": False}, {})
 

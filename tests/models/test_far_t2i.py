@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from far_models.checkpoint import Contents, load_checkpoint
-from far_models.checkpoint_t2i import far_t2i_config
+from far_models.checkpoint.config_far_t2i import far_t2i_config
+from far_models.checkpoint.load import Contents, load_checkpoint
 from far_models.far import restore_indices
 from far_models.far_t2i import FART2I, FART2IConfig
 from far_runtime.errors import FarError

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from far_models.checkpoint import Contents, detect_system, load_checkpoint
-from far_models.checkpoint_config import mar_config
+from far_models.checkpoint.config import mar_config
+from far_models.checkpoint.load import Contents, detect_system, load_checkpoint
 from far_models.far import FAR, FARConfig
 from far_models.mar import MAR, PRESETS
 from far_runtime.errors import FarError

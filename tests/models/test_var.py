@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from far_models.checkpoint import Contents, load_checkpoint, read_contents
-from far_models.checkpoint_var import parameters_of, var_config
+from far_models.checkpoint.config_var import parameters_of, var_config
+from far_models.checkpoint.load import Contents, load_checkpoint, read_contents
 from far_models.var import VAR, VARConfig, preset
 from far_runtime.errors import FarError
 from far_runtime.sampling.pyramid import SCALES_256, SCALES_512

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.errors import FarError
 from far_runtime.sampling.pyramid import SCALES_256, SCALES_512, phi_index, resize_tables, token_ranges

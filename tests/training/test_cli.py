@@ -15,7 +15,7 @@ from click.testing import Result
 from PIL import Image
 
 from far_export.export import export_bundle
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
 
 Run = Callable[..., Result]

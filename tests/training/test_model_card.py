@@ -20,7 +20,7 @@ from PIL import Image
 import card_figures
 import card_runs
 import model_card
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_models.pictures import open_pictures
 from far_models.training.vae import reconstruction_psnr
 

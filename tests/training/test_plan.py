@@ -136,7 +136,9 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
         monkeypatch.setattr(module, "open_latents", lambda *given: (Latents(), None))
     vqvae = SimpleNamespace(config=VQVAEConfig())
     vqvae.to = lambda device: vqvae
-    monkeypatch.setattr("far_models.checkpoint.load_checkpoint", lambda *given, **more: SimpleNamespace(model=vqvae))
+    monkeypatch.setattr(
+        "far_models.checkpoint.load.load_checkpoint", lambda *given, **more: SimpleNamespace(model=vqvae)
+    )
     monkeypatch.setattr("far_models.pictures.open_pictures", lambda *given: None)
     monkeypatch.setattr("far_models.training.tokens.coded_set", lambda *given: Latents())
     return invoke

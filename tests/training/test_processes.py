@@ -20,7 +20,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
 
 ROOT = Path(__file__).resolve().parents[2]

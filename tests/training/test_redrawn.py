@@ -16,7 +16,7 @@ from click.testing import Result
 
 from far_export.stages import SYSTEMS
 from far_export.torch_engine import TorchEngine
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_models.training.sampling import Redrawing
 from far_models.training.sheets import psnr, to_pixels
 from far_runtime.errors import FarError

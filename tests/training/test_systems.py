@@ -16,7 +16,7 @@ from click.testing import Result
 from PIL import Image
 
 from far_export.stages import SYSTEMS
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
 from far_runtime.sampling import SAMPLERS
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_models.checkpoint import check_finite, check_tensors
+from far_models.checkpoint.load import check_finite, check_tensors
 from far_models.text.bert import Bert, BertConfig
 from far_models.text.folder import read_config, read_tensors, setting, without_prefix
 from far_models.text.qwen2 import Qwen2, Qwen2Config

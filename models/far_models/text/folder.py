@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from far_models.checkpoint_file import read_contents
+from far_models.checkpoint.file import read_contents
 from far_runtime.errors import FarError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")

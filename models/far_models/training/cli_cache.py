@@ -27,7 +27,7 @@ def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batc
     A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE tokens (for VAR). A run that is ended goes on when it is
     started again; several processes (accelerate launch) share the work.
     """
-    from far_models.checkpoint import load_checkpoint
+    from far_models.checkpoint.load import load_checkpoint
     from far_models.pictures import open_pictures
     from far_models.training.latents import write_cache
     from far_models.training.processes import together

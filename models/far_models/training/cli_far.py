@@ -75,13 +75,13 @@ def far_command(
     """Train FAR on latents; RUN/far.safetensors is what the exporter reads."""
     from dataclasses import replace
 
+    from far_models.checkpoint.save import begin_with
     from far_models.far import PRESETS
     from far_models.training.batches import continuous_config
     from far_models.training.far import FARLossSettings, far_task
     from far_models.training.latents import NOTES
     from far_models.training.loop import train as run_loop
     from far_models.training.sampling import sheet_reporter
-    from far_models.training.zoo import begin_with
     from far_runtime.errors import FarError
 
     check_sheet_steps(sheet_steps)
@@ -111,7 +111,7 @@ def check_sheet_steps(steps: str) -> None:
 
 def open_latents(data: Path, vae_file: Path, size: int, scale: float | None = None) -> tuple[Any, Any]:
     """Cached latents, or those of pictures that are encoded at every step; and their KL-VAE."""
-    from far_models.checkpoint import load_checkpoint
+    from far_models.checkpoint.load import load_checkpoint
     from far_models.pictures import open_pictures
     from far_models.training.latents import NOTES, encoded_set, open_cache
     from far_models.training.processes import together

@@ -36,12 +36,12 @@ def mar_command(
     **values: Any,
 ) -> None:
     """Train MAR on latents; RUN/mar.safetensors is what the exporter reads."""
+    from far_models.checkpoint.save import begin_with
     from far_models.mar import PRESETS
     from far_models.training.batches import continuous_config
     from far_models.training.loop import train as run_loop
     from far_models.training.mar import MARLossSettings, mar_task
     from far_models.training.sampling import sheet_reporter
-    from far_models.training.zoo import begin_with
     from far_runtime.sampling.mar import settle
 
     check_sheet_steps(sheet_steps)

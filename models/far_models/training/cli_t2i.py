@@ -38,13 +38,13 @@ def far_t2i_command(
     **values: Any,
 ) -> None:
     """Train FAR-T2I on latents and prompts; RUN/far_t2i.safetensors is what the exporter reads."""
+    from far_models.checkpoint.save import begin_with
     from far_models.far_t2i import FART2IConfig
     from far_models.training.batches import continuous_config
     from far_models.training.far_t2i import FART2ILossSettings, far_t2i_task
     from far_models.training.loop import train as run_loop
     from far_models.training.prompts import open_text_cache
     from far_models.training.sampling import prompt_reporter
-    from far_models.training.zoo import begin_with
 
     check_sheet_steps(sheet_steps)
     loss_settings = taken(FART2ILossSettings, values)

@@ -67,7 +67,7 @@ def vae_command(
     **values: Any,
 ) -> None:
     """Train a KL-VAE; RUN/vae.safetensors is what FAR, MAR and the exporter read."""
-    from far_models.checkpoint import load_checkpoint
+    from far_models.checkpoint.load import load_checkpoint
     from far_models.kl_vae import VAEConfig
     from far_models.training.discriminator import AdversarialSettings
     from far_models.training.loop import train as run_loop

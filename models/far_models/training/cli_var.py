@@ -82,14 +82,14 @@ def train_var(
     settings: Any, data: Path, vae_file: Path, size: int, model: str | None, init: Path | None, **values: Any
 ) -> None:
     """VAR on discrete tokens."""
-    from far_models.checkpoint import load_checkpoint
+    from far_models.checkpoint.load import load_checkpoint
+    from far_models.checkpoint.save import begin_with
     from far_models.pictures import open_pictures
     from far_models.training.loop import train as run_loop
     from far_models.training.processes import together
     from far_models.training.sampling import sheet_reporter
     from far_models.training.tokens import NOTES, coded_set, open_token_cache
     from far_models.training.var import VARLossSettings, var_task
-    from far_models.training.zoo import begin_with
     from far_models.var import VARConfig
 
     vqvae = load_checkpoint(vae_file, expect="vqvae").model

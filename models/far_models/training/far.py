@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.far import FAR, FARConfig, restore_indices
 from far_models.head import DiffusionHead
 from far_models.training.batches import (
@@ -31,7 +32,6 @@ from far_models.training.latents import LatentSet
 from far_models.training.losses import DiffusionLoss, level_weight, token_losses
 from far_models.training.masks import draw_levels, masked_count, visible_indices
 from far_models.training.task import Task
-from far_models.training.zoo import export_checkpoint, metadata_of
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.far import restore_indices
 from far_models.far_t2i import FART2I, FART2IConfig
 from far_models.training.batches import (
@@ -28,7 +29,6 @@ from far_models.training.latents import LatentSet
 from far_models.training.masks import draw_levels, random_count, visible_indices
 from far_models.training.prompts import TextSet
 from far_models.training.task import Task
-from far_models.training.zoo import export_checkpoint, metadata_of
 from far_runtime.errors import FarError
 
 

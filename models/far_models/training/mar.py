@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from far_models.blocks import take_tokens
+from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.far import FARConfig, restore_indices
 from far_models.mar import MAR
 from far_models.training.batches import (
@@ -30,7 +31,6 @@ from far_models.training.latents import LatentSet
 from far_models.training.losses import DiffusionLoss, token_losses
 from far_models.training.masks import random_count, split_indices
 from far_models.training.task import Task
-from far_models.training.zoo import export_checkpoint, metadata_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from far_models.checkpoint import load_checkpoint
+from far_models.checkpoint.load import load_checkpoint
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet
 from far_models.training.cache import file_digest, write_json

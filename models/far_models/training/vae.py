@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.pictures import PictureSet, mixed_rows, normalised
 from far_models.training.batches import run_args
@@ -21,7 +22,6 @@ from far_models.training.losses import gradient_l1, kl_per_cell
 from far_models.training.redrawn import RedrawnSet, open_redrawn
 from far_models.training.sheets import psnr, save_picture, tile, to_pixels
 from far_models.training.task import Task
-from far_models.training.zoo import export_checkpoint, metadata_of
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from far_models.checkpoint_file import Contents
+from far_models.checkpoint.file import Contents
 from far_models.far import FAR, PRESETS, FARConfig, grid_of
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.mar import PRESETS as MAR_PRESETS

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from far_models.checkpoint import check_tensors, load_checkpoint
+from far_models.checkpoint.load import check_tensors, load_checkpoint
 from far_models.far import FAR
 from far_models.far_t2i import FART2I
 from far_models.kl_vae import AutoencoderKL
@@ -35,7 +35,7 @@ SYSTEM_OF: dict[type[nn.Module], str] = {
 def metadata_of(
     model: nn.Module, classes: Sequence[str] = (), sampling: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """What a checkpoint says beside its tensors: format, system (a key of far_models.checkpoint.SYSTEMS), and as JSON
+    """What a checkpoint says beside its tensors: format, system (a key of far_models.checkpoint.load.SYSTEMS), and as JSON
     config (the dataclass fields), classes (names by label) and sampling (what a bundle takes as its default steps,
     guidance, ...)."""
     return {

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from far_models.checkpoint_config import checked, count_of, json_entry, shapes_of, stated_settings
-from far_models.checkpoint_file import Contents
+from far_models.checkpoint.config import checked, count_of, json_entry, shapes_of, stated_settings
+from far_models.checkpoint.file import Contents
 from far_models.far import grid_of
 from far_models.far_t2i import FART2I, FART2IConfig
 from far_runtime.errors import FarError

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from far_models.checkpoint_config import count_of, shapes_of, stated_settings
-from far_models.checkpoint_file import Contents
+from far_models.checkpoint.config import count_of, shapes_of, stated_settings
+from far_models.checkpoint.file import Contents
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.errors import FarError

@@ -1,0 +1,1 @@
+"""Checkpoints: files, the sizes that their tensors tell, networks, and saving."""
