@@ -307,7 +307,7 @@ def test_residual_and_plain_maps_differ_where_they_should() -> None:
 @pytest.mark.parametrize("residual", [True, False])
 def test_hybrids_draw_finite_pictures_whatever_their_neighbours(residual: bool) -> None:
     from far_models.kl_vae import AutoencoderKL, VAEConfig
-    from far_models.training.sampling import sample_hybrid
+    from far_training.sampling import sample_hybrid
 
     model = hybrid(residual).model.eval().requires_grad_(False)
     assert isinstance(model, VARHybrid)

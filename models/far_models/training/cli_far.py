@@ -81,8 +81,8 @@ def far_command(
     from far_models.training.far import FARLossSettings, far_task
     from far_models.training.latents import NOTES
     from far_models.training.loop import train as run_loop
-    from far_models.training.sampling import sheet_reporter
     from far_runtime.errors import FarError
+    from far_training.sampling import sheet_reporter
 
     check_sheet_steps(sheet_steps)
     loss_settings = replace(taken(FARLossSettings, values), per_sample=levels == "sample")

@@ -41,8 +41,8 @@ def mar_command(
     from far_models.training.batches import continuous_config
     from far_models.training.loop import train as run_loop
     from far_models.training.mar import MARLossSettings, mar_task
-    from far_models.training.sampling import sheet_reporter
     from far_runtime.sampling.mar import settle
+    from far_training.sampling import sheet_reporter
 
     check_sheet_steps(sheet_steps)
     loss_settings = taken(MARLossSettings, values)

@@ -87,10 +87,10 @@ def train_var(
     from far_models.pictures import open_pictures
     from far_models.training.loop import train as run_loop
     from far_models.training.processes import together
-    from far_models.training.sampling import sheet_reporter
     from far_models.training.tokens import NOTES, coded_set, open_token_cache
     from far_models.training.var import VARLossSettings, var_task
     from far_models.var import VARConfig
+    from far_training.sampling import sheet_reporter
 
     vqvae = load_checkpoint(vae_file, expect="vqvae").model
     cached = (data / NOTES).is_file()
@@ -122,10 +122,10 @@ def train_hybrid(
 ) -> None:
     """A hybrid on continuous tokens."""
     from far_models.training.loop import train as run_loop
-    from far_models.training.sampling import sheet_reporter
     from far_models.training.var_hybrid import VARHybridLossSettings, var_hybrid_task
     from far_models.training.vqvae import default_scales
     from far_models.var_hybrid import VARHybridConfig
+    from far_training.sampling import sheet_reporter
 
     latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
     scales = whole_numbers(values["scales"], "--scales") if values["scales"] else default_scales(latents.grid)

@@ -29,7 +29,7 @@ class MetricsLog:
 
     def draw(self) -> None:
         """Write RUN/curves.png."""
-        from far_models.training.sheets import draw_curves
+        from far_training.sheets import draw_curves
 
         draw_curves(read_metrics(self.path), self.path.with_name("curves.png"))
 

@@ -20,10 +20,10 @@ from far_models.pictures import PictureSet
 from far_models.training.cache import file_digest, write_json
 from far_models.training.latents import check_fit, encode
 from far_models.training.processes import ALONE, Together
-from far_models.training.sampling import Redrawing
 from far_models.training.shards import Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_file
+from far_training.sampling import Redrawing
 
 NOTES, ROWS, COMMAND = "redrawn.json", 256, "redraw-latents"
 LOOKED_AT = 64

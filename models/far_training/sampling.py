@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from far_models.training.prompts import TextSet
-from far_models.training.sheets import save_picture, tile
 from far_models.var_hybrid import VARHybrid
+from far_training.sheets import save_picture, tile
 
 Report = Callable[[nn.Module, int, Path], dict[str, float]]
 FIRST_SEED = 1000

@@ -1,0 +1,1 @@
+"""Training of FAR, FAR-T2I, MAR, VAR and their autoencoders."""
