@@ -47,8 +47,8 @@ def run_train() -> Callable[..., Result]:
 
     Without `curves` they are not drawn, which takes longer than all the rest.
     """
-    from far_models.training.cli import train
     from far_training import sheets
+    from far_training.cli.main import train
 
     def run(command: str, *args: object, amp: str = "off", curves: bool = False) -> Result:
         precision = () if command.endswith(("-latents", "-text")) else ("--amp", amp)

@@ -16,14 +16,14 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from far_models.training.chance import Chance
-from far_models.training.cli import train
 from far_models.training.optimization import recompute_blocks
 from far_models.training.plan import measured_cost
-from far_models.training.presets import FAR_PRESETS, MAR_PRESETS, T2I_PRESETS, VAR_PRESETS, Recipe
 from far_models.training.progress import Shown
 from far_models.training.task import LoopSettings, Task
 from far_models.vq_vae import VQVAEConfig
 from far_runtime.errors import FarError
+from far_training.cli.main import train
+from far_training.cli.recipes import FAR_PRESETS, MAR_PRESETS, T2I_PRESETS, VAR_PRESETS, Recipe
 
 Run = Callable[..., Result]
 
@@ -114,7 +114,8 @@ Invoke = Callable[..., tuple[Any, Any, LoopSettings]]
 @pytest.fixture
 def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """A command's model configuration, loss and loop settings with some options, on data of ImageNet's sizes."""
-    from far_models.training import cli_far, cli_mar
+    from far_training.cli import far as cli_far
+    from far_training.cli import mar as cli_mar
 
     def invoke(command: str, *options: object) -> tuple[Any, Any, LoopSettings]:
         seen: list[Any] = []

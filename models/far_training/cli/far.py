@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from far_models.training.options import SHARE, say, shared, taken
-from far_models.training.options_loop import loop_options, threads_option
-from far_models.training.presets import FAR_PRESETS, preset_option
+from far_training.cli.loop_options import loop_options, threads_option
+from far_training.cli.options import SHARE, say, shared, taken
+from far_training.cli.recipes import FAR_PRESETS, preset_option
 
 
 @click.command("far")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from far_models.training.options import FOLDER, POSITIVE, SHARE
+from far_training.cli.options import FOLDER, POSITIVE, SHARE
 
 
 def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

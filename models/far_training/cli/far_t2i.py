@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from far_models.training.cli_far import check_sheet_steps, open_latents
-from far_models.training.options import FOLDER, SHARE, say, shared, taken
-from far_models.training.options_loop import loop_options, threads_option
-from far_models.training.presets import T2I_PRESETS, preset_option
+from far_training.cli.far import check_sheet_steps, open_latents
+from far_training.cli.loop_options import loop_options, threads_option
+from far_training.cli.options import FOLDER, SHARE, say, shared, taken
+from far_training.cli.recipes import T2I_PRESETS, preset_option
 
 
 @click.command("far-t2i")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from far_models.training.options import AMOUNT, FILE, FOLDER, POSITIVE, SHARE, say, shared, taken, whole_numbers
-from far_models.training.options_loop import loop_options, threads_option
+from far_training.cli.loop_options import loop_options, threads_option
+from far_training.cli.options import AMOUNT, FILE, FOLDER, POSITIVE, SHARE, say, shared, taken, whole_numbers
 
 LOOP: dict[str, Any] = {
     "lr": 1.2e-3,

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from far_models.training.options import AMOUNT, FILE, FOLDER, POSITIVE, say, shared
-from far_models.training.options_loop import threads_option
+from far_training.cli.loop_options import threads_option
+from far_training.cli.options import AMOUNT, FILE, FOLDER, POSITIVE, say, shared
 
 OFFICIAL_TOKENS = 300
 

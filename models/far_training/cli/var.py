@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from far_models.training.cli_far import open_latents
-from far_models.training.options import FACTOR, FILE, SHARE, say, shared, taken, whole_numbers
-from far_models.training.options_loop import loop_options, threads_option
-from far_models.training.presets import VAR_PRESETS, preset_option
 from far_runtime.errors import FarError
+from far_training.cli.far import open_latents
+from far_training.cli.loop_options import loop_options, threads_option
+from far_training.cli.options import FACTOR, FILE, SHARE, say, shared, taken, whole_numbers
+from far_training.cli.recipes import VAR_PRESETS, preset_option
 
 
 @click.command("var")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from far_models.training.cli_cache import cache_latents_command, cache_text_command, redraw_latents_command
-from far_models.training.cli_far import far_command
-from far_models.training.cli_mar import mar_command
-from far_models.training.cli_t2i import far_t2i_command
-from far_models.training.cli_vae import vae_command, vqvae_command
-from far_models.training.cli_var import var_command
+from far_training.cli.autoencoders import vae_command, vqvae_command
+from far_training.cli.caches import cache_latents_command, cache_text_command, redraw_latents_command
+from far_training.cli.far import far_command
+from far_training.cli.far_t2i import far_t2i_command
+from far_training.cli.mar import mar_command
+from far_training.cli.var import var_command
 
 
 @click.group()

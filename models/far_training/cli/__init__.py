@@ -1,0 +1,1 @@
+"""far train: one file for each system, the autoencoders and the caches, and the options that they share."""
