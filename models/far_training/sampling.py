@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from far_models.training.prompts import TextSet
 from far_models.var_hybrid import VARHybrid
+from far_training.data.prompts import TextSet
 from far_training.sheets import save_picture, tile
 
 Report = Callable[[nn.Module, int, Path], dict[str, float]]

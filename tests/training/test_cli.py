@@ -53,7 +53,7 @@ def test_vae_run_leaves_what_it_promises(vae_run: Path) -> None:
 
 def test_cached_latents_are_the_encoders(pictures: Path, vae_run: Path, latents: Path) -> None:
     from far_models.pictures import open_pictures
-    from far_models.training.latents import encoded_set, open_cache
+    from far_training.data.latents import encoded_set, open_cache
 
     cached = open_cache(latents, vae_run / "vae.safetensors")
     fresh = encoded_set(load_checkpoint(vae_run / "vae.safetensors").model, open_pictures(pictures))
@@ -67,7 +67,7 @@ def test_cached_latents_are_the_encoders(pictures: Path, vae_run: Path, latents:
 
 
 def test_latent_scale_makes_the_deviation_one(vae_run: Path, latents: Path) -> None:
-    from far_models.training.latents import open_cache
+    from far_training.data.latents import open_cache
 
     data = open_cache(latents)
     mean, log_variance = data.moments(data.train, np.zeros(len(data.train), bool))

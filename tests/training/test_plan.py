@@ -141,7 +141,7 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
         "far_models.checkpoint.load.load_checkpoint", lambda *given, **more: SimpleNamespace(model=vqvae)
     )
     monkeypatch.setattr("far_models.pictures.open_pictures", lambda *given: None)
-    monkeypatch.setattr("far_models.training.tokens.coded_set", lambda *given: Latents())
+    monkeypatch.setattr("far_training.data.tokens.coded_set", lambda *given: Latents())
     return invoke
 
 

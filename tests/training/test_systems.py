@@ -78,7 +78,7 @@ def test_checkpoints_can_be_exported(kind: str, runs: dict[str, Path], vae_run: 
 
 def test_vqvae_checkpoint_is_the_same_network(vqvae_run: Path, tokens: Path, pictures: Path) -> None:
     from far_models.pictures import open_pictures
-    from far_models.training.tokens import coded_set, open_token_cache
+    from far_training.data.tokens import coded_set, open_token_cache
 
     zoo = load_checkpoint(vqvae_run / "vqvae.safetensors", expect="vqvae").model
     state = load_checkpoint(vqvae_run / "checkpoint-last.pth", "model_ema", expect="vqvae").model
@@ -99,7 +99,7 @@ def test_prompts_are_the_checkpoints_condition(runs: dict[str, Path], text: Path
 
 def test_prompts_name_the_drawing_style(pictures: Path, tmp_path: Path) -> None:
     from far_models.pictures import open_pictures
-    from far_models.training.prompts import prompts_of
+    from far_training.data.prompts import prompts_of
 
     shutil.copytree(pictures, tmp_path / "styled")
     (tmp_path / "styled" / "styles.json").write_text(json.dumps([{"style": "ink"}, {"style": "clay"}]))
@@ -115,8 +115,8 @@ def test_prompts_name_the_drawing_style(pictures: Path, tmp_path: Path) -> None:
 
 def test_cached_features_are_the_text_encoders(text: Path, tiny: Any) -> None:
     from far_models.text.encoder import load_text_encoder
-    from far_models.training.prompts import open_text_cache
     from far_runtime.conditioning.text import load_tokenizer, tokenize
+    from far_training.data.prompts import open_text_cache
 
     cached = open_text_cache(text, np.arange(12) % 3)
     encoder = load_text_encoder(tiny.bert, 9)

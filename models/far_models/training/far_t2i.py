@@ -25,11 +25,11 @@ from far_models.training.batches import (
 )
 from far_models.training.chance import Chance
 from far_models.training.far import LevelLoss
-from far_models.training.latents import LatentSet
 from far_models.training.masks import draw_levels, random_count, visible_indices
-from far_models.training.prompts import TextSet
 from far_models.training.task import Task
 from far_runtime.errors import FarError
+from far_training.data.latents import LatentSet
+from far_training.data.prompts import TextSet
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from far_models.training.batches import (
     tokens_of,
 )
 from far_models.training.chance import Chance
-from far_models.training.latents import LatentSet
 from far_models.training.losses import DiffusionLoss, token_losses
 from far_models.training.masks import random_count, split_indices
 from far_models.training.task import Task
+from far_training.data.latents import LatentSet
 
 
 @dataclass(frozen=True)

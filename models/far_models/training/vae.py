@@ -19,11 +19,11 @@ from far_models.training.batches import run_args
 from far_models.training.chance import Chance
 from far_models.training.discriminator import SMALLEST, AdversarialSettings, PatchDiscriminator, adversarial_losses
 from far_models.training.losses import gradient_l1, kl_per_cell
-from far_models.training.redrawn import RedrawnSet, open_redrawn
 from far_models.training.task import Task
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
+from far_training.data.redrawn import RedrawnSet, open_redrawn
 from far_training.sheets import psnr, save_picture, tile, to_pixels
 
 

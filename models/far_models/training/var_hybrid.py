@@ -22,11 +22,11 @@ from far_models.training.batches import (
     tokens_of,
 )
 from far_models.training.chance import Chance
-from far_models.training.latents import LatentSet
 from far_models.training.losses import DiffusionLoss, token_losses
 from far_models.training.task import Task
 from far_models.training.var import NO_DECAY, per_scale
 from far_models.var_hybrid import VARHybrid, VARHybridConfig
+from far_training.data.latents import LatentSet
 
 MEASURED = 512
 

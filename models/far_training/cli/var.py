@@ -87,9 +87,9 @@ def train_var(
     from far_models.pictures import open_pictures
     from far_models.training.loop import train as run_loop
     from far_models.training.processes import together
-    from far_models.training.tokens import NOTES, coded_set, open_token_cache
     from far_models.training.var import VARLossSettings, var_task
     from far_models.var import VARConfig
+    from far_training.data.tokens import NOTES, coded_set, open_token_cache
     from far_training.sampling import sheet_reporter
 
     vqvae = load_checkpoint(vae_file, expect="vqvae").model

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet, load_labels, normalised, read_names
-from far_models.training.cache import (
+from far_training.data.cache import (
     check_vae,
     file_digest,
     read_split,
@@ -21,7 +21,7 @@ from far_models.training.cache import (
     write_labels,
 )
 from far_models.training.processes import ALONE, Together
-from far_models.training.shards import ROWS, Shards, begin, finish, write_shards
+from far_training.data.shards import ROWS, Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
 
 NOTES = "latents.json"

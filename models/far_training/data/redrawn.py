@@ -17,10 +17,10 @@ from torch import Tensor
 from far_models.checkpoint.load import load_checkpoint
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet
-from far_models.training.cache import file_digest, write_json
-from far_models.training.latents import check_fit, encode
+from far_training.data.cache import file_digest, write_json
+from far_training.data.latents import check_fit, encode
 from far_models.training.processes import ALONE, Together
-from far_models.training.shards import Shards, begin, finish, write_shards
+from far_training.data.shards import Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_file
 from far_training.sampling import Redrawing

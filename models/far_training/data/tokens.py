@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from far_models.pictures import PictureSet, load_labels, normalised, read_names
-from far_models.training.cache import (
+from far_training.data.cache import (
     check_vae,
     file_digest,
     read_split,
     write_json,
     write_labels,
 )
-from far_models.training.latents import check_fit
+from far_training.data.latents import check_fit
 from far_models.training.processes import ALONE, Together
-from far_models.training.shards import ROWS, Shards, begin, finish, write_shards
+from far_training.data.shards import ROWS, Shards, begin, finish, write_shards
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 

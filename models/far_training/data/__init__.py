@@ -1,0 +1,1 @@
+"""Training data: latents, tokens, prompts and their caches."""
