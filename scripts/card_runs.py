@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from far_models.training.metrics import METRICS, read_metrics
-from far_models.training.state import STATE
 from far_runtime.errors import FarError
+from far_training.loop.metrics import METRICS, read_metrics
+from far_training.loop.state import STATE
 
 TITLES = {"far": "FAR", "far_t2i": "FAR-T2I", "mar": "MAR", "var": "VAR", "klvae": "KL-VAE", "vqvae": "VQ-VAE"}
 HOURS, LAST = "training hours", "loss at the end"

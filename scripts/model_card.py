@@ -33,8 +33,8 @@ from far_models.checkpoint.config import parse_overrides
 from far_models.checkpoint.load import load_checkpoint
 from far_models.checkpoint.save import export_checkpoint
 from far_models.pictures import PictureSet, open_pictures
-from far_models.training.state import STATE
 from far_runtime.errors import FarError
+from far_training.loop.state import STATE
 from far_training.sheets import draw_curves
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)

@@ -15,15 +15,15 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from far_models.training.chance import Chance
-from far_models.training.optimization import recompute_blocks
-from far_models.training.plan import measured_cost
-from far_models.training.progress import Shown
-from far_models.training.task import LoopSettings, Task
 from far_models.vq_vae import VQVAEConfig
 from far_runtime.errors import FarError
 from far_training.cli.main import train
 from far_training.cli.recipes import FAR_PRESETS, MAR_PRESETS, T2I_PRESETS, VAR_PRESETS, Recipe
+from far_training.loop.cost_estimate import measured_cost
+from far_training.loop.display import Shown
+from far_training.loop.optimization import recompute_blocks
+from far_training.loop.randomness import Chance
+from far_training.loop.task import LoopSettings, Task
 
 Run = Callable[..., Result]
 
@@ -128,7 +128,7 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
             seen.append(settings.settled(1_281_167))
 
         monkeypatch.setattr(f"far_models.training.{command}.{command}_task", task)
-        monkeypatch.setattr("far_models.training.loop.train", run_loop)
+        monkeypatch.setattr("far_training.loop.trainer.train", run_loop)
         arguments = [command, "--data", "x", "--vae", "y", "-o", "run", *map(str, options)]
         CliRunner().invoke(train, arguments, catch_exceptions=False)
         return seen[0], seen[1], seen[2]

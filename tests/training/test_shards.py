@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from far_models.pictures import open_pictures, shuffled, visiting_order
-from far_models.training.ahead import Ahead
 from far_runtime.errors import FarError
 from far_training.data import latents as caches
 from far_training.data.latents import open_cache
 from far_training.data.shards import Shards, begin, finish, write_shards
+from far_training.loop.prefetch import Ahead
 
 Run = Callable[..., Result]
 VALUES = np.arange(23 * 2, dtype=np.float32).reshape(23, 2)

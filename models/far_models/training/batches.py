@@ -14,10 +14,10 @@ from torch import Tensor
 from far_models.far import FARConfig
 from far_models.far_t2i import FART2IConfig
 from far_models.pictures import visiting_order
-from far_models.training.chance import Chance
 from far_runtime.errors import FarError
 from far_runtime.sampling.noise_schedule import TRAIN_STEPS
 from far_training.data.latents import LatentSet
+from far_training.loop.randomness import Chance
 
 MEANS = 16
 """Pictures whose means a sample takes at level 0."""

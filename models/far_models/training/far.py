@@ -27,13 +27,13 @@ from far_models.training.batches import (
     run_args,
     tokens_of,
 )
-from far_models.training.chance import Chance
 from far_models.training.losses import DiffusionLoss, level_weight, token_losses
 from far_models.training.masks import draw_levels, masked_count, visible_indices
-from far_models.training.task import Task
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
 from far_training.data.latents import LatentSet
+from far_training.loop.randomness import Chance
+from far_training.loop.task import Task
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from far_models.training.batches import (
     rows_of,
     run_args,
 )
-from far_models.training.chance import Chance
 from far_models.training.far import LevelLoss
 from far_models.training.masks import draw_levels, random_count, visible_indices
-from far_models.training.task import Task
 from far_runtime.errors import FarError
 from far_training.data.latents import LatentSet
 from far_training.data.prompts import TextSet
+from far_training.loop.randomness import Chance
+from far_training.loop.task import Task
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from far_models.training.batches import (
     run_args,
     tokens_of,
 )
-from far_models.training.chance import Chance
 from far_models.training.losses import DiffusionLoss, token_losses
 from far_models.training.masks import random_count, split_indices
-from far_models.training.task import Task
 from far_training.data.latents import LatentSet
+from far_training.loop.randomness import Chance
+from far_training.loop.task import Task
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from far_models.training.batches import (
     run_args,
     tokens_of,
 )
-from far_models.training.chance import Chance
 from far_models.training.losses import DiffusionLoss, token_losses
-from far_models.training.task import Task
 from far_models.training.var import NO_DECAY, per_scale
 from far_models.var_hybrid import VARHybrid, VARHybridConfig
 from far_training.data.latents import LatentSet
+from far_training.loop.randomness import Chance
+from far_training.loop.task import Task
 
 MEASURED = 512
 

@@ -29,10 +29,10 @@ def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batc
     """
     from far_models.checkpoint.load import load_checkpoint
     from far_models.pictures import open_pictures
-    from far_models.training.processes import together
     from far_runtime.errors import FarError
     from far_training.data.latents import write_cache
     from far_training.data.tokens import write_token_cache
+    from far_training.loop.processes import together
 
     vae = load_checkpoint(vae_file)
     if vae.system not in ("klvae", "vqvae"):
@@ -83,8 +83,8 @@ def redraw_latents_command(
     again; several processes (accelerate launch) share the work.
     """
     from far_models.pictures import open_pictures
-    from far_models.training.processes import together
     from far_training.data.redrawn import write_redrawn
+    from far_training.loop.processes import together
 
     pictures, processes = open_pictures(data, size), together()
     write_redrawn(far_file, vae_file, pictures, out, draws, levels, batch, say, sampling, processes)
@@ -122,8 +122,8 @@ def cache_text_command(
     """Encode the prompts of all pictures once, for FAR-T2I."""
     from far_models.pictures import open_pictures
     from far_models.text.encoder import load_text_encoder
-    from far_models.training.processes import together
     from far_training.data.prompts import write_text_cache
+    from far_training.loop.processes import together
 
     pictures, encoder = open_pictures(data, size), load_text_encoder(text_encoder, tokens)
     encoder.network.to(together().device)

@@ -79,9 +79,9 @@ def far_command(
     from far_models.far import PRESETS
     from far_models.training.batches import continuous_config
     from far_models.training.far import FARLossSettings, far_task
-    from far_models.training.loop import train as run_loop
     from far_runtime.errors import FarError
     from far_training.data.latents import NOTES
+    from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
 
     check_sheet_steps(sheet_steps)
@@ -113,8 +113,8 @@ def open_latents(data: Path, vae_file: Path, size: int, scale: float | None = No
     """Cached latents, or those of pictures that are encoded at every step; and their KL-VAE."""
     from far_models.checkpoint.load import load_checkpoint
     from far_models.pictures import open_pictures
-    from far_models.training.processes import together
     from far_training.data.latents import NOTES, encoded_set, open_cache
+    from far_training.loop.processes import together
 
     vae = load_checkpoint(vae_file, expect="klvae").model
     if (data / NOTES).is_file():

@@ -42,8 +42,8 @@ def far_t2i_command(
     from far_models.far_t2i import FART2IConfig
     from far_models.training.batches import continuous_config
     from far_models.training.far_t2i import FART2ILossSettings, far_t2i_task
-    from far_models.training.loop import train as run_loop
     from far_training.data.prompts import open_text_cache
+    from far_training.loop.trainer import train as run_loop
     from far_training.sampling import prompt_reporter
 
     check_sheet_steps(sheet_steps)

@@ -148,7 +148,7 @@ def loop_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def gathered(**values: Any) -> None:
-            from far_models.training.task import LoopSettings
+            from far_training.loop.task import LoopSettings
 
             settings = {name: values.pop(name) for name in names}
             settings |= dict.fromkeys(overruled(click.get_current_context()))

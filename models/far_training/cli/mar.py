@@ -39,9 +39,9 @@ def mar_command(
     from far_models.checkpoint.save import begin_with
     from far_models.mar import PRESETS
     from far_models.training.batches import continuous_config
-    from far_models.training.loop import train as run_loop
     from far_models.training.mar import MARLossSettings, mar_task
     from far_runtime.sampling.mar import settle
+    from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
 
     check_sheet_steps(sheet_steps)

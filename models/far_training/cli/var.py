@@ -85,11 +85,11 @@ def train_var(
     from far_models.checkpoint.load import load_checkpoint
     from far_models.checkpoint.save import begin_with
     from far_models.pictures import open_pictures
-    from far_models.training.loop import train as run_loop
-    from far_models.training.processes import together
     from far_models.training.var import VARLossSettings, var_task
     from far_models.var import VARConfig
     from far_training.data.tokens import NOTES, coded_set, open_token_cache
+    from far_training.loop.processes import together
+    from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
 
     vqvae = load_checkpoint(vae_file, expect="vqvae").model
@@ -121,10 +121,10 @@ def train_hybrid(
     settings: Any, residual: bool, data: Path, vae_file: Path, size: int, model: str | None, **values: Any
 ) -> None:
     """A hybrid on continuous tokens."""
-    from far_models.training.loop import train as run_loop
     from far_models.training.var_hybrid import VARHybridLossSettings, var_hybrid_task
     from far_models.training.vqvae import default_scales
     from far_models.var_hybrid import VARHybridConfig
+    from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
 
     latents, vae = open_latents(data, vae_file, size, values["latent_scale"])

@@ -19,7 +19,7 @@ from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet
 from far_training.data.cache import file_digest, write_json
 from far_training.data.latents import check_fit, encode
-from far_models.training.processes import ALONE, Together
+from far_training.loop.processes import ALONE, Together
 from far_training.data.shards import Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_file

@@ -20,7 +20,7 @@ from far_training.data.cache import (
     write_labels,
 )
 from far_training.data.latents import check_fit
-from far_models.training.processes import ALONE, Together
+from far_training.loop.processes import ALONE, Together
 from far_training.data.shards import ROWS, Shards, begin, finish, write_shards
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError

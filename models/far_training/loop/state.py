@@ -13,7 +13,7 @@ import torch
 from far_runtime.errors import FarError
 
 if TYPE_CHECKING:
-    from far_models.training.task import LoopSettings, Task
+    from far_training.loop.task import LoopSettings, Task
 
 STATE = "checkpoint-last.pth"
 

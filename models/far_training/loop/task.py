@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from far_models.training.chance import Chance
 from far_runtime.errors import FarError
+from far_training.loop.randomness import Chance
 
 HELD = 0.05
 """Share of the run after the warm-up for which the linear schedule keeps its rate (VAR's lin0)."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from far_models.training.devices import transformer_blocks
+from far_training.loop.sharding import transformer_blocks
 
 if TYPE_CHECKING:
-    from far_models.training.task import LoopSettings, Task
+    from far_training.loop.task import LoopSettings, Task
 
 GUESS_STEPS = 20
 """Steps after which the rest of the run is reckoned."""

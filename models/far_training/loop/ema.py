@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from far_models.training.devices import local
+from far_training.loop.sharding import local
 
 
 class EMA:

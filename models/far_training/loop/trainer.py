@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_models.training.ahead import Ahead
-from far_models.training.chance import Chance, step_seed
-from far_models.training.devices import (
+from far_runtime.errors import FarError
+from far_training.loop.cost_estimate import GUESS_STEPS, device_name, hours_line, measured_cost, plan_lines, speed
+from far_training.loop.display import Shown
+from far_training.loop.ema import EMA
+from far_training.loop.metrics import MetricsLog
+from far_training.loop.optimization import choose_amp, parameter_groups, recompute_blocks
+from far_training.loop.prefetch import Ahead
+from far_training.loop.processes import Ending, agreed, averages
+from far_training.loop.randomness import Chance, step_seed
+from far_training.loop.sharding import (
     check_launcher,
     check_split,
     clipped_norm,
@@ -23,15 +30,8 @@ from far_models.training.devices import (
     split,
     whole,
 )
-from far_models.training.ema import EMA
-from far_models.training.metrics import MetricsLog
-from far_models.training.optimization import choose_amp, parameter_groups, recompute_blocks
-from far_models.training.plan import GUESS_STEPS, device_name, hours_line, measured_cost, plan_lines, speed
-from far_models.training.processes import Ending, agreed, averages
-from far_models.training.progress import Shown
-from far_models.training.state import STATE, load_state, save_state
-from far_models.training.task import LoopSettings, Task
-from far_runtime.errors import FarError
+from far_training.loop.state import STATE, load_state, save_state
+from far_training.loop.task import LoopSettings, Task
 
 
 def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The training loop: steps, state, EMA, processes, metrics and display."""
