@@ -108,7 +108,7 @@ def folder_of(plan: Plan, name: str, seed: int) -> Path:
 def train(plan: Plan, name: str, seed: int) -> None:
     """Train one run to its end, or go on with it; FarError where it fails."""
     folder = folder_of(plan, name, seed)
-    command = [sys.executable, "-m", "far_models.training", "far", "-o", str(folder), "--data", str(plan.latents)]
+    command = [sys.executable, "-m", "far_training", "far", "-o", str(folder), "--data", str(plan.latents)]
     command += ["--vae", str(plan.vae), "--steps", str(plan.steps), "--seed", str(seed), "--threads", "1"]
     command += ["--amp", "auto", "--sheet-minutes", "1000", *SIZES.split(), *TRAINED[name].options.split()]
     if (folder / "checkpoint-last.pth").exists():

@@ -23,12 +23,12 @@ from PIL import Image
 
 from far_models.far import PRESETS
 from far_models.pictures import open_pictures, shuffled, visiting_order
-from far_models.training.far import FARLossSettings, far_task
 from far_training.data.latents import LatentSet
 from far_training.data.shards import ROWS, Shards, write_shards
 from far_training.loop.cost_estimate import bytes_text, measured_cost
 from far_training.loop.optimization import recompute_blocks
 from far_training.loop.randomness import Chance
+from far_training.systems.far import FARLossSettings, far_task
 
 IMAGENET = 1_281_167
 

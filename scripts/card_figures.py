@@ -17,12 +17,12 @@ from far_export.evaluate.features import feature_network, features
 from far_export.evaluate.metrics import frechet, principal_components
 from far_export.export import export_bundle
 from far_models.pictures import PictureSet
-from far_models.training.vae import comparison, evenly, reconstruct, reconstruction_psnr
 from far_runtime.cli.engine_options import best_unless
 from far_runtime.engines.base import EngineOptions
 from far_runtime.pipeline import Pipeline
 from far_training.data.prompts import prompts_of
 from far_training.sheets import save_picture, tile
+from far_training.systems.vae import comparison, evenly, reconstruct, reconstruction_psnr
 
 Draw = Callable[..., NDArray[np.uint8]]
 """draw(labels [N], seeds [N], **sampling settings) -> pictures uint8 [N, S, S, 3]."""

@@ -13,7 +13,7 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
     shift 2
     [ -e "$folder/checkpoint-last.pth" ] && resume=(--resume)
     python -m torch.distributed.run --standalone --nproc_per_node "${PROCESSES:-2}" \
-        -m far_models.training "$command" -o "$folder" --threads 1 --amp auto --seed 0 "${resume[@]}" "$@"
+        -m far_training "$command" -o "$folder" --threads 1 --amp auto --seed 0 "${resume[@]}" "$@"
 }
 
 [ -e data/emoji ] || python scripts/prepare_emoji.py -o data/emoji --size 64 --concepts 256 --holdout 2

@@ -35,7 +35,7 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     """levels: level list. steps: diffusion steps, one number or one per level; solver: the same. guidance, temperature:
     the final values, before the schedule spreads them over the steps. shared_noise: at levels below it all tokens draw
     with the same noise, which suits models that learned the next level's latents there (1 for `first` = "mean" in
-    far_models.training.far, 0 officially); no level after such a one may be left out."""
+    far_training.systems.far, 0 officially); no level after such a one may be left out."""
     shared = given.get("shared_noise", 0)
     if type(shared) is not int or not 0 <= shared <= model["grid"]:
         raise FarError(f"--shared-noise {shared}: expected 0 to {model['grid']}, the levels of the grid; use 0, say")

@@ -1,4 +1,4 @@
-"""`python -m far_models.training COMMAND` is `far train COMMAND`, for launchers that take a module (torchrun -m)."""
+"""`python -m far_training COMMAND` is `far train COMMAND`, for launchers that take a module (torchrun -m)."""
 
 from __future__ import annotations
 

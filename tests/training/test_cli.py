@@ -89,7 +89,7 @@ def test_resume_after_a_kill_is_exact(
     far_run: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies in its fourth step, with the checkpoint of the third behind it."""
-    from far_models.training import far
+    from far_training.systems import far
 
     vae = vae_run / "vae.safetensors"
     command = ("far", "--data", latents, "--vae", vae, "-o", tmp_path / "run", "--steps", 6, "--dropout", 0.2)

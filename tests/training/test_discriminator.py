@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from far_models.training.discriminator import PatchDiscriminator, adversarial_losses
+from far_training.systems.discriminator import PatchDiscriminator, adversarial_losses
 
 
 @pytest.fixture()

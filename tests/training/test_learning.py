@@ -16,12 +16,6 @@ from torch import Tensor
 from far_models.far import FARConfig
 from far_models.far_t2i import FART2IConfig
 from far_models.pictures import PictureSet
-from far_models.training.far_t2i import FART2ILossSettings, far_t2i_task
-from far_models.training.mar import MARLossSettings, mar_task
-from far_models.training.masks import random_count, split_indices
-from far_models.training.var import VARLossSettings, var_task
-from far_models.training.var_hybrid import VARHybridLossSettings, var_hybrid_task
-from far_models.training.vqvae import VQVAELosses, VQVAELossSettings, default_scales, leftovers, vqvae_task
 from far_models.var import VARConfig
 from far_models.var_hybrid import VARHybrid, VARHybridConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
@@ -30,6 +24,12 @@ from far_training.data.prompts import TextSet
 from far_training.data.tokens import TokenSet
 from far_training.loop.randomness import Chance
 from far_training.loop.task import Task
+from far_training.systems.far_t2i import FART2ILossSettings, far_t2i_task
+from far_training.systems.mar import MARLossSettings, mar_task
+from far_training.systems.masks import random_count, split_indices
+from far_training.systems.var import VARLossSettings, var_task
+from far_training.systems.var_hybrid import VARHybridLossSettings, var_hybrid_task
+from far_training.systems.vqvae import VQVAELosses, VQVAELossSettings, default_scales, leftovers, vqvae_task
 
 SCALES = (1, 2, 4)
 SIZES: dict[str, Any] = {"grid": 4, "channels": 3, "latent_scale": 1.0, "head_width": 48, "head_depth": 2}

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import norm
 
 from far_models.head import DiffusionHead
-from far_models.training.losses import (
+from far_runtime.sampling.noise_schedule import cosine_alphas_cumprod
+from far_training.systems.losses import (
     DiffusionLoss,
     discretized_log_likelihood,
     gradient_l1,
@@ -18,7 +19,6 @@ from far_models.training.losses import (
     level_weight,
     normal_kl,
 )
-from far_runtime.sampling.noise_schedule import cosine_alphas_cumprod
 
 
 class FixedHead(DiffusionHead):

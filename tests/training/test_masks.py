@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from far_models.training.masks import draw_levels, masked_count, visible_indices
 from far_training.loop.ema import EMA
+from far_training.systems.masks import draw_levels, masked_count, visible_indices
 
 
 def test_paper_ratio_falls_from_seven_tenths_to_nothing() -> None:

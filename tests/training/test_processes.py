@@ -40,7 +40,7 @@ def launched(launcher: tuple[str, ...], *arguments: object) -> subprocess.Comple
     """`far train ARGUMENTS` under a launcher, on the CPU."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])
     return subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "far_models.training", *map(str, arguments), "--threads", "1"],
+        [sys.executable, "-m", *launcher, "-m", "far_training", *map(str, arguments), "--threads", "1"],
         env={**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -145,7 +145,7 @@ def test_two_processes_end_a_timed_run_together(kind: str, pictures: Path, tmp_p
 def test_a_run_that_is_told_to_end_saves_its_state(pictures: Path, tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])
     sizes = ("--ch", "8", "--multipliers", "1,2", "--channels", "4", "--batch", "4", "--amp", "off", "--log-steps", "1")
-    command = [sys.executable, "-m", "far_models.training", "vae", "--data", str(pictures), "-o", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "far_training", "vae", "--data", str(pictures), "-o", str(tmp_path / "run")]
     with subprocess.Popen(
         [*command, "--steps", "1000000", *sizes, "--threads", "1"],
         env={**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"},

@@ -13,15 +13,15 @@ from torch import Tensor
 from far_export.stages.far import TransformerGraph
 from far_models.far import FARConfig
 from far_models.kl_vae import AutoencoderKL, VAEConfig
-from far_models.training.discriminator import AdversarialSettings
-from far_models.training.far import FARLosses, FARLossSettings, far_task
-from far_models.training.vae import VAELosses, VAELossSettings
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
 from far_training.data.latents import LatentSet
 from far_training.loop.optimization import parameter_groups
 from far_training.loop.randomness import Chance
 from far_training.loop.task import LoopSettings, Task
+from far_training.systems.discriminator import AdversarialSettings
+from far_training.systems.far import FARLosses, FARLossSettings, far_task
+from far_training.systems.vae import VAELosses, VAELossSettings
 
 CONFIG = FARConfig(
     grid=4, channels=3, classes=5, buffer=2, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,

@@ -69,9 +69,9 @@ def vae_command(
     """Train a KL-VAE; RUN/vae.safetensors is what FAR, MAR and the exporter read."""
     from far_models.checkpoint.load import load_checkpoint
     from far_models.kl_vae import VAEConfig
-    from far_models.training.discriminator import AdversarialSettings
-    from far_models.training.vae import Redrawn, VAELossSettings, vae_task
     from far_training.loop.trainer import train as run_loop
+    from far_training.systems.discriminator import AdversarialSettings
+    from far_training.systems.vae import Redrawn, VAELossSettings, vae_task
 
     loss_settings, against = taken(VAELossSettings, values), taken(AdversarialSettings, values)
     freeze_encoder, init = values.pop("freeze_encoder"), values.pop("init")
@@ -118,10 +118,10 @@ def vqvae_command(
     **values: Any,
 ) -> None:
     """Train VAR's VQ-VAE; RUN/vqvae.safetensors is what VAR and the exporter read."""
-    from far_models.training.vae import grid_of_pictures
-    from far_models.training.vqvae import VQVAELossSettings, default_scales, vqvae_task
     from far_models.vq_vae import VQVAEConfig
     from far_training.loop.trainer import train as run_loop
+    from far_training.systems.vae import grid_of_pictures
+    from far_training.systems.vqvae import VQVAELossSettings, default_scales, vqvae_task
 
     loss_settings = taken(VQVAELossSettings, values)
     sizes = VQVAEConfig(multipliers=whole_numbers(multipliers, "--multipliers"), **values)

@@ -77,12 +77,12 @@ def far_command(
 
     from far_models.checkpoint.save import begin_with
     from far_models.far import PRESETS
-    from far_models.training.batches import continuous_config
-    from far_models.training.far import FARLossSettings, far_task
     from far_runtime.errors import FarError
     from far_training.data.latents import NOTES
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
+    from far_training.systems.batches import continuous_config
+    from far_training.systems.far import FARLossSettings, far_task
 
     check_sheet_steps(sheet_steps)
     loss_settings = replace(taken(FARLossSettings, values), per_sample=levels == "sample")

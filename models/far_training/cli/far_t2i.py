@@ -40,11 +40,11 @@ def far_t2i_command(
     """Train FAR-T2I on latents and prompts; RUN/far_t2i.safetensors is what the exporter reads."""
     from far_models.checkpoint.save import begin_with
     from far_models.far_t2i import FART2IConfig
-    from far_models.training.batches import continuous_config
-    from far_models.training.far_t2i import FART2ILossSettings, far_t2i_task
     from far_training.data.prompts import open_text_cache
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import prompt_reporter
+    from far_training.systems.batches import continuous_config
+    from far_training.systems.far_t2i import FART2ILossSettings, far_t2i_task
 
     check_sheet_steps(sheet_steps)
     loss_settings = taken(FART2ILossSettings, values)

@@ -38,11 +38,11 @@ def mar_command(
     """Train MAR on latents; RUN/mar.safetensors is what the exporter reads."""
     from far_models.checkpoint.save import begin_with
     from far_models.mar import PRESETS
-    from far_models.training.batches import continuous_config
-    from far_models.training.mar import MARLossSettings, mar_task
     from far_runtime.sampling.mar import settle
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
+    from far_training.systems.batches import continuous_config
+    from far_training.systems.mar import MARLossSettings, mar_task
 
     check_sheet_steps(sheet_steps)
     loss_settings = taken(MARLossSettings, values)

@@ -85,12 +85,12 @@ def train_var(
     from far_models.checkpoint.load import load_checkpoint
     from far_models.checkpoint.save import begin_with
     from far_models.pictures import open_pictures
-    from far_models.training.var import VARLossSettings, var_task
     from far_models.var import VARConfig
     from far_training.data.tokens import NOTES, coded_set, open_token_cache
     from far_training.loop.processes import together
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
+    from far_training.systems.var import VARLossSettings, var_task
 
     vqvae = load_checkpoint(vae_file, expect="vqvae").model
     cached = (data / NOTES).is_file()
@@ -121,11 +121,11 @@ def train_hybrid(
     settings: Any, residual: bool, data: Path, vae_file: Path, size: int, model: str | None, **values: Any
 ) -> None:
     """A hybrid on continuous tokens."""
-    from far_models.training.var_hybrid import VARHybridLossSettings, var_hybrid_task
-    from far_models.training.vqvae import default_scales
     from far_models.var_hybrid import VARHybridConfig
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
+    from far_training.systems.var_hybrid import VARHybridLossSettings, var_hybrid_task
+    from far_training.systems.vqvae import default_scales
 
     latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
     scales = whole_numbers(values["scales"], "--scales") if values["scales"] else default_scales(latents.grid)
@@ -152,7 +152,7 @@ def train_hybrid(
 def transformer_sizes(model: str | None, data: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Width, depth, heads and classes from the options, a preset (default: var_d16) and the data; sets the default of
     --drop-path too."""
-    from far_models.training.batches import check_heads
+    from far_training.systems.batches import check_heads
 
     depth = values["depth"] or int((model or "var_d16").removeprefix("var_d"))
     width = values["width"] or 64 * depth

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from far_models.checkpoint.save import export_checkpoint, metadata_of
-from far_models.training.batches import check_classes, dropped_labels, rows_of, run_args
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 from far_training.data.tokens import TokenSet
 from far_training.loop.randomness import Chance
 from far_training.loop.task import Task
+from far_training.systems.batches import check_classes, dropped_labels, rows_of, run_args
 
 NO_DECAY = ("pos_start", "pos_1LC", "lvl_embed", "ada_gss", "scale_mul")
 

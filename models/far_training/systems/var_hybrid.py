@@ -11,7 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from far_models.training.batches import (
+from far_models.var_hybrid import VARHybrid, VARHybridConfig
+from far_training.data.latents import LatentSet
+from far_training.loop.randomness import Chance
+from far_training.loop.task import Task
+from far_training.systems.batches import (
     check_classes,
     check_latents,
     diffusion_draws,
@@ -21,12 +25,8 @@ from far_models.training.batches import (
     run_args,
     tokens_of,
 )
-from far_models.training.losses import DiffusionLoss, token_losses
-from far_models.training.var import NO_DECAY, per_scale
-from far_models.var_hybrid import VARHybrid, VARHybridConfig
-from far_training.data.latents import LatentSet
-from far_training.loop.randomness import Chance
-from far_training.loop.task import Task
+from far_training.systems.losses import DiffusionLoss, token_losses
+from far_training.systems.var import NO_DECAY, per_scale
 
 MEASURED = 512
 

@@ -12,14 +12,14 @@ from torch import Tensor, distributed, nn
 
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.pictures import PictureSet
-from far_models.training.batches import run_args
-from far_models.training.losses import gradient_l1
-from far_models.training.vae import drawn_pictures, grid_of_pictures, reconstruction_reporter
 from far_models.vq_vae import VQVAE, Quantizer, VQVAEConfig
 from far_runtime.errors import FarError
 from far_runtime.sampling.pyramid import SCALES_256, SCALES_512
 from far_training.loop.randomness import Chance
 from far_training.loop.task import Task
+from far_training.systems.batches import run_args
+from far_training.systems.losses import gradient_l1
+from far_training.systems.vae import drawn_pictures, grid_of_pictures, reconstruction_reporter
 
 DECAY = 0.99
 USED = 0.08

@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_models.pictures import PictureSet, mixed_rows, normalised
-from far_models.training.batches import run_args
-from far_models.training.discriminator import SMALLEST, AdversarialSettings, PatchDiscriminator, adversarial_losses
-from far_models.training.losses import gradient_l1, kl_per_cell
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
@@ -25,6 +22,9 @@ from far_training.data.redrawn import RedrawnSet, open_redrawn
 from far_training.loop.randomness import Chance
 from far_training.loop.task import Task
 from far_training.sheets import psnr, save_picture, tile, to_pixels
+from far_training.systems.batches import run_args
+from far_training.systems.discriminator import SMALLEST, AdversarialSettings, PatchDiscriminator, adversarial_losses
+from far_training.systems.losses import gradient_l1, kl_per_cell
 
 
 @dataclass(frozen=True)

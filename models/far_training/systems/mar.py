@@ -14,7 +14,10 @@ from far_models.blocks import take_tokens
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.far import FARConfig, restore_indices
 from far_models.mar import MAR
-from far_models.training.batches import (
+from far_training.data.latents import LatentSet
+from far_training.loop.randomness import Chance
+from far_training.loop.task import Task
+from far_training.systems.batches import (
     check_classes,
     check_latents,
     diffusion_draws,
@@ -26,11 +29,8 @@ from far_models.training.batches import (
     run_args,
     tokens_of,
 )
-from far_models.training.losses import DiffusionLoss, token_losses
-from far_models.training.masks import random_count, split_indices
-from far_training.data.latents import LatentSet
-from far_training.loop.randomness import Chance
-from far_training.loop.task import Task
+from far_training.systems.losses import DiffusionLoss, token_losses
+from far_training.systems.masks import random_count, split_indices
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.far import FAR, FARConfig, restore_indices
 from far_models.head import DiffusionHead
-from far_models.training.batches import (
+from far_runtime.errors import FarError
+from far_runtime.sampling.lowpass import lowpass_matrices
+from far_training.data.latents import LatentSet
+from far_training.loop.randomness import Chance
+from far_training.loop.task import Task
+from far_training.systems.batches import (
     Classes,
     check_classes,
     check_latents,
@@ -27,13 +32,8 @@ from far_models.training.batches import (
     run_args,
     tokens_of,
 )
-from far_models.training.losses import DiffusionLoss, level_weight, token_losses
-from far_models.training.masks import draw_levels, masked_count, visible_indices
-from far_runtime.errors import FarError
-from far_runtime.sampling.lowpass import lowpass_matrices
-from far_training.data.latents import LatentSet
-from far_training.loop.randomness import Chance
-from far_training.loop.task import Task
+from far_training.systems.losses import DiffusionLoss, level_weight, token_losses
+from far_training.systems.masks import draw_levels, masked_count, visible_indices
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.far import restore_indices
 from far_models.far_t2i import FART2I, FART2IConfig
-from far_models.training.batches import (
+from far_runtime.errors import FarError
+from far_training.data.latents import LatentSet
+from far_training.data.prompts import TextSet
+from far_training.loop.randomness import Chance
+from far_training.loop.task import Task
+from far_training.systems.batches import (
     check_latents,
     diffusion_draws,
     disturbed_latents,
@@ -23,13 +28,8 @@ from far_models.training.batches import (
     rows_of,
     run_args,
 )
-from far_models.training.far import LevelLoss
-from far_models.training.masks import draw_levels, random_count, visible_indices
-from far_runtime.errors import FarError
-from far_training.data.latents import LatentSet
-from far_training.data.prompts import TextSet
-from far_training.loop.randomness import Chance
-from far_training.loop.task import Task
+from far_training.systems.far import LevelLoss
+from far_training.systems.masks import draw_levels, random_count, visible_indices
 
 
 @dataclass(frozen=True)

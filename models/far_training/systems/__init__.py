@@ -1,0 +1,1 @@
+"""What each system learns: its task, losses and settings."""
