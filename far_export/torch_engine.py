@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from far_export.stages.stage import Stage
 from far_runtime.bundle import fits
@@ -58,3 +59,36 @@ class TorchEngine:
             if declared.stage == stage and fits(declared.constants, constants):
                 return declared
         raise FarError(f"the torch engine has no {stage} stage for {dict(constants)}; export with --levels shared")
+
+
+PRODUCTS = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "conv2d", "convolution", "_convolution")
+
+
+class WideProducts(TorchDispatchMode):
+    """Inside of it, products and convolutions of half tensors are computed in float32 and rounded to half."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        half = any(isinstance(value, torch.Tensor) and value.dtype == torch.float16 for value in args)
+        if not half or func.overloadpacket.__name__ not in PRODUCTS:
+            return func(*args, **kwargs)
+        wide = [v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.float16 else v for v in args]
+        return func(*wide, **kwargs).half()
+
+
+class HalfEngine:
+    """Stages whose modules were cast to FP16, run in that arithmetic: an `Engine` for verify."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._torch = TorchEngine(stages)
+        self.name = f"{self._torch.name}:fp16"
+        self.version = self._torch.version
+        self.put, self.get, self.close = self._torch.put, self._torch.get, self._torch.close
+
+    def run(
+        self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
+    ) -> dict[str, Array]:
+        with WideProducts():
+            return self._torch.run(stage, inputs, constants)

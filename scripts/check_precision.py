@@ -24,7 +24,7 @@ FILE = click.Path(path_type=Path)
 HALF = "torch:cpu:fp16"
 ENGINES = {"fp32": "openvino", "fp16": HALF, "bf16": "openvino", "int8": "openvino"}
 """What runs each precision on a CPU as a GPU would. ONNX Runtime and OpenVINO compute FP16 graphs in FP32, so HALF is
-the cast modules in torch (`far_export.half`)."""
+the cast modules in torch (`far_export.torch_engine`)."""
 
 COLUMNS = (
     "precision", "engine", "MB", "stage", "error", "limit", "1-cos", "PSNR", "worst", "distance", "FP32", "ratio",
@@ -85,8 +85,7 @@ def measured(
     """A row of the table: what was found before for the same bundle, or what is found now."""
     from far_export.cast import cast_stages
     from far_export.export import load_pair
-    from far_export.half import HalfEngine
-    from far_export.torch_engine import TorchEngine
+    from far_export.torch_engine import HalfEngine, TorchEngine
     from far_export.verify.distribution import check_distribution
     from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
     from far_runtime.conditioning.subjects import spread_subjects

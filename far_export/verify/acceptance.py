@@ -6,10 +6,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 
-from far_export.half import HalfEngine
 from far_export.onnx.check import checking_library
 from far_export.stages.stage import Stage
-from far_export.torch_engine import TorchEngine
+from far_export.torch_engine import HalfEngine, TorchEngine
 from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
 from far_export.verify.results import summary
 from far_models.checkpoint.load import Checkpoint

@@ -4,7 +4,8 @@ step that sees nothing yet."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,6 @@ from far_runtime.bundle import Bundle
 from far_runtime.conditioning.subjects import Subject, condition_of, null_subject, takes_text
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.memo import Memo
 from far_runtime.sampling.base import FirstStep
 from far_runtime.sampling.settings import plan_of, sampler_of
 
@@ -91,3 +91,29 @@ class Once:
     def _row(self, array: Array) -> NDArray[np.float32]:
         """The one row of an array, copied while the array is there."""
         return np.array(self._engine.get(array)[0])
+
+
+class Memo:
+    """float32 arrays by key; beyond `limit` bytes, those that were not asked for longest are given up."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self._kept: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Hashable, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The array of a key, made if it is not there. Not to be written to."""
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+            return found
+        made = np.array(make())
+        made.setflags(write=False)
+        if made.nbytes <= self.limit and np.isfinite(made).all():  # what failed once need not fail again
+            self._kept[key] = made
+            self.size += made.nbytes
+        while self.size > self.limit:
+            self.size -= self._kept.popitem(last=False)[1].nbytes
+        return made

@@ -28,7 +28,7 @@ def open_engine(bundle: Bundle, name: str | None = None, options: EngineOptions 
         device, _, precision = device.partition(":")
         return OpenVinoEngine(bundle, device or "cpu", precision, options)
     if library in ("tensorrt", "tensorrt-rtx") and not device:
-        from far_runtime.engines.plans import cached_plans
+        from far_runtime.engines.cache.compatibility import cached_plans
         from far_runtime.engines.tensorrt.engine import TensorRtEngine
 
         return TensorRtEngine(bundle, library, cached_plans(bundle, library), options)

@@ -81,7 +81,7 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
 
 def is_built(bundle: Bundle, library: str) -> bool:
     """Whether the cache holds an engine that fits this bundle and this machine."""
-    from far_runtime.engines.plans import fitting
+    from far_runtime.engines.cache.compatibility import fitting
 
     try:
         fitting(bundle, library)

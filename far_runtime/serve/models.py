@@ -14,8 +14,7 @@ from far_runtime.conditioning.text import check_encoder, load_tokenizer
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.timed import timed
-from far_runtime.errors import FarError
-from far_runtime.fields import as_option, fields_for_options
+from far_runtime.errors import FarError, as_option, fields_for_options
 from far_runtime.model_name import check_name
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.presets import preset_names, preset_of

@@ -14,8 +14,7 @@ from typing import Any
 from fastapi import HTTPException, Request
 
 from far_runtime.conditioning.subjects import Subject, is_null
-from far_runtime.errors import FarError
-from far_runtime.fields import fields_for_options
+from far_runtime.errors import FarError, fields_for_options
 from far_runtime.images.writing import picture_bytes
 from far_runtime.sampling.noise import random_seed
 from far_runtime.sampling.settings import kind_of

@@ -9,8 +9,7 @@ from typing import Any
 
 from far_runtime.bundle import Manifest
 from far_runtime.conditioning.subjects import Subject, resolve_subjects, takes_text
-from far_runtime.errors import FarError
-from far_runtime.fields import as_option, fields_for_options
+from far_runtime.errors import FarError, as_option, fields_for_options
 from far_runtime.sampling.noise import random_seed
 from far_runtime.sampling.settings import kind_of, settings_of
 

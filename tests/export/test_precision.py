@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from far_export.cast import CASTS, cast_stages
 from far_export.export import export_bundle, load_pair
-from far_export.half import HalfEngine, WideProducts
 from far_export.onnx.tensor_ranges import look
 from far_export.onnx.writer import export_stages
 from far_export.stages import SYSTEMS
 from far_export.stages.stage import Input, Stage
 from far_export.tolerances import LIMITS, free_run_limits, stage_tolerance
-from far_export.torch_engine import TorchEngine
+from far_export.torch_engine import HalfEngine, TorchEngine, WideProducts
 from far_models.islands import island
 from far_runtime.bundle import Bundle, Manifest, TensorSpec, open_bundle
 from far_runtime.cli.main import main

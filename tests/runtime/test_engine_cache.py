@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_bundle, record_of, write_manifest
-from far_runtime.engines.cache.compatibility import RECIPE, library_version, misfit, stale
+from far_runtime.engines.cache.compatibility import RECIPE, cached_plans, library_version, misfit, stale
 from far_runtime.engines.cache.entry import SIDECAR, CachedEngine, EngineKey, bundle_facts, read_engine
 from far_runtime.engines.cache.store import EngineCache
-from far_runtime.engines.plans import cached_plans
 from far_runtime.errors import FarError
 from far_runtime.machine.gpu import Gpu
 
@@ -453,7 +452,7 @@ def test_an_engine_that_runs_takes_the_newest_plan_that_fits_and_else_says_why_n
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("far_runtime.engines.cache.compatibility.library_version", lambda library: "1.7")
-    monkeypatch.setattr("far_runtime.engines.plans.find_gpu", lambda: GPU)
+    monkeypatch.setattr("far_runtime.engines.cache.compatibility.find_gpu", lambda: GPU)
     command = f"far build {bundle.path} --engine tensorrt-rtx"
     with pytest.raises(FarError, match=r"none was built.*" + command):
         cached_plans(bundle, "tensorrt-rtx")("decode")

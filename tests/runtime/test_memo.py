@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from far_runtime.memo import Memo
+from far_runtime.conditioning.cache import Memo
 
 
 def test_an_array_is_made_once_and_the_longest_unused_is_given_up() -> None:

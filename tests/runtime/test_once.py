@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from far_runtime.conditioning.cache import Memo
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
-from far_runtime.memo import Memo
 from far_runtime.pipeline import Pipeline
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from far_runtime.bundle import Bundle
 from far_runtime.engines.cache.entry import CachedEngine, bundle_facts
-from far_runtime.machine.gpu import Gpu
+from far_runtime.engines.cache.store import EngineCache
+from far_runtime.errors import FarError
+from far_runtime.machine.gpu import Gpu, find_gpu
 
 DISTRIBUTIONS = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
@@ -105,3 +107,33 @@ def device_of(engine: CachedEngine) -> str:
         return ", ".join(facts["targets"])
     capability = f" ({facts['compute_capability']})" if facts.get("compute_capability") else ""
     return f"{facts.get('device', '')}{capability}"
+
+
+def cached_plans(bundle: Bundle, library: str) -> Callable[[str], bytes]:
+    """Reads the plan of a graph, its SHA-256 checked; looks for the engine at the first call.
+
+    Raises FarError where no engine was built, or none fits here, with the reasons and the command that builds one.
+    """
+    chosen: list[CachedEngine] = []
+
+    def read(graph: str) -> bytes:
+        if not chosen:
+            chosen.append(fitting(bundle, library))
+        return chosen[0].read(graph)
+
+    return read
+
+
+def fitting(bundle: Bundle, library: str) -> CachedEngine:
+    """The newest engine of a library that fits this bundle and this machine; FarError if there is none."""
+    gpu, reasons = find_gpu(), []
+    for engine in EngineCache(bundle).entries(check=False):
+        if engine.library == library or not engine.library:
+            reason = misfit(engine, bundle, gpu)
+            if not reason:
+                return engine
+            reasons.append(f"{engine.name}: {reason}")
+    raise FarError(
+        f"{bundle.path}: no {library} engine fits here ({'; '.join(reasons) or 'none was built'}); build one with: "
+        f"far build {bundle.path} --engine {library}"
+    )

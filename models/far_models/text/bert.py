@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from far_models.text.masking import attend_allowed
+from far_models.text.qwen2 import attend_allowed
 
 
 @dataclass(frozen=True)

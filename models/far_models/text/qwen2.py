@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from far_models.islands import island
-from far_models.text.masking import attend_allowed
+from far_models.islands import island, softmax
 
 
 @dataclass(frozen=True)
@@ -132,3 +131,14 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """x [..., n, d] with its halves turned by the angles of their positions."""
     first, second = x.chunk(2, dim=-1)
     return x * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
+HIDDEN = -30000.0
+"""Score of a token that may not be attended to: its weight underflows to exactly 0, and half precision can hold it."""
+
+
+def attend_allowed(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """Scaled dot-product attention of [..., n, d] tensors over the keys where `allowed` (broadcast to [..., n, n]) is
+    true."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return softmax(scores.masked_fill(~allowed, HIDDEN)) @ v
