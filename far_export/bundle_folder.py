@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import re
-import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from far_runtime.bundle import ENGINES_FOLDER, MANIFEST
 from far_runtime.engines.cache.entry import belongs
 from far_runtime.errors import FarError
-from far_runtime.storage.atomic import process_lives
+from far_runtime.storage.atomic import resolved
 
 
 def check_target(target: Path) -> None:
@@ -34,63 +28,6 @@ def check_target(target: Path) -> None:
             pass
     except OSError as error:
         raise FarError(f"{parent}: cannot be written ({error.strerror}); give -o another folder") from error
-
-
-@contextlib.contextmanager
-def folder_put_in_place(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place at the end of the block, or vanishes if the block raises.
-
-    A full disk becomes a FarError. What stood at `target` before is there untouched until the replacement. What a
-    process that was killed left beside `target` is cleared first. Where `target` is a link, the folder that it leads
-    to is replaced.
-    """
-    target = resolved(target)
-    parent = target.parent
-    clear_leftovers(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}-", suffix=".part", dir=parent))
-    old = folder.with_suffix(".old")
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        check_replaceable(target)  # once more: somebody may have put files there in the meantime
-        _replace(folder, target, old)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            needed = sum(path.stat().st_size for path in folder.iterdir()) >> 20
-            raise FarError(
-                f"{parent}: the disk is full after {needed} MB; free some space or give -o a folder elsewhere"
-            ) from error
-        raise
-    finally:
-        if old.exists() and not target.exists():  # interrupted between the two renames
-            with contextlib.suppress(OSError):  # another process was faster
-                old.rename(target)
-        shutil.rmtree(folder, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _replace(folder: Path, target: Path, old: Path) -> None:
-    """Put `folder` at `target`, and what was there at `old`; FarError where another process does the same now."""
-    try:
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise FarError(
-            f"{target}: another process has put a bundle there at the same moment, and that one stays; export again, "
-            "or give -o another folder"
-        ) from error
-
-
-def resolved(target: Path) -> Path:
-    """The folder that a path leads to, by its full name; FarError for links in a circle."""
-    try:
-        return target.resolve()
-    except (OSError, RuntimeError) as error:
-        raise FarError(f"{target}: leads nowhere ({error}); give -o another folder") from error
 
 
 def check_replaceable(target: Path) -> None:
@@ -129,21 +66,3 @@ def _listed(folder: Path) -> list[str] | None:
     if not isinstance(data, dict) or type(data.get("format")) is not int or not isinstance(data.get("files"), dict):
         return None
     return list(data["files"])
-
-
-def clear_leftovers(target: Path) -> None:
-    """Remove unfinished folders of processes that are gone; an old bundle that one had just moved aside comes back."""
-    for path in target.absolute().parent.iterdir():
-        found = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-\w+\.(part|old)", path.name)
-        if found is None or process_lives(int(found[1])):
-            continue
-        if found[2] == "old" and not target.exists():
-            path.rename(target)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from far_export.bundle_folder import check_target, folder_put_in_place
+from far_export.bundle_folder import check_replaceable, check_target
 from far_export.onnx.check import check_graphs, reference_outputs
 from far_export.stages import SYSTEMS
 from far_export.verify.acceptance import check_pictures, verifying_engine
@@ -25,6 +25,7 @@ from far_runtime.bundle import (
 )
 from far_runtime.errors import FarError
 from far_runtime.sampling.settings import settled
+from far_runtime.storage.atomic import folder_put_in_place
 
 if TYPE_CHECKING:
     from far_export.stages.text import TextPart
@@ -95,7 +96,7 @@ def export_bundle(
         info |= {"text": dict(part.settings)}
         source |= {"text_encoder": dict(part.source)}
     copies = {} if part is None else part.files
-    with folder_put_in_place(target) as folder:
+    with folder_put_in_place(target, check_replaceable) as folder:
         from far_export.cast import CASTS, cast_stages
         from far_export.onnx.writer import export_stages
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from far_export.stages.stage import Stage
-from far_export.verify.results import LOOP_FACTOR, required_psnr
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,14 @@ def free_run_limits(precision: str, draws_tokens: bool, tolerance: float, scale:
         return math.inf, -math.inf
     limits = LIMITS[precision]
     return limits.loop * scale, limits.psnr - 20 * math.log10(scale)
+
+
+LOOP_FACTOR = 10.0
+
+
+def required_psnr(latents_limit: float) -> float:
+    """PSNR in dB that a picture needs where its latents may be off by `latents_limit`.
+
+    40 dB for 1e-3, 20 dB less for ten times the error, never below 25 dB, where differences begin to be seen.
+    """
+    return min(40.0, max(25.0, -20.0 - 20.0 * math.log10(latents_limit)))

@@ -17,12 +17,11 @@ from far_export.evaluate.features import feature_network, features
 from far_export.evaluate.metrics import frechet, principal_components
 from far_export.export import export_bundle
 from far_models.pictures import PictureSet
-from far_runtime.cli.engine_options import best_unless
+from far_models.reconstruction import comparison, evenly, reconstruct, reconstruction_psnr, save_picture, tile
 from far_runtime.engines.base import EngineOptions
+from far_runtime.engines.select import best_unless
 from far_runtime.pipeline import Pipeline
 from far_training.data.prompts import prompts_of
-from far_training.sheets import save_picture, tile
-from far_training.systems.vae import comparison, evenly, reconstruct, reconstruction_psnr
 
 Draw = Callable[..., NDArray[np.uint8]]
 """draw(labels [N], seeds [N], **sampling settings) -> pictures uint8 [N, S, S, 3]."""
@@ -46,7 +45,7 @@ def drawing(
     (`prompts_for`) where there is a text encoder. threads: of the engine."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(model, vae, Path(folder) / "bundle", text_encoder=text_encoder, editing=False)
-        engine, _ = best_unless(None, bundle)
+        engine = best_unless(None, bundle).name
         with Pipeline.over(bundle, engine, EngineOptions(threads=threads)) as pipeline:
 
             def draw(labels: Sequence[int], seeds: Sequence[int], **settings: Any) -> NDArray[np.uint8]:

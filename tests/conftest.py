@@ -34,12 +34,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_CLASSES = ("crane", "red fox", "fox terrier", "Crane", "dragonfly", "house cat", "tabby", "lion", "zebra", "owl")
-MAKES_BUNDLES = (
-    "far_export/graphs/*.py", "far_export/export.py", "far_export/onnx_*.py", "far_export/stages/stage.py",
-    "far_export/stages/text.py", "models/far_models/*.py", "models/far_models/text/*.py", "far_runtime/samplers/*.py",
-    "far_runtime/bundle.py", "far_runtime/sampling/settings.py", "far_runtime/sampling/noise_schedule.py", "far_runtime/sampling/lowpass.py",
-    "far_runtime/sc*.py", "constraints.txt", "tests/conftest.py",
-)  # fmt: skip
+PACKAGES = ("far_runtime", "far_export", "models/far_models")
 A_DAY = 86400
 
 
@@ -130,7 +125,8 @@ def locked(file: Path) -> Iterator[None]:
 def tiny(pytestconfig: pytest.Config) -> Tiny:
     """Made once per state of the sources, since tracing graphs takes a while, and kept in pytest's cache folder."""
     cache = pytestconfig.cache.mkdir("tiny")
-    sources = sorted({path for pattern in MAKES_BUNDLES for path in ROOT.glob(pattern)})
+    sources = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    sources += [ROOT / "constraints.txt", ROOT / "tests" / "conftest.py"]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     with locked(cache / "lock"):
         made = Tiny(cache / key)

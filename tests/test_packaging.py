@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE_ROOTS = {"far_runtime": ROOT, "far_export": ROOT, "far_models": ROOT / "models"}
+SOURCE_ROOTS = {"far_runtime": ROOT, "far_export": ROOT, "far_models": ROOT / "models", "far_training": ROOT / "models"}
 
 
 @pytest.fixture(scope="module")

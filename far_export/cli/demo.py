@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from far_runtime.bundle import Bundle
-from far_runtime.cli.engine_options import BEST, best_unless
+from far_runtime.cli.engine_options import BEST, resolve_engine
 from far_runtime.conditioning.subjects import EXAMPLES, Subject, resolve_subjects, takes_text
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
@@ -74,7 +74,7 @@ def demo(output: Path, model: str, zoo: Path | None, text_encoder: Path | None, 
             checkpoint, vae, output / "bundle", presets=presets, text_encoder=text_encoder, report=detail
         )
     subjects = demo_subjects(bundle, checkpoint.with_name(PROMPTS))
-    engine, why = best_unless(engine, bundle)
+    engine, why = resolve_engine(engine, bundle)
     for line in why:
         detail(line)
     with Pipeline.from_bundle(output / "bundle", engine, check=False) as pipeline:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
+from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
 from far_runtime.cli.sampling_options import sampling_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
 
@@ -130,7 +130,7 @@ def evaluate(
     network = _network(inception) if references else None
     size = opened.manifest.model["image_size"]
     against = [open_reference(text, size, network, progress) for text in references] if network else []
-    name, why = best_unless(engine, opened)
+    name, why = resolve_engine(engine, opened)
     with Pipeline.over(opened, name, engine_settings) as pipeline:
         facts = {
             "bundle": opened.manifest.id, "engine": pipeline.engine.name,

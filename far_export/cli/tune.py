@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
+from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +80,7 @@ def tune(
     run.space_of(opened.manifest)
     network = check_possible(count, "--count")
     name, engine_settings = take_engine(options)
-    name, why = best_unless(name, opened)
+    name, why = resolve_engine(name, opened)
     with Pipeline.over(opened, name, engine_settings) as pipeline:
         surroundings = pipeline.surroundings()
         facts = {

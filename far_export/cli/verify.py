@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
+from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     manifest = bundle.manifest
     settings = settings_of(manifest, take_sampling(options))
     engine, engine_settings = take_engine(options)
-    engine, why = best_unless(engine, bundle)
+    engine, why = resolve_engine(engine, bundle)
     chosen = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     chosen = chosen or default_subjects(manifest, DEFAULT_SUBJECTS)
     subjects = [subject for subject in chosen for _ in range(options["count"])]

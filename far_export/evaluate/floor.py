@@ -13,9 +13,9 @@ from torch import nn
 from far_export.evaluate.features import Extractor, best_device
 from far_export.evaluate.reference import Pixels, Reference, features_of
 from far_models.checkpoint.load import load_checkpoint
+from far_models.reconstruction import reconstruct_pixels
 from far_runtime.errors import FarError
 from far_runtime.progress import Reporting, silent
-from far_training.systems.vae import reconstruct_pixels
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from far_export.verify.distribution import DistributionResult
 
 FORMAT = 3
-LOOP_FACTOR = 10.0
-
-
-def required_psnr(latents_limit: float) -> float:
-    """PSNR in dB that a picture needs where its latents may be off by `latents_limit`.
-
-    40 dB for 1e-3, 20 dB less for ten times the error, never below 25 dB, where differences begin to be seen.
-    """
-    return min(40.0, max(25.0, -20.0 - 20.0 * math.log10(latents_limit)))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engines
+from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engines
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
 
@@ -142,7 +142,7 @@ def run(
     subjects = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     subjects = subjects or default_subjects(manifest, LABELS)
     if not compared:
-        name, lines = best_unless(None, bundle)
+        name, lines = resolve_engine(None, bundle)
         compared = contenders([name])
         if not options["quiet"]:
             click.echo("\n".join(lines), err=True)

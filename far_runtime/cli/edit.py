@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
+from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
 from far_runtime.cli.generate import PATH, progress_bar
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
@@ -115,7 +115,7 @@ def edit(
     sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
     plan = _read(image, mask, outpaint)
     opened = open_bundle(bundle, check=not no_check)
-    name, why = best_unless(engine, opened)
+    name, why = resolve_engine(engine, opened)
     with Pipeline.over(opened, name, engine_settings) as pipeline:
         manifest = pipeline.bundle.manifest
         size = manifest.model["image_size"]

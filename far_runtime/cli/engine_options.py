@@ -12,6 +12,7 @@ from far_runtime.images.metadata import MAX_THREADS
 if TYPE_CHECKING:
     from far_runtime.bundle import Bundle
     from far_runtime.engines.base import EngineOptions
+    from far_runtime.engines.select import Choice
 
 MODES = ("latency", "throughput")
 OWNERS = {
@@ -91,16 +92,21 @@ def take_engine(options: dict[str, Any]) -> tuple[str | None, EngineOptions]:
     return name, EngineOptions(**{option: options.pop(option) for option in OWNERS})
 
 
-def best_unless(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
-    """The engine's name and nothing; or, without a name, the best engine's and a line that says why it is."""
-    if name is not None:
-        warn_of_unused(name)
-        return name, []
-    from far_runtime.engines.select import choose
+def resolve_engine(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
+    """The engine that a command uses, and the lines to print of it: why it is the best one, where none was named.
 
-    choice = choose(bundle)
+    Warns of options on the command line that are of other engines.
+    """
+    from far_runtime.engines.select import best_unless
+
+    choice = best_unless(name, bundle)
     warn_of_unused(choice.name)
-    return choice.name, [choice.line]
+    return choice.name, [choice_line(choice)] if choice.reason else []
+
+
+def choice_line(choice: Choice) -> str:
+    """Why an engine was chosen, as commands print it."""
+    return f"engine {choice.name}: {choice.reason}; --engine chooses another"
 
 
 def warn_of_unused(engine: str) -> None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli.engine_options import BEST, best_unless, engine_options, is_given, take_engine
-from far_runtime.cli.sampling_options import SAMPLING, sampling_options, subject_options, take_sampling
+from far_runtime.cli.engine_options import BEST, engine_options, is_given, resolve_engine, take_engine
+from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
+from far_runtime.sampling.options import SAMPLING
 
 if TYPE_CHECKING:
     from far_runtime.generation import Generation, OnProgress, Progress
@@ -110,7 +111,7 @@ def generate(
     outputs.check_distinct((), like)
     engine = engine or _engine_of(original)
     opened = open_bundle(bundle, check=not no_check)
-    name, why = best_unless(engine, opened)
+    name, why = resolve_engine(engine, opened)
     with Pipeline.over(opened, name, engine_settings) as pipeline:
         manifest = pipeline.bundle.manifest
         if original is not None and like is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli.engine_options import BEST, best_unless, engine_options, take_engine
+from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
 from far_runtime.cli.ray_options import ray_options, refuse_without_ray, resources_of
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
@@ -148,7 +148,7 @@ def _drawn_here(
 
     if not shards:
         return
-    engine, why = best_unless(name, opened)
+    engine, why = resolve_engine(name, opened)
     for line in why:
         say(line)
     with Pipeline.over(opened, engine, options) as pipeline:

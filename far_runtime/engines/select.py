@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from far_runtime.bundle import Bundle
 from far_runtime.engines.cache.compatibility import MODULES
 from far_runtime.errors import FarError
 from far_runtime.machine.memory import total_memory
+
+if TYPE_CHECKING:
+    from far_runtime.bundle import Bundle
 
 X86 = ("x86_64", "amd64")
 DRIVERS = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
@@ -24,15 +28,12 @@ CUDA_LIBRARIES = ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cud
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine's name, and why it is this one."""
+    """An engine and why it was chosen."""
 
     name: str
-    reason: str
-
-    @property
-    def line(self) -> str:
-        """As commands print it."""
-        return f"engine {self.name}: {self.reason}; --engine chooses another"
+    """As `open_engine` takes it, such as "openvino:cpu"."""
+    reason: str = ""
+    """Why it is the best one here; empty where the user named it."""
 
 
 def choose(bundle: Bundle) -> Choice:
@@ -104,3 +105,8 @@ def folder_of(module: str) -> Path | None:
 def has_gpu() -> bool:
     """Whether the system shows an NVIDIA GPU."""
     return any(Path(path).exists() for path in DRIVERS)
+
+
+def best_unless(name: str | None, bundle: Bundle) -> Choice:
+    """The engine of that name, without a reason; without a name, the best one here (`choose`), with its reason."""
+    return choose(bundle) if name is None else Choice(name)

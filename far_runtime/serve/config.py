@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from far_runtime.bundle import open_bundle
-from far_runtime.cli.engine_options import best_unless
 from far_runtime.engines.base import EngineOptions
+from far_runtime.engines.select import Choice, best_unless
 from far_runtime.serve.auth import Keys, Rate
 from far_runtime.serve.metrics import Metrics, ModelWatcher
 from far_runtime.serve.models import Model, Queueing, named, open_model
@@ -29,18 +29,19 @@ class Setting:
     hosts: frozenset[str] | None = None
     check: bool = True
 
-    def service(self) -> tuple[Service, list[str]]:
+    def service(self) -> tuple[Service, list[Choice]]:
         """Open models, ready to draw, and why each has its engine; FarError for a bundle or engine that cannot be
         had."""
-        metrics, lines = Metrics(), []
+        metrics = Metrics()
         models: list[Model] = []
+        choices: list[Choice] = []
         for source in self.sources:
             name, path = named(source)
             bundle = open_bundle(path, check=self.check)
             for engine in dict.fromkeys(self.engines or (None,)):
-                chosen, why = best_unless(engine, bundle)
-                called = f"{name}@{chosen}" if len(set(self.engines)) > 1 else name
+                choice = best_unless(engine, bundle)
+                called = f"{name}@{choice.name}" if len(set(self.engines)) > 1 else name
                 watcher = ModelWatcher(metrics, called)
-                models.append(open_model(called, bundle, chosen, self.options, self.queueing, watcher))
-                lines += why
-        return Service(models, metrics, self.limits, self.keys, Rate(self.rate) if self.rate else None), lines
+                models.append(open_model(called, bundle, choice.name, self.options, self.queueing, watcher))
+                choices += [choice] if choice.reason else []
+        return Service(models, metrics, self.limits, self.keys, Rate(self.rate) if self.rate else None), choices

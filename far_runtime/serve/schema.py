@@ -8,7 +8,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-from far_runtime.cli.sampling_options import SAMPLING
+from far_runtime.sampling.options import SAMPLING
 
 MOST_PROMPT, MOST_PICTURES, MOST_SEED, MOST_SCALE = 1000, 64, 2**64 - 1, 100
 """Limits that the schema knows; a server's own may be lower."""

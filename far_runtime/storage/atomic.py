@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from far_runtime.errors import FarError
@@ -128,3 +128,78 @@ def user_cache() -> Path:
     except RuntimeError as error:  # an account without a home
         raise FarError(f"no folder for what is kept ({error}); set XDG_CACHE_HOME to a folder of yours") from error
     return home / "far-deploy"
+
+
+@contextlib.contextmanager
+def folder_put_in_place(target: Path, check_replaceable: Callable[[Path], None]) -> Iterator[Path]:
+    """A folder beside `target` that takes its place at the end of the block, or vanishes if the block raises.
+
+    A full disk becomes a FarError. What stood at `target` before is there untouched until the replacement. What a
+    process that was killed left beside `target` is cleared first. Where `target` is a link, the folder that it leads
+    to is replaced. check_replaceable: raises FarError for a target that holds what must stay.
+    """
+    target = resolved(target)
+    parent = target.parent
+    clear_leftovers(target)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}-", suffix=".part", dir=parent))
+    old = folder.with_suffix(".old")
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        check_replaceable(target)  # once more: somebody may have put files there in the meantime
+        _replace(folder, target, old)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            needed = sum(path.stat().st_size for path in folder.iterdir()) >> 20
+            raise FarError(
+                f"{parent}: the disk is full after {needed} MB; free some space or give -o a folder elsewhere"
+            ) from error
+        raise
+    finally:
+        if old.exists() and not target.exists():  # interrupted between the two renames
+            with contextlib.suppress(OSError):  # another process was faster
+                old.rename(target)
+        shutil.rmtree(folder, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(folder: Path, target: Path, old: Path) -> None:
+    """Put `folder` at `target`, and what was there at `old`; FarError where another process does the same now."""
+    try:
+        if target.exists():
+            target.rename(old)
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise FarError(
+            f"{target}: another process has put a bundle there at the same moment, and that one stays; export again, "
+            "or give -o another folder"
+        ) from error
+
+
+def resolved(target: Path) -> Path:
+    """The folder that a path leads to, by its full name; FarError for links in a circle."""
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError) as error:
+        raise FarError(f"{target}: leads nowhere ({error}); give -o another folder") from error
+
+
+def clear_leftovers(target: Path) -> None:
+    """Remove unfinished folders of processes that are gone; an old bundle that one had just moved aside comes back."""
+    for path in target.absolute().parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-\w+\.(part|old)", path.name)
+        if found is None or process_lives(int(found[1])):
+            continue
+        if found[2] == "old" and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from far_models.reconstruction import save_picture, tile
 from far_models.var_hybrid import VARHybrid
 from far_training.data.prompts import TextSet
-from far_training.sheets import save_picture, tile
 
 Report = Callable[[nn.Module, int, Path], dict[str, float]]
 FIRST_SEED = 1000
@@ -55,39 +55,6 @@ def sample_pictures(
         latents = loop.sample(engine, info, settings, condition, SeedNoise(list(seeds[part])))
         found.append(np.asarray(engine.get(engine.run("decode", {"latents": latents})["pixels"])))
     return np.concatenate(found)
-
-
-class Redrawing:
-    """Draws the last levels of pictures anew, with a FAR on the torch engine. levels: how many it draws in all."""
-
-    def __init__(self, far: nn.Module, vae: nn.Module, sampling: Mapping[str, Any]) -> None:
-        """sampling: settings of FAR's loop by name; FarError for ones that cannot be."""
-        from far_export.stages import SYSTEMS
-        from far_export.torch_engine import TorchEngine
-        from far_runtime.sampling import far as loop
-
-        self.info, self.scale = SYSTEMS["far"].info(far, vae), far.config.latent_scale
-        self.steps = loop.plan(self.info, loop.settle(self.info, sampling))
-        self.levels = len(self.steps)
-        stages = SYSTEMS["far"].stages(far, vae, self.info, None)
-        self.engine = TorchEngine(stages, str(next(far.parameters()).device))
-
-    def draw(
-        self, latents: Tensor, labels: NDArray[np.int64], seeds: NDArray[np.int64], last: int
-    ) -> NDArray[np.float32]:
-        """Latents [n, C, g, g] in the VAE's scale that end what begins with `latents` (of this shape and scale): their
-        `last` levels, under these labels, a seed each."""
-        from far_runtime.sampling import far as loop
-        from far_runtime.sampling.base import label_condition
-        from far_runtime.sampling.noise import SeedNoise
-
-        engine = self.engine
-        own = engine.put((self.scale * latents).flatten(2).transpose(1, 2).contiguous().numpy())
-        condition = label_condition(engine, labels.tolist(), self.info["classes"])
-        noise, steps = SeedNoise(seeds.tolist()), self.steps[self.levels - last :]
-        drawn = np.asarray(engine.get(loop.run_steps(engine, self.info, steps, condition, noise, latents=own)))
-        found: NDArray[np.float32] = (drawn / self.scale).transpose(0, 2, 1).reshape(latents.shape)
-        return found
 
 
 def sample_hybrid(

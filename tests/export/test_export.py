@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from far_export import export as export_module
-from far_export.bundle_folder import check_target, clear_leftovers, folder_put_in_place
+from far_export.bundle_folder import check_replaceable, check_target
 from far_export.cli.export import read_classes
 from far_export.export import export_bundle
 from far_export.onnx import check as onnx_check
@@ -28,6 +28,7 @@ from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import main
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
+from far_runtime.storage.atomic import clear_leftovers, folder_put_in_place
 
 
 def graphs_of(bundle: Path) -> dict[str, onnx.ModelProto]:
@@ -170,7 +171,7 @@ def test_a_failure_at_the_replacement_restores_the_old_bundle(tmp_path: Path, mo
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(KeyboardInterrupt), folder_put_in_place(target) as folder:
+    with pytest.raises(KeyboardInterrupt), folder_put_in_place(target, check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
     assert snapshot(tmp_path) == before
 
@@ -193,7 +194,7 @@ def test_an_interrupt_at_the_replacement_leaves_one_bundle_whole(
         return made
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), folder_put_in_place(target) as folder:
+    with pytest.raises(KeyboardInterrupt), folder_put_in_place(target, check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
     assert calls[0] == target
     assert snapshot(tmp_path) == (before if after == "the first rename" else {"bundle/manifest.json": b"new"})
@@ -223,7 +224,7 @@ def test_of_two_exports_at_once_one_stays_whole_and_the_other_says_so(
     monkeypatch.setattr(Path, "rename", overtaken)
     with (
         pytest.raises(FarError, match=r"bundle: another process has put a bundle there .* export again, or give -o"),
-        folder_put_in_place(target) as folder,
+        folder_put_in_place(target, check_replaceable) as folder,
     ):
         (folder / "manifest.json").write_text("ours")
     assert len(calls) == at
@@ -246,7 +247,7 @@ def an_old_bundle(folder: Path, **changes: Any) -> Path:
 def test_the_new_bundle_replaces_the_old_one_and_nothing_else_stays(tmp_path: Path) -> None:
     target = an_old_bundle(tmp_path / "bundle", format=99)
     check_target(target)
-    with folder_put_in_place(target) as folder:
+    with folder_put_in_place(target, check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
     assert snapshot(tmp_path) == {"bundle/manifest.json": b"new"}
 
@@ -256,7 +257,7 @@ def test_the_folder_that_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("real")
     check_target(link)
-    with folder_put_in_place(link) as folder:
+    with folder_put_in_place(link, check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
     assert link.is_symlink() and not real.is_symlink()
     assert snapshot(real) == {"manifest.json": b"new"}
@@ -265,7 +266,7 @@ def test_the_folder_that_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
 
 def test_files_that_arrive_during_the_export_stay(tmp_path: Path) -> None:
     target = an_old_bundle(tmp_path / "bundle")
-    with pytest.raises(FarError, match=r"mine\.txt"), folder_put_in_place(target) as folder:
+    with pytest.raises(FarError, match=r"mine\.txt"), folder_put_in_place(target, check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
         (target / "mine.txt").write_text("mine")
         before = snapshot(target)

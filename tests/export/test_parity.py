@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from far_export.export import load_pair
+from far_export.tolerances import required_psnr
 from far_export.torch_engine import TorchEngine
 from far_export.verify.lockstep import Lockstep
 from far_export.verify.parity import compare_engines, reference_stages, verify_bundle
-from far_export.verify.results import Report, required_psnr
+from far_export.verify.results import Report
 from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.conditioning.subjects import Subject, resolve_subjects
 from far_runtime.engines import open_engine

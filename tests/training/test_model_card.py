@@ -22,7 +22,7 @@ import card_runs
 import model_card
 from far_models.checkpoint.load import load_checkpoint
 from far_models.pictures import open_pictures
-from far_training.systems.vae import reconstruction_psnr
+from far_models.reconstruction import reconstruction_psnr
 
 if TYPE_CHECKING:
     from conftest import Tiny

@@ -17,12 +17,12 @@ from click.testing import Result
 from far_export.stages import SYSTEMS
 from far_export.torch_engine import TorchEngine
 from far_models.checkpoint.load import load_checkpoint
+from far_models.reconstruction import psnr, to_pixels
 from far_runtime.errors import FarError
 from far_runtime.sampling import far as sampler
 from far_runtime.sampling.base import label_condition
 from far_runtime.sampling.noise import SeedNoise
-from far_training.sampling import Redrawing
-from far_training.sheets import psnr, to_pixels
+from far_training.data.redrawn import Redrawing
 
 if TYPE_CHECKING:
     from conftest import Tiny

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet, load_labels, normalised, read_names
+from far_runtime.errors import FarError
 from far_training.data.cache import (
     check_vae,
     file_digest,
@@ -20,9 +21,8 @@ from far_training.data.cache import (
     write_json,
     write_labels,
 )
-from far_training.loop.processes import ALONE, Together
 from far_training.data.shards import ROWS, Shards, begin, finish, write_shards
-from far_runtime.errors import FarError
+from far_training.loop.processes import ALONE, Together
 
 NOTES = "latents.json"
 Moments = tuple[Tensor, Tensor]

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from far_models.pictures import PictureSet, load_array, load_labels
 from far_models.text.encoder import TextEncoder
-from far_training.data.cache import new_folder, write_json
 from far_runtime.conditioning.text import load_tokenizer, tokenize
 from far_runtime.errors import FarError
+from far_training.data.cache import new_folder, write_json
 
 NOTES = "text.json"
 

@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from far_models.checkpoint.load import load_checkpoint
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet
-from far_training.data.cache import file_digest, write_json
-from far_training.data.latents import check_fit, encode
-from far_training.loop.processes import ALONE, Together
-from far_training.data.shards import Shards, begin, finish, write_shards
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_file
-from far_training.sampling import Redrawing
+from far_training.data.cache import file_digest, write_json
+from far_training.data.latents import check_fit, encode
+from far_training.data.shards import Shards, begin, finish, write_shards
+from far_training.loop.processes import ALONE, Together
 
 NOTES, ROWS, COMMAND = "redrawn.json", 256, "redraw-latents"
 LOOKED_AT = 64
@@ -151,3 +150,36 @@ def encoder_digest(vae: AutoencoderKL) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+class Redrawing:
+    """Draws the last levels of pictures anew, with a FAR on the torch engine. levels: how many it draws in all."""
+
+    def __init__(self, far: nn.Module, vae: nn.Module, sampling: Mapping[str, Any]) -> None:
+        """sampling: settings of FAR's loop by name; FarError for ones that cannot be."""
+        from far_export.stages import SYSTEMS
+        from far_export.torch_engine import TorchEngine
+        from far_runtime.sampling import far as loop
+
+        self.info, self.scale = SYSTEMS["far"].info(far, vae), far.config.latent_scale
+        self.steps = loop.plan(self.info, loop.settle(self.info, sampling))
+        self.levels = len(self.steps)
+        stages = SYSTEMS["far"].stages(far, vae, self.info, None)
+        self.engine = TorchEngine(stages, str(next(far.parameters()).device))
+
+    def draw(
+        self, latents: Tensor, labels: NDArray[np.int64], seeds: NDArray[np.int64], last: int
+    ) -> NDArray[np.float32]:
+        """Latents [n, C, g, g] in the VAE's scale that end what begins with `latents` (of this shape and scale): their
+        `last` levels, under these labels, a seed each."""
+        from far_runtime.sampling import far as loop
+        from far_runtime.sampling.base import label_condition
+        from far_runtime.sampling.noise import SeedNoise
+
+        engine = self.engine
+        own = engine.put((self.scale * latents).flatten(2).transpose(1, 2).contiguous().numpy())
+        condition = label_condition(engine, labels.tolist(), self.info["classes"])
+        noise, steps = SeedNoise(seeds.tolist()), self.steps[self.levels - last :]
+        drawn = np.asarray(engine.get(loop.run_steps(engine, self.info, steps, condition, noise, latents=own)))
+        found: NDArray[np.float32] = (drawn / self.scale).transpose(0, 2, 1).reshape(latents.shape)
+        return found

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_models.pictures import load_array
-from far_training.data.cache import write_json
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_file
+from far_training.data.cache import write_json
 
 ROWS = 2048
 OPEN = 256

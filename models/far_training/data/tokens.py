@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from far_models.pictures import PictureSet, load_labels, normalised, read_names
+from far_models.vq_vae import VQVAE
+from far_runtime.errors import FarError
 from far_training.data.cache import (
     check_vae,
     file_digest,
@@ -20,10 +22,8 @@ from far_training.data.cache import (
     write_labels,
 )
 from far_training.data.latents import check_fit
-from far_training.loop.processes import ALONE, Together
 from far_training.data.shards import ROWS, Shards, begin, finish, write_shards
-from far_models.vq_vae import VQVAE
-from far_runtime.errors import FarError
+from far_training.loop.processes import ALONE, Together
 
 NOTES = "tokens.json"
 

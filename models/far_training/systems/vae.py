@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.kl_vae import AutoencoderKL, VAEConfig
-from far_models.pictures import PictureSet, mixed_rows, normalised
-from far_models.vq_vae import VQVAE
+from far_models.pictures import PictureSet, mixed_rows
+from far_models.reconstruction import comparison, decode_pixels, evenly, psnr, reconstruction_psnr, save_picture
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
 from far_training.data.redrawn import RedrawnSet, open_redrawn
 from far_training.loop.randomness import Chance
 from far_training.loop.task import Task
-from far_training.sheets import psnr, save_picture, tile, to_pixels
 from far_training.systems.batches import run_args
 from far_training.systems.discriminator import SMALLEST, AdversarialSettings, PatchDiscriminator, adversarial_losses
 from far_training.systems.losses import gradient_l1, kl_per_cell
@@ -245,43 +244,3 @@ def start_certain(model: AutoencoderKL, log_variance: float = -5.0) -> Autoencod
     model.quant_conv.weight[channels:].zero_()
     model.quant_conv.bias[channels:].fill_(log_variance)
     return model
-
-
-def evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most `count` of the rows, spread evenly."""
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
-
-
-def reconstruct(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Pictures uint8 [n, S, S, 3] of the given rows, decoded from their mean latents (KL-VAE) or from their tokens."""
-    return reconstruct_pixels(model, pictures.read(rows))
-
-
-@torch.no_grad()
-def reconstruct_pixels(model: nn.Module, images: NDArray[np.uint8], batch: int = 32) -> NDArray[np.uint8]:
-    """Reconstructions of pictures uint8 [n, S, S, 3], of their shape and type."""
-    device = next(model.parameters()).device
-    found = []
-    for start in range(0, len(images), batch):
-        pixels = normalised(images[start : start + batch]).to(device)
-        decoded = model(pixels)[0] if isinstance(model, VQVAE) else model.decode(model.encode(pixels)[0])
-        found.append(to_pixels(decoded.float().cpu().numpy()))
-    return np.concatenate(found)
-
-
-@torch.no_grad()
-def decode_pixels(model: AutoencoderKL, latents: Tensor, batch: int = 32) -> NDArray[np.uint8]:
-    """Pictures uint8 [n, S, S, 3] of latents [n, C, g, g]."""
-    parts = latents.to(next(model.parameters()).device).split(batch)
-    return np.concatenate([to_pixels(model.decode(part).float().cpu().numpy()) for part in parts])
-
-
-def reconstruction_psnr(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> float:
-    """Mean PSNR in dB of the reconstructions of the given rows."""
-    return psnr(reconstruct(model, pictures, rows), pictures.read(rows))
-
-
-def comparison(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """A sheet of pairs: each picture and, to its right, its reconstruction."""
-    pairs = np.stack([pictures.read(rows), reconstruct(model, pictures, rows)], axis=1)
-    return tile(pairs.reshape(-1, *pairs.shape[2:]), 16)

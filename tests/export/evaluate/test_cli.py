@@ -17,9 +17,9 @@ from far_export.evaluate import inception as inception_module
 from far_export.evaluate.features import Extractor
 from far_export.evaluate.metrics import frechet_of, inception_score, precision_recall, statistics_of
 from far_models.checkpoint.load import load_checkpoint
+from far_models.reconstruction import reconstruct_pixels
 from far_runtime.bundle import open_bundle
 from far_runtime.pipeline import Pipeline
-from far_training.systems.vae import reconstruct_pixels
 
 if TYPE_CHECKING:
     from conftest import Tiny
