@@ -3,7 +3,7 @@
     python scripts/bench_ledger.py [--quick] [--system far-b ...] [--json FILE] [--plot FILE.png] [--keep DIR]
 
 Checkpoints of the official sizes with random weights are exported (--keep DIR: once, a later run finds them there) and
-drawn through the ordinary Pipeline, one picture at a time. The released loop (scripts/released.py) would take minutes
+drawn through the ordinary Pipeline, one picture at a time. The released loop (scripts/bench/released.py) would take minutes
 a picture, so its calls are timed one by one and multiplied by their number; --whole also runs one whole level of it, to
 show that this holds. VAR's is run whole. Both sides are measured in turn, round by round, each in a process of its own;
 medians over the rounds. The floor is the arithmetic at the rate of the machine's matrix products. A preset is the one
@@ -25,7 +25,8 @@ from typing import Any
 import click
 import numpy as np
 
-from bench_export_memory import export, run_apart, write_checkpoints
+from bench.export_memory import export, run_apart, write_checkpoints
+from bench.ledger_plot import save_plot
 from far_export.onnx.quantize import STAGES as QUANTISED
 from far_runtime.bench.contenders import CPU
 from far_runtime.bench.matmul_rate import Products
@@ -37,7 +38,6 @@ from far_runtime.sampling.base import Step
 from far_runtime.sampling.flops import call_flops, picture_cost
 from far_runtime.sampling.presets import preset_names
 from far_runtime.sampling.settings import plan_of, settings_of
-from ledger_plot import save_plot
 
 SYSTEMS = {
     "far-b": "far_base",
@@ -107,15 +107,15 @@ class Released:
         return self.part("transformer") + sum(self.part("head") for _ in range(STEPS))
 
     def _with_autocast(self, compute: Any) -> Any:
-        from released import autocast
+        from bench.released import autocast
 
         with autocast(self.amp):
             return compute()
 
     def _var(self, var: Any, vqvae: Any, settings: Mapping[str, Any]) -> dict[str, int]:
+        from bench.released import ReleasedVAR
         from far_export.stages.vae import DecodeGraph
         from far_runtime.sampling.noise import SeedNoise
-        from released import ReleasedVAR
 
         released = ReleasedVAR(var, vqvae, self.amp, self.compiled)
         decode = DecodeGraph(vqvae, var.config.patch_nums[-1], 1.0).eval()
@@ -131,8 +131,8 @@ class Released:
     def _diffusion(self, model: Any, manifest: Manifest) -> dict[str, int]:
         import torch
 
+        from bench.released import ReleasedFAR
         from far_runtime.sampling.noise import SeedNoise
-        from released import ReleasedFAR
 
         config = model.config
         released = ReleasedFAR(model, STEPS, self.amp, self.compiled)

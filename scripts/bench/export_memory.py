@@ -1,6 +1,6 @@
 """Peak memory of `far export` for a preset, against the size of its FP32 weights.
 
-    python scripts/bench_export_memory.py [--preset far_huge] [--precision int8] [--keep DIR]
+    python scripts/bench/export_memory.py [--preset far_huge] [--precision int8] [--keep DIR]
 
 Writes a checkpoint with random weights in the official layout, and its autoencoder at the official size, exports both
 in a process of its own and reads that process's peak resident memory from the operating system. Needs disk for twice

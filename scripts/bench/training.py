@@ -1,7 +1,7 @@
 """What training at ImageNet's size costs beside the network: opening and decoding data, the order of a pass, random
 numbers, reading cached latents; and what a step of an official model needs.
 
-    python scripts/bench_training.py [--files 100000] [--rows 20000] [--preset far-b --batch 8]
+    python scripts/bench/training.py [--files 100000] [--rows 20000] [--preset far-b --batch 8]
 
 Data is made in a temporary folder: empty files by the names of pictures, shards of random latents of 256 px pictures.
 """

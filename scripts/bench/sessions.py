@@ -1,7 +1,7 @@
 """Memory and time of a bundle's transformer graphs on the CPU: graphs per level against one for all levels, with and
 without ONNX Runtime's packed copies of the weights.
 
-    python scripts/bench_sessions.py BUNDLE... [--engine onnxruntime] [--engine openvino] [--rounds 3]
+    python scripts/bench/sessions.py BUNDLE... [--engine onnxruntime] [--engine openvino] [--rounds 3]
 
 For every bundle and way: opens all of the transformer's graphs in a process of its own and runs each step's call for
 one guided picture. A JSON line each: seconds to open them and run them first, seconds of the step's calls after that

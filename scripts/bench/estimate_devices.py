@@ -1,6 +1,6 @@
 """A paper estimate of a picture's time on devices that are not here, from FLOP and bytes. Nothing is measured.
 
-    python scripts/estimate_devices.py BUNDLE [BUNDLE ...] [--batch 1]
+    python scripts/bench/estimate_devices.py BUNDLE [BUNDLE ...] [--batch 1]
 
 A call takes the longer of its arithmetic, at half of the device's FP16 (or INT8) rate without sparsity, and of reading
 its weights once at the device's memory bandwidth. Activations, launches and the host are not counted: a whole

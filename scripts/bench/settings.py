@@ -1,6 +1,6 @@
 """Settings of engines and precisions of bundles, timed in turn in one process; and what loading a graph takes.
 
-    python scripts/bench_settings.py BUNDLE [BUNDLE ...] [--pictures 8] [--rounds 7]
+    python scripts/bench/settings.py BUNDLE [BUNDLE ...] [--pictures 8] [--rounds 7]
 
 The first part draws whole pictures: every bundle on its usual engine and on OpenVINO with the bf16 hint, and the first
 bundle with OpenVINO's modes, without pinned threads, and with fused attention. The second loads every graph of

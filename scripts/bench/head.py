@@ -1,6 +1,6 @@
 """One call of FAR-B's diffusion head in its possible forms, beside the machine's matrix products.
 
-    python scripts/bench_head.py [--pictures 1 --pictures 4] [--tokens 256] [--rounds 5]
+    python scripts/bench/head.py [--pictures 1 --pictures 4] [--tokens 256] [--rounds 5]
 
 Forms: as it is exported; with the AdaLN modulations of all blocks and of the final layer as one matrix product, since
 all of them read SiLU(y); with three diffusion steps in one graph. The first two also quantised to INT8 (random
@@ -20,9 +20,9 @@ from typing import Any
 import click
 import onnx
 import torch
+from settings import in_turn
 from torch import Tensor, nn
 
-from bench_settings import in_turn
 from far_export.onnx.quantize import products_of, quantize_graph
 from far_export.onnx.writer import export_stages
 from far_export.stages.far import DenoiseGraph, denoise_stage

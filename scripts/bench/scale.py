@@ -3,7 +3,7 @@
 Rates are taken between the first finished shard and the last, so that neither Ray's start nor the engines' is in them;
 the seconds of the whole run are beside them. Every run has to end with the same files, or the script fails.
 
-    python scripts/bench_scale.py BUNDLE --workers 1,2 --count 96 --preset fast
+    python scripts/bench/scale.py BUNDLE --workers 1,2 --count 96 --preset fast
 """
 
 from __future__ import annotations

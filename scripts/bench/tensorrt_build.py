@@ -1,6 +1,6 @@
 """What `far build --engine tensorrt-rtx` takes for models of the published sizes, without a GPU.
 
-    python scripts/bench_tensorrt_build.py [--preset far_base] [--precision fp16] [--target sm89] [--json FILE]
+    python scripts/bench/tensorrt_build.py [--preset far_base] [--precision fp16] [--target sm89] [--json FILE]
 
 Writes a checkpoint with random weights in the official layout, exports it, builds every stage, and prints a table in
 Markdown: seconds, size of the plan, activation and weight memory on the GPU as the builder says, and peak resident
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-
-from bench_export_memory import CONTINUOUS, VAR, export, run_apart, write_checkpoints
+from export_memory import CONTINUOUS, VAR, export, run_apart, write_checkpoints
 
 
 def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] | None) -> dict[str, Any]:

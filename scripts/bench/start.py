@@ -1,6 +1,6 @@
 """From nothing to a picture on the disk, and the memory that it takes: whole processes, in turn.
 
-    python scripts/bench_start.py BUNDLE [--engine openvino ...] [--runs 5] [--sampling "--levels 0,2 --steps 2"]
+    python scripts/bench/start.py BUNDLE [--engine openvino ...] [--runs 5] [--sampling "--levels 0,2 --steps 2"]
 
 Every engine draws one picture with `far generate`, as it is and with --low-memory; the imports stand beside it, less
 what Python itself takes. Medians of seconds and of the peak resident memory (anonymous and mapped pages together), and

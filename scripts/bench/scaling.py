@@ -1,6 +1,6 @@
 """Seconds of a picture against levels, diffusion steps, batch size and resolution, each varied alone.
 
-    python scripts/bench_scaling.py BUNDLE [--engine NAME] [--rounds 5] [--plot FILE.png] [--json FILE]
+    python scripts/bench/scaling.py BUNDLE [--engine NAME] [--rounds 5] [--plot FILE.png] [--json FILE]
 
 Resolution is that of small random models of the bundle's kind, with 4, 8, 16 and 32 latents a side. All of a kind are
 drawn in turn, medians; beside each stands what a straight line through the first and the last point gives.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from settings import in_turn
 
-from bench_settings import in_turn
 from far_runtime.pipeline import Pipeline
 
 STEPS = (1, 2, 4, 8, 16)

@@ -1,6 +1,6 @@
 """The speed ledger as a picture: seconds of one picture on a logarithmic axis, a group of bars for every system.
 
-    python scripts/ledger_plot.py LEDGER.json [LEDGER.json ...] FILE.png
+    python scripts/bench/ledger_plot.py LEDGER.json [LEDGER.json ...] FILE.png
 
 LEDGER.json is what scripts/bench_ledger.py wrote; of a system that is in several files the last one counts.
 """
