@@ -1,8 +1,8 @@
 """Puts load on `far serve` and reports how it bears it.
 
 \b
-    python scripts/load_test.py BUNDLE [OPTIONS] [-- OPTIONS OF far serve]   a server of its own, on a free port
-    python scripts/load_test.py --url http://127.0.0.1:8000 [OPTIONS]        one that runs
+    python scripts/load/load_test.py BUNDLE [OPTIONS] [-- OPTIONS OF far serve]   a server of its own, on a free port
+    python scripts/load/load_test.py --url http://127.0.0.1:8000 [OPTIONS]        one that runs
 
 Closed loop: --clients ask, each again when it was answered. Open loop, with --rate: requests arrive by lot, so many a
 second, and their seconds count from when they were due. What is asked (labels, seeds, pictures of a request, streams or
@@ -22,12 +22,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from report import comparison, machine, report
+from run import Plan
+from serve_process import check_loopback, serving
 
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import check_file, whole_file
-from load_report import comparison, machine, report
-from load_run import Plan
-from serve_process import check_loopback, serving
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 120})

@@ -1,6 +1,6 @@
 """Malformed requests against `far serve`, made by Schemathesis from the server's own OpenAPI document.
 
-    python scripts/fuzz_server.py BUNDLE [--requests 10000] [--seed 0] [--json FILE] [-- OPTIONS OF far serve]
+    python scripts/load/fuzz_server.py BUNDLE [--requests 10000] [--seed 0] [--json FILE] [-- OPTIONS OF far serve]
 
 Half of the requests break the document's rules (kinds, bounds, missing and unknown fields), a quarter keeps them, and
 another asks besides for what is there, so that much of it is drawn. Every answer has to be one that the document
@@ -35,13 +35,13 @@ from hypothesis.errors import HypothesisException, Unsatisfiable
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.result import Ok
+from serve_process import Seen, serving
 
 from far_runtime.errors import FarError
 from far_runtime.sampling.options import SAMPLING
 from far_runtime.serve.events import OWN, openais
 from far_runtime.serve.schema import ErrorBody
 from far_runtime.storage.atomic import check_file, whole_file
-from serve_process import Seen, serving
 
 CHECKED = (
     "not_a_server_error",

@@ -11,9 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-
-from load_clients import REFUSED
-from load_run import Result
+from clients import REFUSED
+from run import Result
 
 SHARES = (50, 95, 99)
 DIFFERENCE = 1
