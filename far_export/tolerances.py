@@ -31,7 +31,7 @@ class Limits:
     psnr: float
 
 
-# Worst that was seen on far-emoji-64, which is trained (scripts/check_precision.py, 8 pictures; docs/precision.md), and
+# Worst that was seen on far-emoji-64, which is trained (scripts/studies/check_precision.py, 8 pictures; docs/precision.md), and
 # on tiny random models of all systems. FP16, in FP16 arithmetic: stages 9.0e-4, loop 2e-3, pictures 48.9 dB. BF16:
 # stages 8.8e-3, loop 7.7e-2, pictures 33.1 dB. INT8: stages 2.6e-2. A loop deviates by picture, hence its wider margin;
 # deeper networks add up more roundings than its 8 blocks.

@@ -1,4 +1,4 @@
-"""scripts/check_precision.py: one table, nothing done twice, and exit 1 beyond a limit."""
+"""scripts/studies/check_precision.py: one table, nothing done twice, and exit 1 beyond a limit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import check_precision
 import pytest
 from click.testing import CliRunner
 
-import check_precision
 from far_export.verify import distribution, parity
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Quantisers and what they leave in FP32, compared on a bundle's own calls: relative error over all, and of the worst.
 
-    python scripts/compare_quantisers.py FP32_BUNDLE [--calibrate 16] [--pictures 8] [--nncf]
+    python scripts/studies/compare_quantisers.py FP32_BUNDLE [--calibrate 16] [--pictures 8] [--nncf]
 
 Calls of the transformer and the head are recorded while the ordinary pipeline draws: some pictures to calibrate on,
 others to judge by. Every quantiser writes int8 products in QDQ form, weights per channel, biases in FP32; ONNX Runtime

@@ -1,6 +1,6 @@
 """Few diffusion steps against the official sampler: Frechet distances between sets of pictures.
 
-    python scripts/compare_solvers.py BUNDLE [--solver ddim,dpmpp-2m] [--steps 3,5,8] [--power own,0,0.5,1]
+    python scripts/studies/compare_solvers.py BUNDLE [--solver ddim,dpmpp-2m] [--steps 3,5,8] [--power own,0,0.5,1]
 
 Two sets of the official sampler (ddpm, 100 steps at every level) come first, A and B, of different seeds. Every row
 draws the first again and compares it with B; its figure is this distance over that of A and B, 1 where nothing has

@@ -1,6 +1,6 @@
 """Every precision against FP32 on a trained model: export, verify by stage and picture, and compare distributions.
 
-    python scripts/check_precision.py -o runs/precision --json runs/precision/table.json
+    python scripts/studies/check_precision.py -o runs/precision --json runs/precision/table.json
 
 Prints one table; exits with 1 where a precision breaks one of its limits. What is finished stays in the output folder
 and is not done again, so that a run that was stopped goes on where it was.

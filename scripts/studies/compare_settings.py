@@ -1,6 +1,6 @@
 """Sampling settings of one's own against a bundle's official schedule, by the distances that far tune judges by.
 
-    python scripts/compare_settings.py BUNDLE preset=fast "preset=fast guidance_floor=1.2" [--count 256]
+    python scripts/studies/compare_settings.py BUNDLE preset=fast "preset=fast guidance_floor=1.2" [--count 256]
 
 Every argument is one candidate: NAME=VALUE, separated by spaces. Two sets by the official schedule (--reference:
 by another), of different seeds, come first. A candidate's figure is its distance to one of them over the distance of
