@@ -50,7 +50,7 @@ def normalised(images: NDArray[np.uint8]) -> Tensor:
 
 
 def open_pictures(path: Path, size: int = 64) -> PictureSet:
-    """Open images.npy [N, S, S, 3] and labels.npy [N] (as scripts/prepare_emoji.py writes), or an image folder.
+    """Open images.npy [N, S, S, 3] and labels.npy [N] (as scripts/zoo/prepare_emoji.py writes), or an image folder.
 
     An image folder has one subfolder per class; its pictures are cut to their middle square and resized to `size`.
     Raises FarError for a missing or empty folder and for arrays of another shape.
@@ -71,7 +71,7 @@ def load_array(path: Path) -> NDArray[np.generic]:
         array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise FarError(
-            f"{path}: no such file; prepare the data again (scripts/prepare_emoji.py or far train cache-latents)"
+            f"{path}: no such file; prepare the data again (scripts/zoo/prepare_emoji.py or far train cache-latents)"
         ) from error
     except OSError as error:
         raise FarError(f"{path}: cannot be read ({error.strerror or error})") from error

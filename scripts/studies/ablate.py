@@ -122,8 +122,8 @@ def train(plan: Plan, name: str, seed: int) -> None:
 def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     """Distances of a trained run's samples by the name of what was changed in drawing; the base run has them all."""
     import torch
-
     from card_figures import drawing
+
     from far_export.evaluate.features import feature_network, features
     from far_export.evaluate.metrics import frechet, principal_components
     from far_models.pictures import open_pictures
@@ -234,7 +234,9 @@ def document(plan: Plan, rows: Mapping[str, Mapping[int, float]], notes: Sequenc
 
 
 @click.command(help=__doc__)
-@click.option("--data", type=FOLDER, required=True, help="Training pictures, as scripts/prepare_emoji.py writes them.")
+@click.option(
+    "--data", type=FOLDER, required=True, help="Training pictures, as scripts/zoo/prepare_emoji.py writes them."
+)
 @click.option("--latents", type=FOLDER, required=True, help="Their cached latents.")
 @click.option("--vae", type=click.Path(path_type=Path, dir_okay=False), required=True)
 @click.option("--runs", type=FOLDER, required=True, help="Folder for the runs.")

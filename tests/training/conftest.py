@@ -29,7 +29,7 @@ TINY: dict[str, tuple[object, ...]] = {
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like scripts/prepare_emoji.py's: 12 pictures of 16 pixels in 3 classes, 2 of them held out."""
+    """A folder like scripts/zoo/prepare_emoji.py's: 12 pictures of 16 pixels in 3 classes, 2 of them held out."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)

@@ -36,7 +36,7 @@ class TextSet:
 
 def prompts_of(pictures: PictureSet, captions: Path | None = None) -> list[str]:
     """A prompt for every picture: those of a captions file (a JSON list), else "a {style} emoji of {class}" for a
-    folder with drawing styles (scripts/prepare_emoji.py), else "a picture of {class}"."""
+    folder with drawing styles (scripts/zoo/prepare_emoji.py), else "a picture of {class}"."""
     if captions is not None:
         return read_captions(captions, len(pictures.labels))
     styles = pictures.source / "styles.npy"

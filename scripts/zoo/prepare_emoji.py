@@ -1,7 +1,7 @@
 """Build a labelled picture set from free emoji drawings: class = concept, several drawing styles of each.
 
-    python scripts/prepare_emoji.py -o data/emoji --size 64 --concepts 64
-    python scripts/prepare_emoji.py -o data/emoji-all --size 64 --concepts all
+    python scripts/zoo/prepare_emoji.py -o data/emoji --size 64 --concepts 64
+    python scripts/zoo/prepare_emoji.py -o data/emoji-all --size 64 --concepts all
 
 Rows follow the classes, and within a class the styles. The folder holds
 
@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from emoji_choice import choose_concepts, held_out_pairs, read_curated
 from emoji_match import Drawing, Emoji, bitmap_drawings, iconify_drawings, iconify_names, read_emoji, read_odd_names
 from emoji_raster import contact_sheet, rasterise
 from emoji_sources import EMOJIBASE, STYLES, fetch
+from numpy.typing import NDArray
+
 from far_runtime.errors import FarError
 
 HERE = Path(__file__).resolve().parent

@@ -19,5 +19,5 @@ train far-t2i "$runs/t2i" --data "$runs/latents" --text "$runs/text" --vae "$far
     --mask-least 0.1 --low 1 --input-noise 0.3 --draws 2 --flip 0 --no-level-weight --sheet-steps 10 \
     --batch 32 --lr 1e-3 --ema 0.999
 
-python scripts/model_card.py --vae "$far_vae" --run "$runs/t2i" --text-encoder "$encoder" --data data/emoji \
-    --extra data/emoji-all --recipe scripts/train_far_t2i_emoji.sh -o models/zoo/far-t2i-emoji
+python scripts/zoo/model_card.py --vae "$far_vae" --run "$runs/t2i" --text-encoder "$encoder" --data data/emoji \
+    --extra data/emoji-all --recipe scripts/zoo/train_far_t2i_emoji.sh -o models/zoo/far-t2i-emoji

@@ -14,5 +14,5 @@ train var "$runs/var" --data "$runs/tokens" --vae "$runs/vqvae/vqvae.safetensors
     --width 192 --depth 4 --heads 4 --drop-path 0 --flip 0 \
     --batch 32 --lr 1.5e-3 --ema 0.998 --sheet-guidance 1.5 --sheet-top-k 100 --sheet-top-p 0.95
 
-python scripts/model_card.py --vae-run "$runs/vqvae" --run "$runs/var" --data data/emoji --extra data/emoji-all \
-    --settings "guidance=1.5 top_k=100 top_p=0.95" --recipe scripts/train_var_emoji.sh -o models/zoo/var-emoji
+python scripts/zoo/model_card.py --vae-run "$runs/vqvae" --run "$runs/var" --data data/emoji --extra data/emoji-all \
+    --settings "guidance=1.5 top_k=100 top_p=0.95" --recipe scripts/zoo/train_var_emoji.sh -o models/zoo/var-emoji

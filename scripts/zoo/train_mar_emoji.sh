@@ -10,5 +10,5 @@ train mar "$runs/mar" --data "$runs/latents" --vae "$far_vae" --steps "${STEPS:-
     --mask-least 0.3 --input-noise 0.3 --draws 2 --dropout 0 --flip 0 --sheet-iterations 16 --sheet-steps 10 \
     --batch 32 --lr 1e-3 --ema 0.999
 
-python scripts/model_card.py --vae "$far_vae" --run "$runs/mar" --data data/emoji --extra data/emoji-all \
-    --settings "iterations=64 steps=10 guidance=6 temperature=0.7" --recipe scripts/train_mar_emoji.sh -o models/zoo/mar-emoji
+python scripts/zoo/model_card.py --vae "$far_vae" --run "$runs/mar" --data data/emoji --extra data/emoji-all \
+    --settings "iterations=64 steps=10 guidance=6 temperature=0.7" --recipe scripts/zoo/train_mar_emoji.sh -o models/zoo/mar-emoji

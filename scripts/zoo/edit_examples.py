@@ -1,7 +1,7 @@
 """The examples of docs/editing.md: runs their three commands on a bundle of models/zoo/far-emoji-64 and puts what goes
 in and what comes out on one sheet.
 
-    python scripts/edit_examples.py BUNDLE -o docs/edit.png
+    python scripts/zoo/edit_examples.py BUNDLE -o docs/edit.png
 """
 
 from __future__ import annotations

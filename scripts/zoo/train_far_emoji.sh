@@ -16,8 +16,8 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
         -m far_training "$command" -o "$folder" --threads 1 --amp auto --seed 0 "${resume[@]}" "$@"
 }
 
-[ -e data/emoji ] || python scripts/prepare_emoji.py -o data/emoji --size 64 --concepts 256 --holdout 2
-[ -e data/emoji-all ] || python scripts/prepare_emoji.py -o data/emoji-all --size 64 --concepts all --holdout 2
+[ -e data/emoji ] || python scripts/zoo/prepare_emoji.py -o data/emoji --size 64 --concepts 256 --holdout 2
+[ -e data/emoji-all ] || python scripts/zoo/prepare_emoji.py -o data/emoji-all --size 64 --concepts all --holdout 2
 
 [ -e "$runs/vae/vae.safetensors" ] || train vae "$runs/vae" \
     --data data/emoji --extra data/emoji-all --extra-share 0.25 --steps "${STEPS_VAE:-9000}" \
@@ -48,6 +48,6 @@ train() {  # COMMAND FOLDER OPTIONS...: single-threaded processes that share eve
     --no-level-weight --sheet-steps 10 --sheet-minutes 15 \
     --batch 32 --lr 6e-4 --warmup 100 --schedule cosine --clip 1 --ema 0.9993
 
-python scripts/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --run "$runs/far" --run "$runs/mean" \
-    --data data/emoji --extra data/emoji-all --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji \
+python scripts/zoo/model_card.py --vae-run "$runs/vae" --vae-run "$runs/decoder" --run "$runs/far" --run "$runs/mean" \
+    --data data/emoji --extra data/emoji-all --recipe scripts/zoo/train_far_emoji.sh -o models/zoo/far-emoji \
     --settings "steps=50,10,10,10,10,10,10,10 guidance=1.6 temperature=0.5 shared_noise=1"

@@ -16,8 +16,8 @@ train() {
 }
 
 prepare() {  # the pictures that all systems of the zoo are trained on
-    [ -e data/emoji ] || python scripts/prepare_emoji.py -o data/emoji --size 64 --concepts 256 --holdout 2
-    [ -e data/emoji-all ] || python scripts/prepare_emoji.py -o data/emoji-all --size 64 --concepts all --holdout 2
+    [ -e data/emoji ] || python scripts/zoo/prepare_emoji.py -o data/emoji --size 64 --concepts 256 --holdout 2
+    [ -e data/emoji-all ] || python scripts/zoo/prepare_emoji.py -o data/emoji-all --size 64 --concepts all --holdout 2
 }
 
 encode() {  # VAE FOLDER: their latents or tokens

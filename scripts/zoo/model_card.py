@@ -1,7 +1,7 @@
 """Writes a zoo folder from finished runs: weights as float16 .safetensors, figures, and a card of measured numbers.
 
-    python scripts/model_card.py --vae-run runs/vae --vae-run runs/decoder --run runs/far --data data/emoji \
-        --recipe scripts/train_far_emoji.sh -o models/zoo/far-emoji
+    python scripts/zoo/model_card.py --vae-run runs/vae --vae-run runs/decoder --run runs/far --data data/emoji \
+        --recipe scripts/zoo/train_far_emoji.sh -o models/zoo/far-emoji
 
 --run: of FAR, FAR-T2I (with --text-encoder), MAR or VAR. Several --vae-run or --run: the last one's weights count, the
 others are told of. --vae: the model draws through a VAE that is in the zoo already. --renew: the folder has a card
@@ -22,11 +22,11 @@ from typing import Any
 
 import click
 import numpy as np
-from torch import nn
-
 from card_figures import distance_figures, drawing, drawn_samples, prompts_for, reconstruction_figures, sample_figures
 from card_runs import TITLES, Run, open_run, run_table, runs_of_card
 from emoji_sources import EMOJIBASE, STYLES, Package
+from torch import nn
+
 from far_export.cli.demo import PROMPTS
 from far_export.stages import SYSTEMS
 from far_models.checkpoint.config import parse_overrides
@@ -131,7 +131,7 @@ class Card:
             "## What it is bad at",
             "\n".join(weak_lines(self.numbers, len(data.names), self.weak)),
             "## Data and licences",
-            f"{len(data.train)} pictures of {len(data.names)} concepts, made by scripts/prepare_emoji.py:",
+            f"{len(data.train)} pictures of {len(data.names)} concepts, made by scripts/zoo/prepare_emoji.py:",
             "\n".join(licence_lines(data)),
             "The weights are derived from these drawings; credit their authors when you publish pictures.",
             "## Recipe",
@@ -143,7 +143,7 @@ class Card:
             "## Sizes",
             f"{title}: `{json.dumps(vars(self.model.config))}`",
             f"{vae_title}: `{json.dumps(vars(self.vae.config))}`",
-            "Figures and numbers of this card: scripts/model_card.py.",
+            "Figures and numbers of this card: scripts/zoo/model_card.py.",
         ]
         return "\n\n".join(blocks) + "\n"
 
