@@ -21,11 +21,11 @@ from typing import Any
 import click
 import numpy as np
 
-from far_export.engines import ENGINES
 from far_runtime.errors import FarError
-from golden_continuous import check_far, check_klvae, check_mar
-from golden_far_t2i import check_far_t2i
-from golden_var import check_var
+from golden.continuous import check_far, check_klvae, check_mar
+from golden.far_t2i import check_far_t2i
+from golden.stage_engine import ENGINES
+from golden.var import check_var
 
 STAGE_TOLERANCE = 1e-4
 LOOP_TOLERANCE = 1e-3

@@ -20,7 +20,6 @@ from typing import Any
 import click
 import onnx
 import torch
-from settings import in_turn
 from torch import Tensor, nn
 
 from far_export.onnx.quantize import products_of, quantize_graph
@@ -31,6 +30,7 @@ from far_models.far import FAR, PRESETS
 from far_models.head import DiffusionHead, modulate
 from far_runtime.bench.matmul_rate import openvino_product
 from far_runtime.bundle import Graph
+from settings import in_turn
 
 RANGE = 8.0
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from settings import in_turn
 
 from far_runtime.pipeline import Pipeline
+from settings import in_turn
 
 STEPS = (1, 2, 4, 8, 16)
 BATCHES = (1, 2, 4, 8, 16)

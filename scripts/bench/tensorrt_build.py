@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from export_memory import CONTINUOUS, VAR, export, run_apart, write_checkpoints
 
 

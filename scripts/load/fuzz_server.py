@@ -35,13 +35,13 @@ from hypothesis.errors import HypothesisException, Unsatisfiable
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.result import Ok
-from serve_process import Seen, serving
 
 from far_runtime.errors import FarError
 from far_runtime.sampling.options import SAMPLING
 from far_runtime.serve.events import OWN, openais
 from far_runtime.serve.schema import ErrorBody
 from far_runtime.storage.atomic import check_file, whole_file
+from serve_process import Seen, serving
 
 CHECKED = (
     "not_a_server_error",

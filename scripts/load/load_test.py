@@ -22,12 +22,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from report import comparison, machine, report
-from run import Plan
-from serve_process import check_loopback, serving
 
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import check_file, whole_file
+from report import comparison, machine, report
+from run import Plan
+from serve_process import check_loopback, serving
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 120})

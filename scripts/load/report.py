@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+
 from clients import REFUSED
 from run import Result
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx2 as httpx
 import numpy as np
-from clients import GENERATE, STRANGE, Load, Outcome, Refused, Workload, every
 from PIL import Image
-from serve_process import Seen
 
+from clients import GENERATE, STRANGE, Load, Outcome, Refused, Workload, every
 from far_runtime.errors import FarError
+from serve_process import Seen
 
 WAIT = 180.0
 """Seconds that a request may take, which is beyond the server's own deadline."""

@@ -19,7 +19,7 @@ import click
 from far_runtime.bundle import PRECISIONS, Bundle
 from far_runtime.errors import CheckFailed, FarError
 
-ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo" / "far-emoji-64"
+ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo" / "far-emoji-64"
 FILE = click.Path(path_type=Path)
 HALF = "torch:cpu:fp16"
 ENGINES = {"fp32": "openvino", "fp16": HALF, "bf16": "openvino", "int8": "openvino"}

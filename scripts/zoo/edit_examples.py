@@ -20,7 +20,7 @@ from far_runtime.images.edit import in_paint, out_paint, parse_margins
 from far_runtime.images.reading import read_mask, read_picture
 from far_runtime.images.writing import picture_grid, save_plain
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 INPUTS = ROOT / "docs" / "edit"
 COUNT = 4
 GREY = 170

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from emoji_match import Drawing, Emoji
 from emoji_sources import hex_key
-
 from far_runtime.errors import FarError
 
 # A concept with fewer styles than this keeps them all for training.

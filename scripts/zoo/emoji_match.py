@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from emoji_sources import hex_key, read_members, slug, unicode_name
-
 from far_runtime.errors import FarError
 
 # Groups of emojibase-data that are no pictures to learn: skin tones and hair (2) and flags (9).

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from emoji_match import Drawing
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from emoji_match import Drawing
 from far_runtime.errors import FarError
 
 SUPERSAMPLE = 4

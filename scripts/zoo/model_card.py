@@ -22,11 +22,11 @@ from typing import Any
 
 import click
 import numpy as np
+from torch import nn
+
 from card_figures import distance_figures, drawing, drawn_samples, prompts_for, reconstruction_figures, sample_figures
 from card_runs import TITLES, Run, open_run, run_table, runs_of_card
 from emoji_sources import EMOJIBASE, STYLES, Package
-from torch import nn
-
 from far_export.cli.demo import PROMPTS
 from far_export.stages import SYSTEMS
 from far_models.checkpoint.config import parse_overrides

@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from emoji_choice import choose_concepts, held_out_pairs, read_curated
 from emoji_match import Drawing, Emoji, bitmap_drawings, iconify_drawings, iconify_names, read_emoji, read_odd_names
 from emoji_raster import contact_sheet, rasterise
 from emoji_sources import EMOJIBASE, STYLES, fetch
-from numpy.typing import NDArray
-
 from far_runtime.errors import FarError
 
 HERE = Path(__file__).resolve().parent

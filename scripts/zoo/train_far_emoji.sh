@@ -4,7 +4,7 @@
 # STEPS_FAR, STEPS_MEAN: longer is better.
 # PROCESSES: one per core (default 2).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 runs=${RUNS:-runs}
 export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true
 

@@ -1,6 +1,6 @@
 # For the recipes of the zoo (source it): folders, latents, and `train COMMAND FOLDER OPTIONS...`, which goes on with a run that
 # was interrupted and leaves a finished one alone. RUNS: where runs lie. THREADS: of a run.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 runs=${RUNS:-runs}
 far_vae=models/zoo/far-emoji/vae.safetensors
 export OMP_NUM_THREADS=${THREADS:-1} ACCELERATE_USE_CPU=true

@@ -13,7 +13,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from far_export.engines import engine_of
 from far_export.onnx.writer import export_stages
 from far_export.stages import var_token_choice as var_choice
 from far_export.stages.flops import count_flops
@@ -26,6 +25,7 @@ from far_runtime.errors import FarError
 from far_runtime.sampling import var as loop
 from far_runtime.sampling.base import Known, label_condition
 from far_runtime.sampling.noise import SeedNoise
+from golden.stage_engine import engine_of
 
 SCALES = (1, 2, 4)
 CONFIG = VARConfig(patch_nums=SCALES, channels=4, vocabulary=24, classes=5, width=16, depth=2, heads=2)

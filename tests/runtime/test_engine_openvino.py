@@ -79,9 +79,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """An engine over attention as VAR has it: the number of keys, those so far and the new ones, is no input's."""
     torch = pytest.importorskip("torch", reason="torch makes the graph")
 
-    from far_export.engines import engine_of
     from far_export.stages.stage import Input, Stage
     from far_runtime.bundle import TensorSpec
+    from golden.stage_engine import engine_of
 
     class Attention(torch.nn.Module):  # type: ignore[misc, name-defined]
         def forward(self, x: Any, past: Any) -> Any:

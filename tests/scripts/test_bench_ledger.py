@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import ledger_plot
 import pytest
 
 import bench_ledger
+import ledger_plot
 from far_runtime.bundle import open_bundle
 from far_runtime.errors import FarError
 from far_runtime.sampling.flops import picture_cost

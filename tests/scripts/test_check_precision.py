@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import check_precision
 import pytest
 from click.testing import CliRunner
 
+import check_precision
 from far_export.verify import distribution, parity
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 import httpx2 as httpx
 import pytest
 from click.testing import CliRunner
-from clients import GENERATE, STREAM, Load, Outcome, Workload
-from load_test import load_test
 from PIL import Image
+
+from clients import GENERATE, STREAM, Load, Outcome, Workload
+from far_runtime.errors import FarError
+from load_test import load_test
 from report import comparison, report
 from run import Plan, Result
 from serve_process import Seen, check_loopback, serving
-
-from far_runtime.errors import FarError
 
 OPTIONS = ["--engine", "onnxruntime", "--threads", "1", "--no-check"]
 ABOUT = {"condition": "labels", "count": 10}

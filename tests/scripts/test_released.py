@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from released import ReleasedFAR, ReleasedVAR
 
 from far_export.compare import compare
 from far_export.export import load_pair
@@ -21,6 +20,7 @@ from far_runtime.sampling import var as var_loop
 from far_runtime.sampling.base import label_condition
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.settings import plan_of, settings_of
+from released import ReleasedFAR, ReleasedVAR
 
 
 @pytest.mark.parametrize("system", ["far", "mar"])

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from far_export.engines import engine_of
 from far_export.stages import far as far_graphs
 from far_export.stages import mar as mar_graphs
 from far_export.stages import vae as vae_graphs
@@ -20,7 +19,8 @@ from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.sampling import SAMPLERS
 from far_runtime.sampling.base import Condition, Step, label_condition
-from golden_draws import NamedNoise, noise, relative_error, save_checkpoint
+from golden.draws import NamedNoise, noise, relative_error, save_checkpoint
+from golden.stage_engine import engine_of
 
 LATENT_SCALE = 0.2325
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from far_export.engines import engine_of
 from far_export.stages.var import model_info, stages
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.sampling import var as loop
 from far_runtime.sampling.base import label_condition
-from golden_draws import relative_error, stream, weight
+from golden.draws import relative_error, stream, weight
+from golden.stage_engine import engine_of
 
 NEAREST = np.float32(1e-7)
 

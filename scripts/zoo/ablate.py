@@ -1,6 +1,6 @@
 """FAR's techniques one at a time: small runs that differ in one thing each, several seeds, and a table of figures.
 
-    python scripts/studies/ablate.py --data data/emoji64 --latents runs/latents64 --vae runs/vae/vae.safetensors \
+    python scripts/zoo/ablate.py --data data/emoji64 --latents runs/latents64 --vae runs/vae/vae.safetensors \
         --runs runs/ablation -o docs/ablations.md
 
 Every run is `far train far` with one option changed. Its figure is the Frechet distance of its samples to the
@@ -122,8 +122,8 @@ def train(plan: Plan, name: str, seed: int) -> None:
 def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     """Distances of a trained run's samples by the name of what was changed in drawing; the base run has them all."""
     import torch
-    from card_figures import drawing
 
+    from card_figures import drawing
     from far_export.evaluate.features import feature_network, features
     from far_export.evaluate.metrics import frechet, principal_components
     from far_models.pictures import open_pictures
@@ -217,7 +217,7 @@ def document(plan: Plan, rows: Mapping[str, Mapping[int, float]], notes: Sequenc
     blocks = [
         "# Ablations",
         "What each technique of FAR does on far-emoji at a small budget: runs of "
-        f"{plan.steps} steps that differ from the base in one thing, several seeds each. Made by `scripts/studies/ablate.py`; "
+        f"{plan.steps} steps that differ from the base in one thing, several seeds each. Made by `scripts/zoo/ablate.py`; "
         "its --help says what the distance is. Smaller is better.",
         f"The base: `far train far {SIZES}`, one level a batch, level weights, no mask, simplification, filter (a); "
         f"{plan.count} samples, guidance 2, 10 DDPM steps at each of 8 levels.",

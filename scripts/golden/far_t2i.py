@@ -7,11 +7,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from far_export.engines import engine_of
 from far_export.stages import far_t2i as graphs
 from far_runtime.conditioning.text import context_condition
-from golden_continuous import Recorder, load_model, run_loop, samples_of, z_errors
-from golden_draws import noise, relative_error
+from golden.continuous import Recorder, load_model, run_loop, samples_of, z_errors
+from golden.draws import noise, relative_error
+from golden.stage_engine import engine_of
 
 
 def check_far_t2i(
