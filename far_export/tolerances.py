@@ -1,7 +1,7 @@
 """What may differ from the float32 torch modules, at every precision.
 
-FP32 is judged by the stages' own tolerances, from which the limits of the free run follow (`far_export.verify.results`). At a
-lower precision the stages keep the limit of that precision, in lockstep. The free run is judged where it can be:
+FP32 is judged by the stages' own tolerances, from which the limits of the free run follow
+(`far_export.verify.results`). At a lower precision the stages keep the limit of that precision, in lockstep. The free run is judged where it can be:
 
 - FAR, FAR-T2I and MAR draw from the same noise on both sides, so pictures stay close: LIMITS has what they need;
 - VAR draws tokens. One that falls the other way, where two were nearly as good, changes all that follows: a picture as
@@ -31,8 +31,8 @@ class Limits:
     psnr: float
 
 
-# Worst that was seen on far-emoji-64, which is trained (scripts/studies/check_precision.py, 8 pictures; docs/precision.md), and
-# on tiny random models of all systems. FP16, in FP16 arithmetic: stages 9.0e-4, loop 2e-3, pictures 48.9 dB. BF16:
+# Worst that was seen on far-emoji-64, which is trained (scripts/studies/check_precision.py, 8 pictures;
+# docs/precision.md), and on tiny random models of all systems. FP16, in FP16 arithmetic: stages 9.0e-4, loop 2e-3, pictures 48.9 dB. BF16:
 # stages 8.8e-3, loop 7.7e-2, pictures 33.1 dB. INT8: stages 2.6e-2. A loop deviates by picture, hence its wider margin;
 # deeper networks add up more roundings than its 8 blocks.
 LIMITS = {

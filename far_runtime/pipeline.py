@@ -166,8 +166,8 @@ class Pipeline:
         subjects: as `generate` takes them, or `null_subject` to let the image alone say what to draw; guidance, which
         would then lead nowhere, is left out if all are. image: uint8 [H, W, 3] of the bundle's size. keep: [H, W], True
         where the image stays. edited: what to record of where they came from. The pixels are the decoder's everywhere;
-        far_runtime.images.edit puts the image's own back. Raises FarError for a bundle without the encode stage, where all of
-        the image is kept, and as `generate` does.
+        far_runtime.images.edit puts the image's own back. Raises FarError for a bundle without the encode
+        stage, where all of the image is kept, and as `generate` does.
         """
         wanted = self.subjects(subjects, negative)
         self._check(wanted, seeds, batch_size)

@@ -1,6 +1,6 @@
 """Where OpenVINO spends a stage's time, by type and precision of its nodes.
 
-    python scripts/bench/profile_openvino.py BUNDLE [--stage transformer] [--hint bf16] [--size rows=2 --size tokens=256]
+    python scripts/bench/profile_openvino.py BUNDLE [--stage transformer] [--hint bf16] [--size rows=2 ...]
 
 One picture guided: rows 2, batch 1, every other axis at its largest of the manifest's profile unless --size says
 another. What the engine fused carries the name of what it fused into; attention that it keeps in one piece would be a

@@ -217,8 +217,8 @@ def document(plan: Plan, rows: Mapping[str, Mapping[int, float]], notes: Sequenc
     blocks = [
         "# Ablations",
         "What each technique of FAR does on far-emoji at a small budget: runs of "
-        f"{plan.steps} steps that differ from the base in one thing, several seeds each. Made by `scripts/zoo/ablate.py`; "
-        "its --help says what the distance is. Smaller is better.",
+        f"{plan.steps} steps that differ from the base in one thing, several seeds each. Made by "
+        "`scripts/zoo/ablate.py`; its --help says what the distance is. Smaller is better.",
         f"The base: `far train far {SIZES}`, one level a batch, level weights, no mask, simplification, filter (a); "
         f"{plan.count} samples, guidance 2, 10 DDPM steps at each of 8 levels.",
         "*To the base* is the mean difference over seeds with its standard error; *seen here* says better or worse "

@@ -35,8 +35,8 @@ SYSTEM_OF: dict[type[nn.Module], str] = {
 def metadata_of(
     model: nn.Module, classes: Sequence[str] = (), sampling: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """What a checkpoint says beside its tensors: format, system (a key of far_models.checkpoint.load.SYSTEMS), and as JSON
-    config (the dataclass fields), classes (names by label) and sampling (what a bundle takes as its default steps,
+    """What a checkpoint says beside its tensors: format, system (a key of far_models.checkpoint.load.SYSTEMS), and as
+    JSON config (the dataclass fields), classes (names by label) and sampling (what a bundle takes as its default steps,
     guidance, ...)."""
     return {
         "format": FORMAT,

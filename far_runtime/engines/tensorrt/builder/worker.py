@@ -1,4 +1,5 @@
-"""One graph into one engine, in a process of its own: `python -m far_runtime.engines.tensorrt.builder.worker`, a job as JSON on stdin.
+"""One graph into one engine, in a process of its own, with a job as JSON on stdin:
+`python -m far_runtime.engines.tensorrt.builder.worker`.
 
 Its own process since Polygraphy decides by an environment variable, when it is imported, which of the two libraries it
 drives; since a builder's memory is given back that way; and since a crash or a kill then ends one build and not `far`.

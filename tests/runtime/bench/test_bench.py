@@ -308,7 +308,7 @@ def test_every_system_is_measured_by_its_stages(far: Any, tiny: Tiny, name: str)
 
 def check_schema(found: dict[str, Any]) -> None:
     """The fields that docs/bench.md lists, and no others."""
-    page = (HERE.parents[1] / "docs" / "bench.md").read_text(encoding="utf-8")
+    page = (HERE.parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
     engine, batch = found["engines"][0], found["engines"][0]["batches"][0]
     parts = {"": found, "machine": found["machine"], "rates": found["rates"][0], "engines": engine, "batches": batch}
     parts |= {"stages": batch["stages"][0]}

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 Run = Callable[..., Result]

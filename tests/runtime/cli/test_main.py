@@ -34,7 +34,8 @@ def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
 def test_generating_imports_no_torch(tiny: Any, tmp_path: Any) -> None:
     program = (
         "import sys\nfor name in ('torch', 'onnx', 'far_export', 'far_models'): sys.modules[name] = None\n"
-        f"from far_runtime.cli.main import main\nmain(['generate', {str(tiny.bundle)!r}, '-o', {str(tmp_path / 'a.png')!r}])"
+        "from far_runtime.cli.main import main\n"
+        f"main(['generate', {str(tiny.bundle)!r}, '-o', {str(tmp_path / 'a.png')!r}])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
