@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.bundle import ENGINES_FOLDER, MANIFEST
-from far_runtime.engines.cache.entry import belongs
+from far_runtime.engines.cache.entry import is_cache_file
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import resolved
 
@@ -49,7 +49,9 @@ def _foreign(folder: Path) -> str | None:
     around = {parent for path in own for parent in path.parents}
     for path in sorted(folder.rglob("*")):
         top, *inside = path.relative_to(folder).parts
-        if top == ENGINES_FOLDER and (not inside or belongs(inside[0])):  # compiled from the bundle, worthless without
+        if top == ENGINES_FOLDER and (
+            not inside or is_cache_file(inside[0])
+        ):  # compiled from the bundle, worthless without
             continue
         is_folder = path.is_dir() and not path.is_symlink()
         if path not in (around if is_folder else own):

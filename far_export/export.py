@@ -24,7 +24,7 @@ from far_runtime.bundle import (
     write_manifest,
 )
 from far_runtime.errors import FarError
-from far_runtime.sampling.settings import settled
+from far_runtime.sampling.settings import resolve_system_settings
 from far_runtime.storage.atomic import folder_put_in_place
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ def export_bundle(
     system = SYSTEMS[model.system]
     info = system.info(model.model, decoder.model)
     given = {**model.sampling, **(defaults or {})}
-    settings = settled(system.name, info, given)
+    settings = resolve_system_settings(system.name, info, given)
     if verify_steps is not None:
-        settled(system.name, info, {**given, "steps": verify_steps})
+        resolve_system_settings(system.name, info, {**given, "steps": verify_steps})
     for preset in (presets or {}).values():
-        settled(system.name, info, preset["settings"])
+        resolve_system_settings(system.name, info, preset["settings"])
     if names and len(names) != info.get("classes", 0):
         raise FarError(
             f"{len(names)} class names for a model with {info.get('classes', 0)} classes; use --classes with one name "
@@ -111,7 +111,7 @@ def export_bundle(
         manifest = Manifest(
             system=system.name,
             model=info,
-            schedule={**settings, **given},
+            default_settings={**settings, **given},
             graphs=graphs,
             files=files,
             classes=names,

@@ -78,7 +78,7 @@ class WideProducts(TorchDispatchMode):
         return func(*wide, **kwargs).half()
 
 
-class HalfEngine:
+class Fp16Engine:
     """Stages whose modules were cast to FP16, run in that arithmetic: an `Engine` for verify."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:

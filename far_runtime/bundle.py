@@ -12,7 +12,12 @@ from typing import Any
 
 from far_runtime.errors import FarError
 
-FORMAT = 5
+FORMAT = 6
+"""Of the manifests that are written."""
+
+OLDEST_FORMAT = 5
+"""The oldest format that is still read, with all between it and FORMAT."""
+
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 ENGINES_FOLDER = "engines"
@@ -69,15 +74,15 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. `model`: the network's sizes and settings; `schedule`: the sampling settings that are
-    used by default; `presets`: those that far tune found, by name, each {"settings", "measured"}; `classes`: names by
+    """What manifest.json says. `model`: the network's sizes and settings; `default_settings`: the sampling settings that
+    are used by default; `presets`: those that far tune found, by name, each {"settings", "measured"}; `classes`: names by
     label, or empty; `source`: the checkpoint files; `precision`: what it was exported in, one of PRECISIONS (single
     graphs may keep a higher one).
     """
 
     system: str
     model: dict[str, Any]
-    schedule: dict[str, Any]
+    default_settings: dict[str, Any]
     graphs: tuple[Graph, ...]
     files: dict[str, FileRecord]
     classes: tuple[str, ...] = ()
@@ -157,20 +162,31 @@ def read_manifest(folder: Path) -> Manifest:
     version = data.get("format") if isinstance(data, dict) else None
     if not isinstance(version, int) or version < 1:
         raise FarError(f"{file}: no format number in it, so it is no far-deploy manifest; export the bundle again")
-    if version < FORMAT:
-        raise FarError(f"{file}: format {version} of an earlier far-deploy, this one reads {FORMAT}; export it again")
+    if version < OLDEST_FORMAT:
+        raise FarError(
+            f"{file}: format {version} of an earlier far-deploy, this one reads {OLDEST_FORMAT} to {FORMAT}; export it "
+            "again"
+        )
     if version > FORMAT:
         raise FarError(
-            f"{file}: format {version}, this far-deploy reads {FORMAT}; update it with: pip install -U far-deploy"
+            f"{file}: format {version}, this far-deploy reads {OLDEST_FORMAT} to {FORMAT}; update it with: pip install -U far-deploy"
         )
     if data.get("sha256") != manifest_checksum(data):
         raise FarError(f"{file}: changed since export (its checksum is another); export the bundle again")
     try:
-        return manifest_from_dict(data)
+        return manifest_from_dict(_upgraded(data, version))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FarError(
             f"{file}: incomplete or damaged ({type(error).__name__}: {error}); export the bundle again"
         ) from error
+
+
+def _upgraded(data: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """The content of a manifest of an older format, as the present one has it."""
+    content = dict(data)
+    if version < 6:  # "schedule" was the name of the default settings
+        content["default_settings"] = content.pop("schedule")
+    return content
 
 
 def _check_file(folder: Path, name: str, record: FileRecord, check: bool) -> None:
@@ -233,7 +249,7 @@ def manifest_from_dict(data: Mapping[str, Any]) -> Manifest:
     return Manifest(
         system=data["system"],
         model=dict(data["model"]),
-        schedule=dict(data["schedule"]),
+        default_settings=dict(data["default_settings"]),
         graphs=tuple(_graph(entry) for entry in data["graphs"]),
         files={name: FileRecord(int(entry["bytes"]), str(entry["sha256"])) for name, entry in data["files"].items()},
         classes=tuple(data.get("classes", ())),

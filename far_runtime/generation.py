@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.sampling.base import Step
 
 
@@ -38,13 +38,13 @@ class Generation:
 
     images: uint8 [N, H, W, 3]. latents: float32 [N, ...], what was decoded (continuous systems: [N, L, C], scaled).
     settings: one per picture. Where asked for, and None otherwise, level_latents: [N, steps, ...], the state after each
-    step; level_images: uint8 [N, steps, H, W, 3], the way to the picture as the system's `views` shows it. step_names:
+    step; level_images: uint8 [N, steps, H, W, 3], the way to the picture as the system's `preview_latents` shows it. step_names:
     what the steps are called. warnings: what the user should know.
     """
 
     images: NDArray[np.uint8]
     latents: NDArray[np.float32]
-    settings: tuple[PictureSettings, ...]
+    settings: tuple[PictureMetadata, ...]
     level_latents: NDArray[np.float32] | None = None
     level_images: NDArray[np.uint8] | None = None
     step_names: tuple[str, ...] = ()
@@ -66,12 +66,12 @@ def reporter(
     plan: Sequence[Step], batches: int, on_progress: OnProgress | None
 ) -> Callable[[int], Callable[[Step, int], None]]:
     """For each batch, what to call after every unit of a step."""
-    per_batch = sum(step.inner for step in plan)
+    per_batch = sum(step.substeps for step in plan)
 
     def of_batch(batch: int) -> Callable[[Step, int], None]:
         def report(step: Step, inner: int) -> None:
             if on_progress is not None:
-                done = batch * per_batch + sum(before.inner for before in plan[: step.index]) + inner
+                done = batch * per_batch + sum(before.substeps for before in plan[: step.index]) + inner
                 on_progress(Progress(batch, batches, step, len(plan), inner, done, batches * per_batch))
 
         return report

@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, Manifest, open_bundle
-from far_runtime.conditioning.cache import LIMIT, Once
+from far_runtime.conditioning.cache import LIMIT, ConditionCache
 from far_runtime.conditioning.subjects import Subject, condition_of, is_null, resolve_subjects, takes_text
 from far_runtime.engines import open_engine
-from far_runtime.engines.base import Array, Engine, EngineOptions, draw
+from far_runtime.engines.base import Array, Engine, EngineOptions, run_generation
 from far_runtime.errors import FarError, NotFinite
 from far_runtime.generation import Generation, OnLevel, OnProgress, joined, reporter
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.sampling import SAMPLERS
-from far_runtime.sampling.base import Known, Step
+from far_runtime.sampling.base import KeptRegion, Step
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.settings import (
+    batch_key,
     check_system,
-    kind_of,
+    merge_guidance,
     option,
     plan_of,
+    resolve_settings,
     sampler_of,
-    settings_of,
-    together,
-    unguided,
+    without_guidance,
 )
 
 DEFAULT_BATCH = 8
@@ -44,7 +44,7 @@ LARGEST_DEVIATION = 10.0
 def unsteady(manifest: Manifest, latents: NDArray[np.float32]) -> tuple[str, ...]:
     """A warning where a diffusion system's latents [B, L, C] are far larger than any that it was trained on."""
     deviation = float(latents.std())
-    if "steps" not in SAMPLERS[manifest.system].OPTIONS or deviation <= LARGEST_DEVIATION:
+    if "steps" not in SAMPLERS[manifest.system].SETTINGS or deviation <= LARGEST_DEVIATION:
         return ()
     return (
         f"the latents' standard deviation is {deviation:.0f} where about 1 is right: the network may be unsteady at "
@@ -59,9 +59,9 @@ class Pipeline:
     ...     made = pipeline.generate(["golden retriever", 3], seeds=[0, 0])
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, threads: int | None = None, remember: int = LIMIT) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, threads: int | None = None, cache_bytes: int = LIMIT) -> None:
         """A pipeline over an open engine; `threads` is what the engine was given, for the record. remember: bytes of
-        what depends on a label or prompt alone (`Once`) that are kept for further pictures; 0: none is.
+        what depends on a label or prompt alone (`ConditionCache`) that are kept for further pictures; 0: none is.
 
         Raises FarError for a bundle of a system that has no sampling loop here.
         """
@@ -69,7 +69,7 @@ class Pipeline:
         self.bundle = bundle
         self.engine = engine
         self.threads = threads
-        self._once = Once(engine, bundle, remember)
+        self._condition_cache = ConditionCache(engine, bundle, cache_bytes)
 
     @classmethod
     def from_bundle(
@@ -110,7 +110,7 @@ class Pipeline:
         self.engine.close()
 
     def surroundings(self) -> dict[str, Any]:
-        """What a picture's bits depend on beside its own settings, under the names of `PictureSettings`."""
+        """What a picture's bits depend on beside its own settings, under the names of `PictureMetadata`."""
         return {
             "bundle": self.bundle.manifest.id,
             "engine": self.engine.name,
@@ -134,7 +134,7 @@ class Pipeline:
         """Draw one picture per subject and seed, `batch_size` at a time.
 
         subjects: labels by number or name, or prompts, whichever the bundle draws from. negative: a prompt to lead away
-        from. sampling: the system's settings (`Sampler.OPTIONS`) by name, such as guidance=2.5; what is None or absent
+        from. sampling: the system's settings (`Sampler.SETTINGS`) by name, such as guidance=2.5; what is None or absent
         is the bundle's default; guidance may be a sequence, a scale for each picture. on_level: called with every
         step's number and pictures [B, H, W, 3] as soon as a batch has them, the last with the finished ones. A picture
         depends on its own subject, seed and settings alone, up to the engine's rounding. Raises FarError for subjects
@@ -173,19 +173,19 @@ class Pipeline:
         self._check(wanted, seeds, batch_size)
         settings = self._settings(sampling, len(wanted))
         if all(is_null(self.bundle.manifest, subject) for subject in wanted):
-            settings = [unguided(self.bundle.manifest, one) for one in settings]
+            settings = [without_guidance(self.bundle.manifest, one) for one in settings]
         pictures = self._pictures(
             wanted, SeedNoise([int(seed) for seed in seeds]).seeds, settings, batch_size, dict(edited or {})
         )
         return self._draw(pictures, batch_size, on_progress, save_levels, self._known(image, keep), on_level)
 
     def like(
-        self, picture: PictureSettings, on_progress: OnProgress | None = None, save_levels: bool = False
+        self, picture: PictureMetadata, on_progress: OnProgress | None = None, save_levels: bool = False
     ) -> Generation:
         """One picture made again: in its place of a batch of the same size, whose other rows are copies of it.
 
         Same bundle, engine and machine: every bit is the same, unless a step of the picture was unguided beside guided
-        ones of its batch, which is the same up to rounding. `PictureSettings.differences` tells what is not. Raises
+        ones of its batch, which is the same up to rounding. `PictureMetadata.differences` tells what is not. Raises
         FarError for an edited picture, which does not hold the image that it came from.
         """
         if picture.edited:
@@ -216,14 +216,14 @@ class Pipeline:
         return found
 
     def _settings(self, sampling: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-        """The settled settings of every picture."""
+        """The resolved settings of every picture."""
         scales = sampling.get("guidance")
         if not isinstance(scales, list | tuple | np.ndarray):
-            return [settings_of(self.bundle.manifest, sampling)] * count
+            return [resolve_settings(self.bundle.manifest, sampling)] * count
         if len(scales) != count:
             raise FarError(f"{len(scales)} scales of guidance for {count} pictures; give one, or one per picture")
         numbers = [float(scale) for scale in scales]
-        by_scale = {one: settings_of(self.bundle.manifest, {**sampling, "guidance": one}) for one in set(numbers)}
+        by_scale = {one: resolve_settings(self.bundle.manifest, {**sampling, "guidance": one}) for one in set(numbers)}
         return [by_scale[one] for one in numbers]
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -243,7 +243,7 @@ class Pipeline:
         if batch_size < 1:
             raise FarError(f"batch size {batch_size}: expected 1 or more; use --batch-size {DEFAULT_BATCH}, say")
 
-    def _known(self, image: NDArray[np.uint8], keep: NDArray[np.bool_]) -> Callable[[int], Known]:
+    def _known(self, image: NDArray[np.uint8], keep: NDArray[np.bool_]) -> Callable[[int], KeptRegion]:
         """What an edit keeps, for a batch of so many pictures."""
         size = self.bundle.manifest.model["image_size"]
         if image.shape != (size, size, 3) or keep.shape != (size, size):
@@ -260,15 +260,17 @@ class Pipeline:
         latents = self.engine.get(self.engine.run("encode", {"pixels": self.engine.put(image[None])})["latents"]).copy()
         grid = self.bundle.manifest.model["grid"]
         cells = keep.reshape(1, grid, size // grid, grid, size // grid).all(axis=(2, 4))
-        return lambda batch: Known(self.engine.put(np.repeat(latents, batch, axis=0)), np.repeat(cells, batch, axis=0))
+        return lambda batch: KeptRegion(
+            self.engine.put(np.repeat(latents, batch, axis=0)), np.repeat(cells, batch, axis=0)
+        )
 
     def _draw(
         self,
-        pictures: tuple[PictureSettings, ...],
+        pictures: tuple[PictureMetadata, ...],
         batch_size: int,
         on_progress: OnProgress | None,
         save_levels: bool,
-        known: Callable[[int], Known] | None = None,
+        known: Callable[[int], KeptRegion] | None = None,
         on_level: OnLevel | None = None,
     ) -> Generation:
         """All pictures, batch by batch."""
@@ -282,39 +284,39 @@ class Pipeline:
 
     def _batch(
         self,
-        pictures: tuple[PictureSettings, ...],
+        pictures: tuple[PictureMetadata, ...],
         report: Callable[[Step, int], None],
         save_levels: bool,
-        known: Callable[[int], Known] | None = None,
+        known: Callable[[int], KeptRegion] | None = None,
         on_level: OnLevel | None = None,
     ) -> Generation:
         """Pictures that are computed together."""
         manifest = self.bundle.manifest
         sampler = sampler_of(manifest)
-        settings = together([picture.sampling for picture in pictures])
+        settings = merge_guidance([picture.sampling for picture in pictures])
         last = len(plan_of(manifest, settings)) - 1
         samples: list[NDArray[np.float32]] = []
         seen: list[NDArray[np.uint8]] = []
 
         def on_step(step: Step, done: int, state: Array) -> None:
-            if (save_levels or on_level) and done == step.inner:
+            if (save_levels or on_level) and done == step.substeps:
                 samples.append(self.engine.get(state).copy())
                 if on_level and step.index < last:  # the newest twice: as the last one it would be shown as it is
-                    view = sampler.views(manifest.model, settings, [*samples, samples[-1]])[step.index]
+                    view = sampler.preview_latents(manifest.model, settings, [*samples, samples[-1]])[step.index]
                     seen.append(self.decode(view).copy())
                     on_level(step.index, seen[-1])
             report(step, done)
 
         subjects = [picture.subject for picture in pictures]
-        features, cut = self._once.features(subjects)
+        features, cut = self._condition_cache.features(subjects)
         # Where an edit keeps something, the first step may see it.
-        first = None if known else self._once.first(settings, subjects, features)
+        first = None if known else self._condition_cache.first(settings, subjects, features)
         warnings: tuple[str, ...] = ()
 
         def make(engine: Engine) -> dict[str, Array]:
             nonlocal warnings
             condition, warnings = condition_of(engine, self.bundle, subjects, features)
-            condition = replace(condition, first=first)
+            condition = replace(condition, first_output=first)
             noise = SeedNoise([picture.seed for picture in pictures])
             kept = known(len(pictures)) if known else None
             state = sampler.sample(engine, manifest.model, settings, condition, noise, on_step, kept)
@@ -325,8 +327,8 @@ class Pipeline:
         else:
             texts = {text for one in subjects if one.label is None for text in (one.name, one.negative)}
             shapes = (len(pictures), len(texts), known is not None, first is not None)
-            key = (kind_of(manifest, settings), *shapes)
-            arrays = draw(self.engine, key, make)
+            key = (batch_key(manifest, settings), *shapes)
+            arrays = run_generation(self.engine, key, make)
         images, latents = arrays["images"], arrays["latents"]
         if not np.isfinite(latents).all():
             used = ", ".join(f"{option(name)} {value}" for name, value in settings.items())
@@ -338,7 +340,7 @@ class Pipeline:
             on_level(last, images)
         if not save_levels:
             return made
-        seen = seen or [self.decode(view) for view in sampler.views(manifest.model, settings, samples)[:-1]]
+        seen = seen or [self.decode(view) for view in sampler.preview_latents(manifest.model, settings, samples)[:-1]]
         return replace(made, level_latents=np.stack(samples, axis=1), level_images=np.stack([*seen, images], axis=1))
 
     def _pictures(
@@ -348,11 +350,11 @@ class Pipeline:
         settings: Sequence[Mapping[str, Any]],
         batch_size: int,
         edited: dict[str, str] | None = None,
-    ) -> tuple[PictureSettings, ...]:
+    ) -> tuple[PictureMetadata, ...]:
         """The record of every picture."""
         count, surroundings = len(subjects), self.surroundings()
         return tuple(
-            PictureSettings(
+            PictureMetadata(
                 label=subject.label,
                 name=subject.name,
                 negative=subject.negative,

@@ -29,7 +29,7 @@ from bench.export_memory import export, run_apart, write_checkpoints
 from bench.ledger_plot import save_plot
 from far_export.onnx.quantize import STAGES as QUANTISED
 from far_runtime.bench.contenders import CPU
-from far_runtime.bench.matmul_rate import Products
+from far_runtime.bench.matmul_rate import MatmulRate
 from far_runtime.bench.plot import check_plot
 from far_runtime.bench.worker_process import Worker
 from far_runtime.bundle import Manifest, open_bundle
@@ -37,7 +37,7 @@ from far_runtime.errors import FarError
 from far_runtime.sampling.base import Step
 from far_runtime.sampling.flops import call_flops, picture_cost
 from far_runtime.sampling.presets import preset_names
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 SYSTEMS = {
     "far-b": "far_base",
@@ -80,14 +80,14 @@ class Released:
         import torch
 
         from far_export.export import load_pair
-        from far_export.stages.vae import DecodeGraph
+        from far_export.stages.vae import DecodeStageModule
 
         model, decoder = load_pair(self.folder / "checkpoint-last.pth", self.folder / "vae.pth")
         network, vae = model.model.eval(), decoder.model.eval()
         manifest = open_bundle(next(path.parent for path in self.folder.glob("*/manifest.json")), check=False).manifest
         if model.system == "var":
-            return self._var(network, vae, settings_of(manifest))
-        decode = DecodeGraph(vae, network.config.grid, network.config.latent_scale).eval()
+            return self._var(network, vae, resolve_settings(manifest))
+        decode = DecodeStageModule(vae, network.config.grid, network.config.latent_scale).eval()
         counts = self._diffusion(network, manifest)
         latents = torch.randn(1, network.config.tokens, network.config.channels)
         self._parts["decode"] = lambda: self._with_autocast(lambda: decode(latents))
@@ -114,11 +114,11 @@ class Released:
 
     def _var(self, var: Any, vqvae: Any, settings: Mapping[str, Any]) -> dict[str, int]:
         from bench.released import ReleasedVAR
-        from far_export.stages.vae import DecodeGraph
+        from far_export.stages.vae import DecodeStageModule
         from far_runtime.sampling.noise import SeedNoise
 
         released = ReleasedVAR(var, vqvae, self.amp, self.compiled)
-        decode = DecodeGraph(vqvae, var.config.patch_nums[-1], 1.0).eval()
+        decode = DecodeStageModule(vqvae, var.config.patch_nums[-1], 1.0).eval()
         chosen = {name: settings[name] for name in ("guidance", "top_k", "top_p")}
 
         def whole() -> None:
@@ -137,7 +137,7 @@ class Released:
         config = model.config
         released = ReleasedFAR(model, STEPS, self.amp, self.compiled)
         both, latents = torch.tensor([1, config.classes]), torch.randn(1, config.tokens, config.channels)
-        plan = plan_of(manifest, settings_of(manifest, {"preset": "official"}))
+        plan = plan_of(manifest, resolve_settings(manifest, {"preset": "official"}))
 
         def head(tokens: int, level: float | None) -> Any:
             x, noise = torch.randn(2 * tokens, config.channels), torch.randn(2 * tokens, config.channels)
@@ -151,11 +151,11 @@ class Released:
         noise, counts = SeedNoise([0]), {}
         for start in range(0, len(plan), EIGHTH):
             group = plan[start : start + EIGHTH]
-            indices = released.indices(noise, int(group[len(group) // 2].shown["visible"]))
+            indices = released.indices(noise, int(group[len(group) // 2].visible))
             name = f"transformer {start + 1}"
             self._parts[name] = lambda indices=indices: released.transformer(latents, both, *indices)
             counts[name] = len(group)
-        drawn = [int(step.shown["tokens"]) for step in plan]
+        drawn = [int(step.tokens) for step in plan]
         for tokens in sorted(set(drawn)):
             self._parts[f"head {tokens}"] = head(tokens, None)
             counts[f"head {tokens}"] = STEPS * drawn.count(tokens)
@@ -240,13 +240,13 @@ def measure(system: str, folder: Path, precisions: Sequence[str], rounds: int, q
     bundles = {precision: bundle_of(folder, preset, precision) for precision in precisions}
     found = Found(system)
     manifest = open_bundle(bundles[precisions[0]], check=False).manifest
-    official = plan_of(manifest, settings_of(manifest, {"preset": "official"}))
+    official = plan_of(manifest, resolve_settings(manifest, {"preset": "official"}))
     found.released_flops = released_flops(manifest, official)
     presets = [name for name in preset_names(manifest) if name != "official" or system == "var-d16"]
     # The bundles' own settings are short ones, for their export.
-    loop = settings_of(manifest, {"preset": "official"})
+    loop = resolve_settings(manifest, {"preset": "official"})
     loop = {name: loop[name] for name in ("levels", "iterations") if name in loop}
-    settings = {name: settings_of(manifest, {"preset": name, **loop}) for name in preset_names(manifest)}
+    settings = {name: resolve_settings(manifest, {"preset": name, **loop}) for name in preset_names(manifest)}
     for name, given in settings.items():
         found.flops[name] = picture_cost(manifest, plan_of(manifest, given))
     kinds = {"fp32": (False, False), "bf16": (True, False)} | ({} if quick else {"compile": (False, True)})
@@ -298,7 +298,7 @@ def running(session: Any) -> Iterator[Worker]:
 def machine_rates(rounds: int) -> dict[str, float]:
     """Operations a second of the machine's matrix products, the best method of each precision."""
     kinds = tuple((CPU, precision) for precision in ("fp32", "bf16", "int8"))
-    with running(Products(kinds, {"torch": "far_export.torch_plugin"})) as worker:
+    with running(MatmulRate(kinds, {"torch": "far_export.torch_plugin"})) as worker:
         worker.call("open")
         measured = [worker.call("measure") for _ in range(rounds + 1)]
     return {kind[1]: max(max(one[kind].values()) for one in measured if one[kind]) for kind in kinds}

@@ -164,9 +164,9 @@ def verify_demo(
     from far_export.cli.verify import reference_text
     from far_export.export import load_pair
     from far_export.verify.parity import verify_bundle
-    from far_runtime.sampling.settings import settings_of
+    from far_runtime.sampling.settings import resolve_settings
 
     model, vae = load_pair(checkpoint, vae_file)
     text = reference_text(bundle.manifest, model, text_encoder)
-    seeds, settings = [seed] * len(subjects), settings_of(bundle.manifest)
+    seeds, settings = [seed] * len(subjects), resolve_settings(bundle.manifest)
     return verify_bundle(bundle, model.model, vae.model, engine, subjects, seeds, settings, text=text)

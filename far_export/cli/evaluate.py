@@ -114,7 +114,7 @@ def evaluate(
     from far_runtime.errors import FarError
     from far_runtime.pipeline import Pipeline
     from far_runtime.progress import progress, say
-    from far_runtime.sampling.settings import check_system, settings_of
+    from far_runtime.sampling.settings import check_system, resolve_settings
     from far_runtime.storage.atomic import check_folder, whole_file
 
     for option, given in (("--floor", floor), ("--inception", inception)):
@@ -125,7 +125,7 @@ def evaluate(
     plan = _plan(opened, prompts, count, samples, references, seed, images)
     check_folder(output)
     sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
-    settings = settings_of(opened.manifest, sampling)
+    settings = resolve_settings(opened.manifest, sampling)
     vae = open_floor(floor, SYSTEMS[opened.manifest.system].vae) if floor else None
     network = _network(inception) if references else None
     size = opened.manifest.model["image_size"]

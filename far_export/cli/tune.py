@@ -64,7 +64,7 @@ def tune(
     from far_runtime.bench.plot import check_plot
     from far_runtime.bundle import open_bundle
     from far_runtime.pipeline import Pipeline
-    from far_runtime.sampling.settings import check_system, settings_of
+    from far_runtime.sampling.settings import check_system, resolve_settings
     from far_runtime.storage.atomic import check_distinct, check_file, user_cache
 
     outputs = [(option, path) for option, path in (("--save", save), ("--plot", plot), ("--json", json_file)) if path]
@@ -86,7 +86,7 @@ def tune(
         facts = {
             "bundle": opened.manifest.id, "engine": surroundings["engine"], "version": __version__, "count": count,
             "engine_version": surroundings["engine_version"], "seed": seed, "features": "efficientnet-lite0 + dct",
-            "official": settings_of(opened.manifest, {"preset": "official"}),
+            "official": resolve_settings(opened.manifest, {"preset": "official"}),
         }  # fmt: skip
         folder = user_cache() / "tune"
         notes = Journal(journal or folder / f"{opened.manifest.id}.jsonl", facts)

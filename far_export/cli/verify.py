@@ -119,12 +119,12 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     from far_models.checkpoint.load import parse_overrides
     from far_runtime.bundle import open_bundle
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
-    from far_runtime.sampling.settings import check_system, settings_of
+    from far_runtime.sampling.settings import check_system, resolve_settings
 
     bundle = open_bundle(options["bundle"])
     check_system(bundle)
     manifest = bundle.manifest
-    settings = settings_of(manifest, take_sampling(options))
+    settings = resolve_settings(manifest, take_sampling(options))
     engine, engine_settings = take_engine(options)
     engine, why = resolve_engine(engine, bundle)
     chosen = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])

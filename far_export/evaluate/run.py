@@ -18,7 +18,7 @@ from far_export.evaluate.features import Extractor, Found
 from far_runtime.images.writing import save_plain
 from far_runtime.progress import Reporting, silent
 from far_runtime.storage.atomic import whole_file
-from far_runtime.storage.run_record import settle
+from far_runtime.storage.run_record import claim
 
 RUN = "run.json"
 Pixels = NDArray[np.uint8]
@@ -43,7 +43,7 @@ class Run:
 
     def begin(self) -> None:
         """Write down what is drawn; FarError where the folder holds a run of something else."""
-        settle(self.folder / RUN, self.facts)
+        claim(self.folder / RUN, self.facts)
 
     def drawn(self, draw: Draw, reporting: Reporting = silent) -> Found | None:
         """What the network says of all pictures (None without one); those that are missing are drawn."""

@@ -20,7 +20,7 @@ from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.engines.base import Array, scalar
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 BINS = 2048
 STEPS = 255 // 2
@@ -173,7 +173,7 @@ def calibrate(
     Graphs that those settings never run have no ranges. Raises FarError where onnxruntime is missing.
     """
     manifest = bundle.manifest
-    settings = settings_of(manifest)
+    settings = resolve_settings(manifest)
     calls: dict[str, int] = {}
     for step in plan_of(manifest, settings):
         for call in step.calls:

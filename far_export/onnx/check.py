@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from far_export.compare import compare
-from far_export.onnx.tensor_ranges import look
+from far_export.onnx.tensor_ranges import tensor_ranges
 from far_export.stages.stage import Stage
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines import open_engine
@@ -68,7 +68,7 @@ def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
         for spec, output in zip(graph.outputs, outputs, strict=True):
             error = compare(output, cases[graph.name].outputs[spec.name]).error
             if graph.precision != "fp32" and not np.isfinite(output).all():
-                overflow = look(bundle.path / graph.file, [cases[graph.name].inputs]).overflow
+                overflow = tensor_ranges(bundle.path / graph.file, [cases[graph.name].inputs]).overflow
                 raise CheckFailed(
                     f"graph {graph.name}: {spec.name} holds NaN or Inf at {graph.precision}: "
                     f"{overflow or 'unknown where'}; export it with "

@@ -44,7 +44,7 @@ whether the pictures are good the distribution check says."""
 
 
 @dataclass(frozen=True)
-class Product:
+class MatMul:
     """A product to be quantised: its node's name and the tensor that it multiplies with the weight."""
 
     node: str
@@ -97,7 +97,7 @@ def quantize_bundle(folder: Path, manifest: Manifest, count: int, report: Callab
     )
 
 
-def products_of(path: Path, graph: Graph, channels: int) -> list[Product]:
+def products_of(path: Path, graph: Graph, channels: int) -> list[MatMul]:
     """The products of an ONNX file that are to be quantised. channels: of the latents, which the excluded products read
     (channels in) or predict (twice as many out, with the variance)."""
     model = onnx.load(str(path), load_external_data=False).graph
@@ -111,7 +111,7 @@ def products_of(path: Path, graph: Graph, channels: int) -> list[Product]:
         if node.op_type != "Shape" and any(name in varying for name in node.input):
             varying.update(node.output)
     return [
-        Product(node.name, node.input[0])
+        MatMul(node.name, node.input[0])
         for node in model.node
         if node.op_type in STAGES[graph.stage]
         and node.input[0] in varying
@@ -128,7 +128,7 @@ def _touches_latents(node: onnx.NodeProto, weight: tuple[int, ...], channels: in
     return rows <= channels or columns <= 2 * channels
 
 
-def _load(path: Path, products: Sequence[Product], ranges: Mapping[str, float]) -> ir.Model:
+def _load(path: Path, products: Sequence[MatMul], ranges: Mapping[str, float]) -> ir.Model:
     """A graph, with these products quantised."""
     if not products:
         return ir.load(path)
@@ -136,7 +136,7 @@ def _load(path: Path, products: Sequence[Product], ranges: Mapping[str, float]) 
     return ir.from_proto(quantize_graph(model, products, ranges))
 
 
-def quantize_graph(model: onnx.ModelProto, products: Sequence[Product], ranges: Mapping[str, float]) -> onnx.ModelProto:
+def quantize_graph(model: onnx.ModelProto, products: Sequence[MatMul], ranges: Mapping[str, float]) -> onnx.ModelProto:
     """ONNX Runtime's quantiser on some products of a model, with the activations' ranges given; uses the model up."""
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     calibrate_module: Any = importlib.import_module("onnxruntime.quantization.calibrate")

@@ -27,7 +27,7 @@ SEEN = {ir.DataType.FLOAT: "FP32", ir.DataType.FLOAT16: "FP16"}
 
 
 @dataclass(frozen=True)
-class Range:
+class TensorRange:
     """What a graph's tensors came to over some calls.
 
     largest: the largest number in any FP16 tensor, and its name in `tensor`. overflow: the first tensor, in the graph's
@@ -42,7 +42,7 @@ class Range:
     unseen: str = ""
 
 
-def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
+def tensor_ranges(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> TensorRange:
     """The range of everything that the graph in `path` computes for the inputs of some calls.
 
     Without onnxruntime, or with operators that it has no kernel for (BF16), nothing is looked at. Nothing is written:
@@ -51,7 +51,7 @@ def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
     try:
         import onnxruntime
     except ImportError:
-        return Range(unseen="onnxruntime is not installed: pip install 'far-deploy[cpu]'")
+        return TensorRange(unseen="onnxruntime is not installed: pip install 'far-deploy[cpu]'")
     model = ir.load(path)
     watched = [
         (node, value)
@@ -80,13 +80,13 @@ def look(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Range:
                 for node, value in part:
                     array = computed[str(value.name)]
                     if not np.isfinite(array).all():
-                        return Range(largest, tensor, _sentence(node, value, array, computed), len(calls))
+                        return TensorRange(largest, tensor, _sentence(node, value, array, computed), len(calls))
                     if value.dtype == ir.DataType.FLOAT16 and array.size:
                         most = float(np.abs(array).max())
                         largest, tensor = max((largest, tensor), (most, str(node.name)))
     except Exception as error:  # onnxruntime raises many types; this is a help beside the comparison itself
-        return Range(unseen=f"onnxruntime does not run it ({' '.join(str(error).split())[:200]})")
-    return Range(largest, tensor, "", len(calls))
+        return TensorRange(unseen=f"onnxruntime does not run it ({' '.join(str(error).split())[:200]})")
+    return TensorRange(largest, tensor, "", len(calls))
 
 
 def _parts(watched: Sequence[Watched], rows: int) -> Iterator[list[Watched]]:

@@ -19,7 +19,7 @@ class System:
     """One system's part of the exporter.
 
     vae: the system of the checkpoint that makes pictures of what it draws. stages(model, vae, info, settings): its
-    stages; with settled sampling settings, the graphs that may have a step's constants folded in do. info(model, vae):
+    stages; with resolved sampling settings, the graphs that may have a step's constants folded in do. info(model, vae):
     the manifest's `model`. editing: the stages that `far edit` needs beside. draws_tokens: whether the loop draws from
     a vocabulary, so that a small error may change what is drawn.
     """

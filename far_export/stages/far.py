@@ -39,7 +39,7 @@ def lowpassed(latents: Tensor, matrix: Tensor) -> Tensor:
     return x.reshape(-1, side * side, channels)
 
 
-class TransformerGraph(nn.Module):
+class TransformerStageModule(nn.Module):
     """latents [B, L, C] (the previous sample, unfiltered), labels [g B] -> head condition [g B, L, head width].
 
     Filters the latents to level `lowpass`, runs encoder and decoder, and ends with all of the head that does not
@@ -81,7 +81,7 @@ class TransformerGraph(nn.Module):
         return self.far.diffloss.net.condition(z, number)
 
 
-class DenoiseGraph(nn.Module):
+class DenoiseStageModule(nn.Module):
     """One diffusion step: state and history [B, T, C], condition [g B, T, w], the step's scalars and guidance [B] ->
     next state and next history [B, T, C].
 
@@ -142,7 +142,7 @@ def transformer_stage(far: FAR, step: Step | None = None) -> Stage:
     sizes = {"batch": (1, 4, 64), "rows": (1, 8, 128), "count": (0, config.tokens // 2, config.tokens)}
     return Stage(
         stage="transformer",
-        module=TransformerGraph(far, step).eval(),
+        module=TransformerStageModule(far, step).eval(),
         inputs=inputs,
         outputs=(TensorSpec("condition", "float32", ("rows", config.tokens, config.head_width)),),
         profile={axis: sizes[axis] for spec in inputs for axis in spec.shape if isinstance(axis, str)},
@@ -160,7 +160,7 @@ def denoise_stage(model: nn.Module, tokens: int | str) -> Stage:
     length)."""
     config = model.config
     state = (tokens, config.channels)
-    module = DenoiseGraph(model).eval()
+    module = DenoiseStageModule(model).eval()
     count = tokens if isinstance(tokens, int) else 1
     meta = torch.empty(1, count, config.channels, device="meta")
     row = (meta, torch.empty(1, count, config.head_width, device="meta"))
@@ -188,7 +188,7 @@ def denoise_stage(model: nn.Module, tokens: int | str) -> Stage:
     )
 
 
-class PlaceGraph(nn.Module):
+class PlaceStageModule(nn.Module):
     """latents [B, L, C], sample [B, T, C], index [B, L] -> [B, L, C]: at every position the token of that number among
     the latents' and then the sample's."""
 
@@ -202,7 +202,7 @@ def place_stage(config: FARConfig | FART2IConfig) -> Stage:
     shape = ("batch", config.tokens, config.channels)
     return Stage(
         stage="place",
-        module=PlaceGraph().eval(),
+        module=PlaceStageModule().eval(),
         inputs=(
             Input("latents", shape),
             Input("sample", ("batch", "tokens", config.channels)),

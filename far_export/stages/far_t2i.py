@@ -17,7 +17,7 @@ from far_runtime.sampling.base import Step
 from far_runtime.sampling.lowpass import lowpass_matrices
 
 
-class ContextGraph(nn.Module):
+class ContextStageModule(nn.Module):
     """features [texts, T, W], index [rows], null [rows] -> context [rows, T, width]: each row's text, embedded, or the
     learned null condition where null is 1."""
 
@@ -29,7 +29,7 @@ class ContextGraph(nn.Module):
         return self.model.context(pick(features, index).to(self.model.fake_latent.dtype), null)
 
 
-class TransformerGraph(nn.Module):
+class TransformerStageModule(nn.Module):
     """latents [B, L, C] (the previous sample, unfiltered), context [g B, T, width] -> head condition [g B, L, head
     width].
 
@@ -71,7 +71,7 @@ def context_stage(model: FART2I) -> Stage:
     row = (torch.empty(1, config.context_tokens, config.context_width, device="meta"),)
     return Stage(
         stage="context",
-        module=ContextGraph(model).eval(),
+        module=ContextStageModule(model).eval(),
         inputs=(
             Input("features", ("texts", config.context_tokens, config.context_width)),
             Input("index", ("rows",), "int64", "texts"),
@@ -115,7 +115,7 @@ def transformer_stage(model: FART2I, step: Step | None = None, nothing: bool = F
         constants = {name: value for name, value in constants.items() if name == "level"} | {"count": 0}
     return Stage(
         stage="transformer",
-        module=TransformerGraph(model, step).eval(),
+        module=TransformerStageModule(model, step).eval(),
         inputs=inputs,
         outputs=(TensorSpec("condition", "float32", ("rows", config.tokens, config.head_width)),),
         profile={axis: sizes[axis] for spec in inputs for axis in spec.shape if isinstance(axis, str)},

@@ -12,7 +12,7 @@ from far_models.mar import MAR
 from far_runtime.bundle import TensorSpec
 
 
-class TransformerGraph(nn.Module):
+class TransformerStageModule(nn.Module):
     """latents [B, L, C] known so far, labels [g B], visible [B, V], restore [B, L], predicted [B, T] -> head condition
     [g B, T, head width] of the predicted tokens."""
 
@@ -36,7 +36,7 @@ def transformer_stage(mar: MAR) -> Stage:
     config, tokens = mar.config, mar.config.tokens
     return Stage(
         stage="transformer",
-        module=TransformerGraph(mar).eval(),
+        module=TransformerStageModule(mar).eval(),
         inputs=(
             Input("latents", ("batch", tokens, config.channels)),
             Input("labels", ("rows",), "int64", config.classes + 1),

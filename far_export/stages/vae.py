@@ -12,7 +12,7 @@ from far_models.kl_vae import AutoencoderKL
 from far_runtime.bundle import TensorSpec
 
 
-class DecodeGraph(nn.Module):
+class DecodeStageModule(nn.Module):
     """Scaled latents [B, L, C] of a grid x grid picture -> uint8 pixels [B, H, W, 3] (float [B, 3, H, W] with
     pixels=False).
 
@@ -38,7 +38,7 @@ class DecodeGraph(nn.Module):
         return ((image + 1) / 2 * 255).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
 
-class MomentsGraph(nn.Module):
+class MomentsStageModule(nn.Module):
     """Pictures [B, 3, H, W] in [-1, 1] -> mean and log variance [B, C, H / stride, W / stride], unscaled."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -54,7 +54,7 @@ def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: boo
     other side."""
     config = vae.config
     side = grid * config.stride
-    module = DecodeGraph(vae, grid, latent_scale, pixels).eval()
+    module = DecodeStageModule(vae, grid, latent_scale, pixels).eval()
     shape: tuple[int | str, ...] = ("batch", side, side, 3) if pixels else ("batch", 3, side, side)
     return Stage(
         stage="decode",
@@ -68,7 +68,7 @@ def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: boo
     )
 
 
-class EncodeTokensGraph(nn.Module):
+class EncodeTokensStageModule(nn.Module):
     """Pixels uint8 [B, H, W, 3] -> scaled latents [B, L, C], the mean of the posterior."""
 
     def __init__(self, vae: AutoencoderKL, latent_scale: float) -> None:
@@ -85,7 +85,7 @@ class EncodeTokensGraph(nn.Module):
 def encode_stage(vae: AutoencoderKL, grid: int, latent_scale: float) -> Stage:
     """The VAE encoder from pictures of the model's size to its latents, for editing."""
     config, side = vae.config, grid * vae.config.stride
-    module = EncodeTokensGraph(vae, latent_scale).eval()
+    module = EncodeTokensStageModule(vae, latent_scale).eval()
     return Stage(
         stage="encode",
         module=module,
@@ -100,7 +100,7 @@ def encode_stage(vae: AutoencoderKL, grid: int, latent_scale: float) -> Stage:
 def moments_stage(vae: AutoencoderKL, height: int, width: int) -> Stage:
     """The VAE encoder's mean and log variance over float pictures of one size."""
     config = vae.config
-    module = MomentsGraph(vae).eval()
+    module = MomentsStageModule(vae).eval()
     latent = ("batch", config.channels, height // config.stride, width // config.stride)
     return Stage(
         stage="moments",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_export.stages.far import PlaceGraph, pick
+from far_export.stages.far import PlaceStageModule, pick
 from far_export.stages.flops import count_flops
 from far_export.stages.stage import Input, Stage
 from far_export.stages.vae import decode_stage
@@ -25,7 +25,7 @@ from far_runtime.sampling.var import cache_names
 BATCH, ROWS = (1, 4, 64), (1, 8, 128)
 
 
-class ConditionGraph(nn.Module):
+class ConditionStageModule(nn.Module):
     """labels [rows] -> the first scale's input [rows, T, W], the modulation of all blocks [rows, depth, 6, W] and of
     the head [rows, 2, W]: all that depends on the class alone, once a picture."""
 
@@ -38,7 +38,7 @@ class ConditionGraph(nn.Module):
         return self.var.first_input(condition), *self.var.modulations(condition)
 
 
-class TransformerGraph(nn.Module):
+class TransformerStageModule(nn.Module):
     """x [rows, T, W], modulation [rows, depth, 6, W] and every block's keys and values so far [rows, heads, past, d]
     -> hidden [rows, T, W] and the keys and values with this scale's behind them."""
 
@@ -70,7 +70,7 @@ class TransformerGraph(nn.Module):
         return x, *grown
 
 
-class LogitsGraph(nn.Module):
+class LogitsStageModule(nn.Module):
     """hidden [rows, T, W] and the head's modulation [rows, 2, W] -> guided logits [B, T, V].
 
     picked [n]: the rows that the head looks at, n = B where there is no guidance (the first scale) and 2 B with it.
@@ -95,7 +95,7 @@ class LogitsGraph(nn.Module):
         return out
 
 
-class QuantizeGraph(nn.Module):
+class QuantizeStageModule(nn.Module):
     """What a scale's embeddings [B, T, C] add to the feature map [B, L, C], and the next scale's input [rows, N, W].
 
     here [T], after [N]: numbers of this scale's and the next one's tokens among all scales' (N = 0 after the last).
@@ -121,7 +121,7 @@ class QuantizeGraph(nn.Module):
         return latents, pick(x, pictures)
 
 
-class EncodeGraph(nn.Module):
+class EncodeStageModule(nn.Module):
     """Pixels uint8 [B, H, W, 3] -> the encoder's features [B, L, C], not yet quantised."""
 
     def __init__(self, vqvae: VQVAE) -> None:
@@ -133,7 +133,7 @@ class EncodeGraph(nn.Module):
         return self.vqvae.encode(images.to(self.vqvae.quant_conv.weight.dtype)).flatten(2).transpose(1, 2)
 
 
-class TokenizeGraph(nn.Module):
+class TokenizeStageModule(nn.Module):
     """The encoder's features [B, L, C] -> the embeddings [B, T, C] of the tokens of all scales."""
 
     def __init__(self, vqvae: VQVAE) -> None:
@@ -199,7 +199,7 @@ def _tokens(config: VARConfig) -> tuple[int, int, int]:
 def condition_stage(var: VAR) -> Stage:
     """Class labels into the first input and all modulations."""
     config = var.config
-    module = ConditionGraph(var).eval()
+    module = ConditionStageModule(var).eval()
     width = config.width
     return Stage(
         stage="condition",
@@ -227,7 +227,7 @@ def transformer_stage(var: VAR) -> Stage:
     tokens = ("rows", "tokens", config.width)
     return Stage(
         stage="transformer",
-        module=TransformerGraph(var).eval(),
+        module=TransformerStageModule(var).eval(),
         inputs=(
             Input("x", tokens),
             Input("modulation", ("rows", config.depth, 6, config.width)),
@@ -259,7 +259,7 @@ def logits_stage(var: VAR) -> Stage:
     config = var.config
     return Stage(
         stage="logits",
-        module=LogitsGraph(var).eval(),
+        module=LogitsStageModule(var).eval(),
         inputs=(
             Input("hidden", ("rows", "tokens", config.width)),
             Input("head_modulation", ("rows", 2, config.width)),
@@ -282,7 +282,7 @@ def quantize_stage(var: VAR, vqvae: VQVAE) -> Stage:
     before = [side * side for side in config.patch_nums[:-1]] or [1]
     return Stage(
         stage="quantize",
-        module=QuantizeGraph(var, vqvae).eval(),
+        module=QuantizeStageModule(var, vqvae).eval(),
         inputs=(
             Input("embeddings", ("batch", "tokens", channels)),
             Input("latents", ("batch", cells, channels)),
@@ -309,7 +309,7 @@ def encode_stage(vqvae: VQVAE) -> Stage:
     """The VQ-VAE's encoder over pictures of the model's size, for editing."""
     config, grid = vqvae.config, vqvae.quantize.side
     side = grid * config.stride
-    module = EncodeGraph(vqvae).eval()
+    module = EncodeStageModule(vqvae).eval()
     return Stage(
         stage="encode",
         module=module,
@@ -328,7 +328,7 @@ def tokenize_stage(vqvae: VQVAE) -> Stage:
     scales code differs too.
     """
     config, cells = vqvae.config, vqvae.quantize.side**2
-    module = TokenizeGraph(vqvae).eval()
+    module = TokenizeStageModule(vqvae).eval()
     tokens = sum(side * side for side in config.patch_nums)
     return Stage(
         stage="tokenize",
@@ -346,7 +346,7 @@ def place_stage(config: VARConfig) -> Stage:
     """A scale's embeddings put together from the known ones of all scales and the drawn ones."""
     return Stage(
         stage="place",
-        module=PlaceGraph().eval(),
+        module=PlaceStageModule().eval(),
         inputs=(
             Input("latents", ("batch", config.tokens, config.channels)),
             Input("sample", ("batch", "tokens", config.channels)),

@@ -39,7 +39,7 @@ def filtered(logits: Tensor, cut: Tensor, tail: Tensor) -> Tensor:
     return logits.masked_fill(logits < torch.minimum(least, ordered[..., -1:]), -math.inf)
 
 
-class ChooseGraph(nn.Module):
+class ChooseStageModule(nn.Module):
     """logits and noise [B, T, V], cut [1], tail [1] -> tokens [B, T] and their embeddings [B, T, C]."""
 
     codebook: Tensor
@@ -53,7 +53,7 @@ class ChooseGraph(nn.Module):
         return tokens, nn.functional.embedding(tokens, self.codebook)
 
 
-class SmoothGraph(nn.Module):
+class SmoothStageModule(nn.Module):
     """logits and noise [B, T, V], cut, tail, gain, sharpness [1] -> embeddings [B, T, C], mixed from all codes that are
     left: softmax(sharpness (gain logits + noise)) (`more_smooth` in the official models/var.py)."""
 
@@ -76,7 +76,7 @@ def choose_stage(codebook: Tensor, tokens: tuple[int, int, int]) -> Stage:
     vocabulary, channels = codebook.shape
     return Stage(
         stage="choose",
-        module=ChooseGraph(codebook).eval(),
+        module=ChooseStageModule(codebook).eval(),
         inputs=_inputs(vocabulary),
         outputs=(
             TensorSpec("tokens", "int64", ("batch", "tokens")),
@@ -92,7 +92,7 @@ def smooth_stage(codebook: Tensor, tokens: tuple[int, int, int]) -> Stage:
     vocabulary, channels = codebook.shape
     return Stage(
         stage="smooth",
-        module=SmoothGraph(codebook).eval(),
+        module=SmoothStageModule(codebook).eval(),
         inputs=(*_inputs(vocabulary), Input("gain", (1,)), Input("sharpness", (1,))),
         outputs=(TensorSpec("embeddings", "float32", ("batch", "tokens", channels)),),
         profile={"batch": (1, 4, 64), "tokens": tokens},

@@ -17,7 +17,7 @@ from far_export.tune.search import Judged, Settings
 from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.flops import picture_cost
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 FEATURES = 1280
 BATCH = 32
@@ -58,12 +58,12 @@ class Judge:
         report: Callable[[str], None] = lambda line: None,
         reference: Settings | None = None,
     ) -> None:
-        """reference: settled settings of the reference sets, in place of the official preset's."""
+        """reference: resolved settings of the reference sets, in place of the official preset's."""
         self._pipeline, self._network, self._cache, self._report = pipeline, network, cache, report
         self._manifest = pipeline.bundle.manifest
         self._seeds = [range(seed + i * count, seed + (i + 1) * count) for i in range(2)]
         self._subjects = spread_subjects(self._manifest, count)
-        self._settings = reference or settings_of(self._manifest, {"preset": "official"})
+        self._settings = reference or resolve_settings(self._manifest, {"preset": "official"})
         self._reference: tuple[Vectors, Vectors] | None = None
         self._told: set[str] = set()
         self.seconds = 0.0

@@ -13,7 +13,7 @@ from far_runtime.bundle import Manifest
 from far_runtime.errors import FarError
 from far_runtime.sampling.presets import LIMITS, preset_names
 from far_runtime.sampling.schedule import compact
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 CONFIRMED = 8
 """Candidates within a limit that get a second look with other seeds: those that none beats, the cheapest first."""
@@ -72,7 +72,7 @@ def space_of(manifest: Manifest) -> tuple[Space, Settings]:
     steps."""
     if set(preset_names(manifest)) == {"official"}:
         raise FarError(f"a {manifest.system} bundle has no diffusion steps to tune; far tune takes FAR and MAR bundles")
-    official = settings_of(manifest, {"preset": "official"})
+    official = resolve_settings(manifest, {"preset": "official"})
     plan = plan_of(manifest, official)
     levels = tuple(official.get("levels", ()))
     epsilon = manifest.model["prediction"] == "epsilon"
@@ -103,7 +103,7 @@ def tune(
 
     def possible(settings: Settings) -> bool:
         try:
-            settings_of(manifest, settings)
+            resolve_settings(manifest, settings)
         except FarError:
             return False
         return True
@@ -121,7 +121,7 @@ def tune(
         )
         if found is not None:
             chosen[name] = found
-    official = judge.cost(settings_of(manifest, {"preset": "official"}))
+    official = judge.cost(resolve_settings(manifest, {"preset": "official"}))
     return Tuned(search.judged, chosen, complete, official)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from far_export.onnx.check import checking_library
 from far_export.stages.stage import Stage
-from far_export.torch_engine import HalfEngine, TorchEngine
+from far_export.torch_engine import Fp16Engine, TorchEngine
 from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
 from far_export.verify.results import summary
 from far_models.checkpoint.load import Checkpoint
@@ -17,7 +17,7 @@ from far_runtime.conditioning.subjects import default_subjects
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import CheckFailed, FarError
-from far_runtime.sampling.settings import settings_of
+from far_runtime.sampling.settings import resolve_settings
 
 OTHERS = {"fp16": "fp32", "bf16": "fp16, which is finer, or fp32", "int8": "fp16"}
 LARGER = "bf16, whose range is larger, or fp32"
@@ -51,14 +51,14 @@ def check_pictures(
     CPU computes FP16 graphs in float32.
     """
     manifest = bundle.manifest
-    settings = settings_of(manifest, {"steps": steps})
+    settings = resolve_settings(manifest, {"steps": steps})
     subjects = default_subjects(manifest, 1)
     reference = [*reference_stages(manifest, model.model, decoder.model), *([] if text is None else [text])]
     engines: list[Callable[[], Engine]] = [
         lambda: open_engine(bundle, verifying_engine(manifest.precision), EngineOptions(arena=False))
     ]
     if manifest.precision == "fp16":
-        engines.append(lambda: HalfEngine(cast))
+        engines.append(lambda: Fp16Engine(cast))
     for opened in engines:
         engine = opened()
         report(f"verifying: a picture on {engine.name} and in torch")
@@ -66,7 +66,7 @@ def check_pictures(
         try:
             found = compare_engines(
                 bundle, TorchEngine(reference), engine, subjects, [0], settings, tolerances=own,
-                inside=not isinstance(engine, HalfEngine),
+                inside=not isinstance(engine, Fp16Engine),
             )  # fmt: skip
         finally:
             engine.close()

@@ -124,7 +124,7 @@ def check_distribution(
     report: Callable[[str], None] = lambda line: None,
 ) -> DistributionResult:
     """The comparison of a bundle on an engine (open, or by its name) with its torch stages in FP32, over subjects
-    spread over all classes, under settled sampling settings.
+    spread over all classes, under resolved sampling settings.
 
     The features of FP32 pictures are kept in the user's cache folder, since they are the same for every bundle of a
     checkpoint. Raises FarError as `compare_distributions` does.

@@ -263,12 +263,12 @@ def _facts(report: Report) -> str:
         (f"{plan[0].kind.capitalize()}s", ", ".join(str(step.number) for step in plan)),
         (
             "Diffusion steps",
-            f"{', '.join(str(step.inner) for step in plan)} ({sum(step.inner for step in plan)} in all)",
+            f"{', '.join(str(step.substeps) for step in plan)} ({sum(step.substeps for step in plan)} in all)",
         ),
         ("Guidance", ", ".join(f"{step.guidance:.3g}" for step in plan)),
         *(
-            (name.capitalize(), ", ".join(f"{step.shown[name]:.3g}" for step in plan if name in step.shown))
-            for name in plan[0].shown
+            (name.capitalize(), ", ".join(f"{step.details[name]:.3g}" for step in plan if name in step.details))
+            for name in plan[0].details
         ),
         ("Pictures", ", ".join(f"{p.caption} seed {p.seed}" for p in report.pictures)),
         ("Tolerances", f"the manifest's, or the exporter's where smaller, × {report.tolerance_scale:g}"),

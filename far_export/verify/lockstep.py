@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_export.compare import Tally, compare
-from far_export.onnx.tensor_ranges import Range, look
+from far_export.onnx.tensor_ranges import TensorRange, tensor_ranges
 from far_export.verify.results import StageResult
 from far_runtime.bundle import Bundle, Graph, Manifest
 from far_runtime.engines.base import Array, Engine
@@ -100,10 +100,10 @@ class Lockstep:
             for (step, stage, output), (graph, tally) in self._tallies.items()
         )
 
-    def ranges(self, bundle: Bundle) -> dict[str, Range]:
+    def ranges(self, bundle: Bundle) -> dict[str, TensorRange]:
         """What the tensors of every graph came to in the calls that were kept, by the graph's name."""
         files = {graph.name: bundle.path / graph.file for graph in self._manifest.graphs}
-        return {name: look(files[name], list(calls.values())) for name, calls in self._looked_at.items()}
+        return {name: tensor_ranges(files[name], list(calls.values())) for name, calls in self._looked_at.items()}
 
     def _keep(self, graph: Graph, inputs: Mapping[str, Array], constants: Mapping[str, int], nonfinite: bool) -> None:
         """Keep the inputs of an FP16 graph's first call at every step, and of any graph's first that was not finite."""

@@ -53,7 +53,7 @@ def verify_bundle(
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Draw one picture for every subject, with the seed beside it, on torch and on the engine `engine_name`, under
-    settled sampling settings, and compare. text: the text encoder's stage, for subjects with prompts.
+    resolved sampling settings, and compare. text: the text encoder's stage, for subjects with prompts.
 
     The report tells whether everything kept its limits; nothing is raised for that. Raises FarError for a model or VAE
     of other sizes than the bundle's and for an engine that is not there.
@@ -132,7 +132,7 @@ def compare_engines(
         )
     manifest = bundle.manifest
     sampler, plan = sampler_of(manifest), plan_of(manifest, settings)
-    total, done = 2 * sum(step.inner for step in plan), 0
+    total, done = 2 * sum(step.substeps for step in plan), 0
 
     def advance() -> None:
         nonlocal done
@@ -144,7 +144,7 @@ def compare_engines(
     expected: list[NDArray[Any]] = []
 
     def keep(step: Step, inner: int, state: Array) -> None:
-        if inner == step.inner:
+        if inner == step.substeps:
             expected.append(lockstep.get(state).copy())
             lockstep.enter(step.index + 1)
         advance()
@@ -167,7 +167,7 @@ def compare_engines(
         got = candidate.get(state)
         if not np.isfinite(got).all():
             first_nonfinite.setdefault(step.index, inner - 1)
-        if inner == step.inner:
+        if inner == step.substeps:
             found = compare(got, expected[step.index])
             loop.append(
                 LoopResult(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_export.onnx.tensor_ranges import FP16_MAX, Range
+from far_export.onnx.tensor_ranges import FP16_MAX, TensorRange
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.sampling.base import Step
 
@@ -138,7 +138,7 @@ class Report:
     plan: tuple[Step, ...]
     tolerance_scale: float
     stages: tuple[StageResult, ...]
-    ranges: dict[str, Range]
+    ranges: dict[str, TensorRange]
     loop: tuple[LoopResult, ...]
     pictures: tuple[PictureResult, ...]
     distribution: DistributionResult | None = None
@@ -206,7 +206,8 @@ class Report:
             "candidate": asdict(self.candidate),
             "settings": self.settings,
             "plan": [
-                {"step": step.name, "inner": step.inner, "guidance": step.guidance, **step.shown} for step in self.plan
+                {"step": step.name, "inner": step.substeps, "guidance": step.guidance, **step.details}
+                for step in self.plan
             ],
             "limits": {
                 "tolerance_scale": self.tolerance_scale,

@@ -18,13 +18,13 @@ SIZE = 2048
 ATTEMPTS = 3
 """Products a round; the fastest counts, since nothing but the machine is to be measured."""
 
-Product = Callable[[], object]
+MatMul = Callable[[], object]
 Kind = tuple[str, str]
 """Device and precision."""
 
 
 @dataclass
-class Products:
+class MatmulRate:
     """The session of a process that multiplies [size, size] matrices by all methods that there are for each kind.
 
     NumPy (FP32), OpenVINO (FP32, BF16, INT8) and those that `plugins` add, modules by the name of their engine with a
@@ -36,7 +36,7 @@ class Products:
     plugins: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     size: int = SIZE
-    _ready: dict[Kind, dict[str, Product]] = field(default_factory=dict, init=False)
+    _ready: dict[Kind, dict[str, MatMul]] = field(default_factory=dict, init=False)
 
     def open(self) -> dict[Kind, list[str]]:
         """Prepare and warm up; the methods of each kind, an empty list where there is none."""
@@ -60,7 +60,7 @@ class Products:
             for kind, methods in self._ready.items()
         }
 
-    def _added(self) -> dict[str, Callable[..., Product | None]]:
+    def _added(self) -> dict[str, Callable[..., MatMul | None]]:
         made = {}
         for name, module in self.plugins.items():
             with contextlib.suppress(ImportError):
@@ -68,7 +68,7 @@ class Products:
         return made
 
 
-def seconds_of(product: Product, attempts: int = ATTEMPTS) -> Iterable[float]:
+def seconds_of(product: MatMul, attempts: int = ATTEMPTS) -> Iterable[float]:
     """Seconds of single products."""
     for _ in range(attempts):
         started = time.perf_counter()
@@ -82,7 +82,7 @@ def _matrices(size: int) -> tuple[Any, Any]:
     return a, b
 
 
-def _numpy(device: str, precision: str, size: int, threads: int | None) -> Product | None:
+def _numpy(device: str, precision: str, size: int, threads: int | None) -> MatMul | None:
     """Its threads are those of the environment in which the process was started."""
     if (device, precision) != (CPU, "fp32"):
         return None
@@ -91,7 +91,7 @@ def _numpy(device: str, precision: str, size: int, threads: int | None) -> Produ
     return lambda: np.matmul(a, b, out=out)
 
 
-def openvino_product(device: str, precision: str, size: int, threads: int | None) -> Product | None:
+def openvino_product(device: str, precision: str, size: int, threads: int | None) -> MatMul | None:
     """The second factor is a constant, as weights are; INT8 by fake quantisation of both."""
     hints = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
     if device == GPU:

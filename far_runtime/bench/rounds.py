@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from far_runtime.bench.contenders import GPU, computed_in, device_of
-from far_runtime.bench.matmul_rate import Kind, Products
+from far_runtime.bench.matmul_rate import Kind, MatmulRate
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
 from far_runtime.bench.worker_process import Failed, Worker
 from far_runtime.errors import FarError
@@ -88,7 +88,7 @@ def measure(
     precision: str,
     batches: Sequence[int],
     length: Length,
-    products: Callable[[tuple[Kind, ...]], Products],
+    products: Callable[[tuple[Kind, ...]], MatmulRate],
     on_progress: OnProgress | None = None,
     start: Callable[..., Worker] = Worker,
     clock: Callable[[], float] = time.monotonic,
@@ -228,7 +228,7 @@ class _Rates:
     def __init__(
         self,
         engines: Sequence[EngineRuns],
-        products: Callable[[tuple[Kind, ...]], Products],
+        products: Callable[[tuple[Kind, ...]], MatmulRate],
         stack: contextlib.ExitStack,
         start: Callable[..., Worker],
     ) -> None:

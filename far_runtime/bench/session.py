@@ -71,7 +71,7 @@ class EngineSession:
         engine = self.contender.open(bundle, self.options, self.sources)
         seconds = time.perf_counter() - started
         # Every picture is measured as the first one of its label.
-        self._pipeline = Pipeline(bundle, engine, self.options.threads, remember=0)
+        self._pipeline = Pipeline(bundle, engine, self.options.threads, cache_bytes=0)
         return Opened(engine.name, str(getattr(engine, "version", "")), seconds, before)
 
     def whole(self, batch: int) -> float:
@@ -83,7 +83,7 @@ class EngineSession:
     def staged(self, batch: int) -> Staged:
         """The same with a clock around every stage."""
         timed = TimedEngine(self._pipeline.engine)
-        seconds = self._draw(Pipeline(self._pipeline.bundle, timed, remember=0), batch)
+        seconds = self._draw(Pipeline(self._pipeline.bundle, timed, cache_bytes=0), batch)
         return Staged(seconds, timed.seconds)
 
     def memory(self) -> Memory:

@@ -133,12 +133,12 @@ def run(
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
     from far_runtime.machine.report import gpu_facts, machine_facts
     from far_runtime.sampling.flops import picture_cost
-    from far_runtime.sampling.settings import check_system, plan_of, settings_of
+    from far_runtime.sampling.settings import check_system, plan_of, resolve_settings
 
     bundle: Bundle = open_bundle(options["bundle"], check=not options["no_check"])
     check_system(bundle)
     manifest = bundle.manifest
-    settings = settings_of(manifest, take_sampling(options))
+    settings = resolve_settings(manifest, take_sampling(options))
     subjects = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     subjects = subjects or default_subjects(manifest, LABELS)
     if not compared:
@@ -153,7 +153,7 @@ def run(
         EngineSession(bundle.path, contender, engine_settings, sources, tuple(subjects), options["seed"], settings)
         for contender in compared
     ]
-    multiply = partial(products.Products, plugins=plugins(), threads=engine_settings.threads, size=products.SIZE)
+    multiply = partial(products.MatmulRate, plugins=plugins(), threads=engine_settings.threads, size=products.SIZE)
     length = Length(options["repeat"] or DEFAULT_ROUNDS, options["seconds"])
     runs = measure(sessions, manifest.precision, options["batches"], length, multiply, on_progress)
     figures = figures_of(runs, picture_cost(manifest, plan_of(manifest, settings)))

@@ -53,10 +53,10 @@ def chosen(
     cache: EngineCache, bundle: Bundle, names: tuple[str, ...], everything: bool
 ) -> list[tuple[CachedEngine, str]]:
     """The engines to remove, each with the reason; FarError for a name that is none's."""
-    from far_runtime.engines.cache.compatibility import stale
+    from far_runtime.engines.cache.compatibility import stale_reason
     from far_runtime.errors import FarError
 
-    entries = [(engine, stale(engine, bundle)) for engine in cache.entries()]
+    entries = [(engine, stale_reason(engine, bundle)) for engine in cache.entries()]
     if not names:
         return [(engine, reason) for engine, reason in entries if everything or reason]
     unknown = sorted(set(names) - {engine.name for engine, _ in entries})

@@ -21,7 +21,7 @@ from far_runtime.sampling.options import SAMPLING
 
 if TYPE_CHECKING:
     from far_runtime.generation import Generation, OnProgress, Progress
-    from far_runtime.images.metadata import PictureSettings
+    from far_runtime.images.metadata import PictureMetadata
 
 PATH = click.Path(path_type=Path)
 DEFAULT_LABELS = 8
@@ -156,7 +156,7 @@ def _refuse_beside_like(ctx: click.Context) -> None:
         raise click.UsageError(f"--like takes {', '.join(given)} from the picture; leave out one or the other", ctx)
 
 
-def _engine_of(picture: PictureSettings | None) -> str | None:
+def _engine_of(picture: PictureMetadata | None) -> str | None:
     """The engine that made a picture, where it is one of ours."""
     from far_runtime.engines import ENGINES
 
@@ -200,6 +200,6 @@ def progress_bar(show: bool) -> Iterator[OnProgress | None]:
             of_batches = f", batch {at.batch + 1} of {at.batches}" if at.batches > 1 else ""
             name = f"{at.step.name} ({at.step.index + 1} of {at.steps}{of_batches})"
             bars.update(whole, completed=at.done, total=at.total)
-            bars.update(level, completed=at.inner, total=at.step.inner, description=name)
+            bars.update(level, completed=at.inner, total=at.step.substeps, description=name)
 
         yield show_progress

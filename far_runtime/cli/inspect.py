@@ -37,20 +37,20 @@ def inspect(bundle: Path, as_json: bool, no_check: bool) -> None:
 def describe(bundle: Any) -> dict[str, Any]:
     """All that `far inspect` shows, as plain values."""
     from far_runtime.sampling.flops import picture_cost, step_flops
-    from far_runtime.sampling.settings import check_system, plan_of, settings_of
+    from far_runtime.sampling.settings import check_system, plan_of, resolve_settings
 
     check_system(bundle)
     manifest = bundle.manifest
-    settings = settings_of(manifest)
+    settings = resolve_settings(manifest)
     plan = plan_of(manifest, settings)
     gflop = {stage: flops / 1e9 for stage, flops in picture_cost(manifest, plan).items()}
     rows = [
         {
             "kind": step.kind,
             "number": step.number,
-            "inner": step.inner,
+            "inner": step.substeps,
             "guidance": step.guidance,
-            **step.shown,
+            **step.details,
             "constants": dict(step.constants),
             "graph": manifest.graph(step.calls[0].stage, step.calls[0].constants).name,
             "gflop": step_flops(manifest, step) / 1e9,
@@ -85,12 +85,12 @@ def presets(manifest: Any) -> list[dict[str, Any]]:
     from far_runtime.errors import FarError
     from far_runtime.sampling.flops import picture_cost
     from far_runtime.sampling.presets import preset_names, preset_of
-    from far_runtime.sampling.settings import plan_of, settings_of
+    from far_runtime.sampling.settings import plan_of, resolve_settings
 
     found = []
     for name in preset_names(manifest):
         try:
-            settings = settings_of(manifest, {"preset": name})
+            settings = resolve_settings(manifest, {"preset": name})
         except FarError:
             continue
         gflop = sum(picture_cost(manifest, plan_of(manifest, settings)).values()) / 1e9
@@ -101,7 +101,7 @@ def presets(manifest: Any) -> list[dict[str, Any]]:
 
 def engines(bundle: Any) -> list[dict[str, Any]]:
     """What was compiled from the bundle, newest first. misfit: why it cannot be used here, or ""."""
-    from far_runtime.engines.cache.compatibility import device_of, misfit
+    from far_runtime.engines.cache.compatibility import device_of, incompatibility
     from far_runtime.engines.cache.store import EngineCache
     from far_runtime.machine.gpu import find_gpu
 
@@ -120,7 +120,7 @@ def engines(bundle: Any) -> list[dict[str, Any]]:
             "created": engine.created,
             "seconds": engine.seconds,
             "notes": dict(engine.notes),
-            "misfit": misfit(engine, bundle, gpu),
+            "misfit": incompatibility(engine, bundle, gpu),
         }
         for engine in cached
     ]

@@ -79,23 +79,23 @@ def sample(
 
     from far_runtime import __version__
     from far_runtime.bundle import open_bundle
-    from far_runtime.machine.ray_cluster import Each
+    from far_runtime.machine.ray_cluster import WorkerResources
     from far_runtime.progress import progress, say, silent
     from far_runtime.sample.folder import Folder
-    from far_runtime.sample.on_ray import Setting, drawn_on_ray
+    from far_runtime.sample.on_ray import WorkerConfig, drawn_on_ray
     from far_runtime.sample.plan import Plan
     from far_runtime.sample.shards import check_format
-    from far_runtime.sampling.settings import check_system, settings_of
+    from far_runtime.sampling.settings import check_system, resolve_settings
 
     started = time.perf_counter()
     if not on_ray:
         refuse_without_ray(ctx, "workers")
-    each = Each(cpus, gpus, resources_of(resources))
+    each = WorkerResources(cpus, gpus, resources_of(resources))
     check_format(format)
     opened = open_bundle(bundle, check=not no_check)
     check_system(opened)
     subjects = _subjects(opened, labels, prompts, negative, prompt_file, count)
-    settings = settings_of(opened.manifest, take_sampling(options))
+    settings = resolve_settings(opened.manifest, take_sampling(options))
     engine, engine_settings = take_engine(options)
     plan = Plan(subjects, settings, count, seed, batch_size, shard_size, format, mixed)
     folder = Folder(output, plan)
@@ -114,7 +114,9 @@ def sample(
 
             if on_ray:
                 here = bundle.resolve()
-                setting = Setting(plan, here, opened.manifest.id, engine, engine_settings, not no_check, folder.engine)
+                setting = WorkerConfig(
+                    plan, here, opened.manifest.id, engine, engine_settings, not no_check, folder.engine
+                )
                 drawn = drawn_on_ray(setting, shards, workers, each, address)
             else:
                 drawn = _drawn_here(folder, opened, shards, engine, engine_settings, within)

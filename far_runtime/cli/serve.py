@@ -17,10 +17,10 @@ import click
 from far_runtime.cli.engine_options import engine_options, take_engines
 from far_runtime.cli.ray_options import ray_options, refuse_without_ray, resources_of
 from far_runtime.errors import FarError
-from far_runtime.machine.ray_cluster import Each
+from far_runtime.machine.ray_cluster import WorkerResources
 
 if TYPE_CHECKING:
-    from far_runtime.serve.config import Setting
+    from far_runtime.serve.config import ServerConfig
 
 PATH = click.Path(path_type=Path)
 STALLED = 30.0
@@ -123,7 +123,7 @@ def serve(
         import uvicorn
 
         from far_runtime.serve.app import create_app
-        from far_runtime.serve.config import Setting
+        from far_runtime.serve.config import ServerConfig
         from far_runtime.serve.service import Limits
     except ModuleNotFoundError as error:
         raise FarError(f"far serve needs {error.name}; install it with: pip install 'far-deploy[serve]'") from error
@@ -136,12 +136,12 @@ def serve(
         pictures=max_n, prompt=max_prompt, upload=max_upload << 20, pixels=max_pixels * 1_000_000, deadline=deadline,
         grace=grace,
     )  # fmt: skip
-    setting = Setting(
+    setting = ServerConfig(
         bundles, engines, engine_settings, Queueing(max_batch, max_wait / 1000, queue), limits,
         Keys.read(keys) if keys else None, rate, LOOPBACK if is_loopback(host) else None, not no_check,
     )  # fmt: skip
     if on_ray:
-        _serve_on_ray(setting, host, port, replicas, Each(cpus, gpus, resources_of(resources)), address)
+        _serve_on_ray(setting, host, port, replicas, WorkerResources(cpus, gpus, resources_of(resources)), address)
         return
     listening = listen(host, port)
     service, lines = setting.service()
@@ -168,7 +168,7 @@ def serve(
 
 
 def _serve_on_ray(
-    setting: Setting, host: str, port: int, replicas: tuple[int, int], each: Each, address: str | None
+    setting: ServerConfig, host: str, port: int, replicas: tuple[int, int], each: WorkerResources, address: str | None
 ) -> None:
     """Serve through Ray's proxy, which is started at the address, or listens already at one of its own."""
     from far_runtime.bundle import open_bundle

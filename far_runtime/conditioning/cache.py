@@ -23,7 +23,7 @@ LIMIT = 256 << 20
 """Bytes that are kept: for FAR-B the first step's output of 256 classes."""
 
 
-class Once:
+class ConditionCache:
     """Remembers for the subjects of one engine over one bundle.
 
     Every row is computed alone, in a batch of one: a picture's bits do not depend on what was drawn before it, nor on
@@ -32,7 +32,7 @@ class Once:
     """
 
     def __init__(self, engine: Engine, bundle: Bundle, limit: int = LIMIT) -> None:
-        self._engine, self._bundle, self._memo = engine, bundle, Memo(limit)
+        self._engine, self._bundle, self._memo = engine, bundle, LruArrays(limit)
         self._cut: dict[str, tuple[str, ...]] = {}
         self._takes_one = True
 
@@ -93,7 +93,7 @@ class Once:
         return np.array(self._engine.get(array)[0])
 
 
-class Memo:
+class LruArrays:
     """float32 arrays by key; beyond `limit` bytes, those that were not asked for longest are given up."""
 
     def __init__(self, limit: int) -> None:

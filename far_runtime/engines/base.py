@@ -58,27 +58,27 @@ class Engine(Protocol):
         """Give the engine's memory back."""
 
 
-Make = Callable[[Engine], Mapping[str, Array]]
+Generate = Callable[[Engine], Mapping[str, Array]]
 """A whole generation on an engine: from the first `put` to the arrays to be read, by name."""
 
 
 @runtime_checkable
-class DrawingEngine(Protocol):
+class CapturingEngine(Protocol):
     """An engine that has its own way with whole generations."""
 
-    def draw(self, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
+    def run_generation(self, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
         """What `make` comes to, on the host."""
 
 
-def draw(engine: Engine, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
+def run_generation(engine: Engine, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
     """Run a whole generation and read its arrays.
 
     key: what the sequence of its calls depends on. An engine that has run a generation of the same key may run `make`
     without computing anything and then repeat the recorded work on the new arrays; it may also run `make` twice. So
     `make` reads nothing from the engine, and takes every array from `put` and `run`.
     """
-    if isinstance(engine, DrawingEngine):
-        return engine.draw(key, make)
+    if isinstance(engine, CapturingEngine):
+        return engine.run_generation(key, make)
     return {name: np.array(engine.get(array)) for name, array in make(engine).items()}
 
 

@@ -82,10 +82,10 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
 
 def is_built(bundle: Bundle, library: str) -> bool:
     """Whether the cache holds an engine that fits this bundle and this machine."""
-    from far_runtime.engines.cache.compatibility import fitting
+    from far_runtime.engines.cache.compatibility import find_compatible
 
     try:
-        fitting(bundle, library)
+        find_compatible(bundle, library)
     except FarError:
         return False
     return True

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from far_runtime.engines.base import Array, DrawingEngine, Engine, Make, draw
+from far_runtime.engines.base import Array, CapturingEngine, Engine, Generate, run_generation
 
 COPIES = "copies"
 """Under this name stands what `put` and `get` take."""
@@ -62,14 +62,14 @@ class SampledEngine(TimedEngine):
         super().__init__(engine, clock)
         self._every, self._count = every, 0
 
-    def draw(self, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
+    def run_generation(self, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
         turn, self._count = self._count, (self._count + 1) % self._every
         if turn:
             self.seconds.clear()  # of what was computed beforehand, which would pass for the generation's
-            return draw(self._engine, key, make)
+            return run_generation(self._engine, key, make)
         return {name: self.get(array).copy() for name, array in make(self).items()}
 
 
 def timed(engine: Engine) -> TimedEngine:
     """An engine with its times, and without losing what it does with whole generations."""
-    return SampledEngine(engine) if isinstance(engine, DrawingEngine) else TimedEngine(engine)
+    return SampledEngine(engine) if isinstance(engine, CapturingEngine) else TimedEngine(engine)

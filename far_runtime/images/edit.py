@@ -1,7 +1,7 @@
 """Edits: a picture and the part of it to draw anew, fitted to a bundle, and the drawn pictures put into it.
 
 The known part is kept as VAR's zero-shot editing does it (arXiv 2404.02905, section 5.2), for every system in its own
-latents (`Known` in far_runtime.sampling.base); outside of the mask the pixels are those of the given picture.
+latents (`KeptRegion` in far_runtime.sampling.base); outside of the mask the pixels are those of the given picture.
 """
 
 from __future__ import annotations

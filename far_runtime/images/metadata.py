@@ -13,11 +13,11 @@ MAX_BATCH, MAX_THREADS = 4096, 1024
 
 
 @dataclass(frozen=True)
-class PictureSettings:
+class PictureMetadata:
     """Everything that decides a picture's bits.
 
     bundle: id of the bundle's content. label: the class, or None for a prompt. name: the class's name, or the prompt.
-    negative: the prompt that guidance led away from. sampling: the system's settings by name, as its `settle` returns
+    negative: the prompt that guidance led away from. sampling: the system's settings by name, as its `resolve_settings` returns
     them. batch, index: how many pictures were computed together, and which of them this one was, since an engine may
     round differently by shape and row. threads: None is the engine's own choice. edited: what an edit
     started from, by name (empty: drawn from nothing).
@@ -52,10 +52,10 @@ class PictureSettings:
         return asdict(self)
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> PictureSettings:
+    def from_dict(data: Mapping[str, Any]) -> PictureMetadata:
         """Settings from their stored form; KeyError, TypeError, AttributeError, ValueError or OverflowError where it
         is incomplete or wrong."""
-        settings = PictureSettings(
+        settings = PictureMetadata(
             bundle=str(data["bundle"]),
             label=None if data["label"] is None else int(data["label"]),
             name=str(data["name"]),

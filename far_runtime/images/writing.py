@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.storage.atomic import whole_file
 
 KEY = "far-deploy"
@@ -34,12 +34,12 @@ _FONT_SIZE, _GAP, _CAPTION_WIDTH = 14, 6, 200
 _PAPER, _INK = (255, 255, 255), (60, 60, 60)
 
 
-def save_picture(path: Path, pixels: Pixels, settings: PictureSettings) -> None:
+def save_picture(path: Path, pixels: Pixels, settings: PictureMetadata) -> None:
     """Write a PNG of pixels [H, W, 3] with the settings in it; FarError where it cannot be written."""
     _save_png(path, Image.fromarray(pixels), settings.to_dict())
 
 
-def save_sheet(path: Path, sheet: Image.Image, settings: Sequence[PictureSettings]) -> None:
+def save_sheet(path: Path, sheet: Image.Image, settings: Sequence[PictureMetadata]) -> None:
     """Write a contact sheet as PNG, with the settings of all its pictures."""
     _save_png(path, sheet, {"pictures": [one.to_dict() for one in settings]})
 
@@ -55,7 +55,7 @@ def _text(record: dict[str, Any]) -> PngInfo:
     return text
 
 
-def picture_bytes(pixels: Pixels, kind: str = "png", settings: PictureSettings | None = None) -> bytes:
+def picture_bytes(pixels: Pixels, kind: str = "png", settings: PictureMetadata | None = None) -> bytes:
     """Pixels [H, W, 3] as a file of kind png (with the settings in it), webp (lossless) or jpeg."""
     file = io.BytesIO()
     image = Image.fromarray(pixels)
@@ -68,7 +68,7 @@ def picture_bytes(pixels: Pixels, kind: str = "png", settings: PictureSettings |
     return file.getvalue()
 
 
-def read_settings(path: Path) -> PictureSettings:
+def read_settings(path: Path) -> PictureMetadata:
     """The settings that `save_picture` put into a PNG; FarError for any other file."""
     try:
         with Image.open(path) as image:
@@ -95,7 +95,7 @@ def read_settings(path: Path) -> PictureSettings:
         count = f" of {len(record['pictures'])} pictures" if isinstance(record["pictures"], list) else ""
         raise FarError(f"{path}: is a contact sheet{count}; --like takes one picture, as --each writes them")
     try:
-        return PictureSettings.from_dict(record)
+        return PictureMetadata.from_dict(record)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FarError(
             f"{path}: its settings are incomplete or damaged ({type(error).__name__}: {error}); "
@@ -103,7 +103,7 @@ def read_settings(path: Path) -> PictureSettings:
         ) from error
 
 
-def file_name(settings: PictureSettings) -> str:
+def file_name(settings: PictureMetadata) -> str:
     """Name of a picture's own file, such as 207-golden-retriever-seed-0.png."""
     return name_of(settings.subject, settings.seed)
 

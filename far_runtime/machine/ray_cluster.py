@@ -22,7 +22,7 @@ STORE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Each:
+class WorkerResources:
     """What one worker or replica takes of the cluster. gpus: a fraction lets several share one. resources: by the names
     that nodes were started with."""
 
@@ -37,7 +37,7 @@ def cluster_address(given: str | None) -> str | None:
 
 
 @contextmanager
-def cluster(address: str | None, count: int, each: Each, least: int = 1) -> Iterator[Any]:
+def cluster(address: str | None, count: int, each: WorkerResources, least: int = 1) -> Iterator[Any]:
     """The module ray, connected to the cluster at `address` (else RAY_ADDRESS), or to a new one of this machine that
     ends with the block and has the CPUs for `count`. FarError where Ray is missing, nothing answers, or fewer than
     `least` fit."""
@@ -90,7 +90,7 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _check_room(each: Each, least: int, nodes: Sequence[Mapping[str, float]]) -> None:
+def _check_room(each: WorkerResources, least: int, nodes: Sequence[Mapping[str, float]]) -> None:
     """FarError where fewer than `least` fit into what the nodes have, whatever else runs there."""
     there = sum((Counter(node) for node in nodes), Counter[str]())
     for name, amount in _wanted(each).items():
@@ -108,11 +108,11 @@ def _check_room(each: Each, least: int, nodes: Sequence[Mapping[str, float]]) ->
         )
 
 
-def _wanted(each: Each) -> dict[str, float]:
+def _wanted(each: WorkerResources) -> dict[str, float]:
     return {"CPU": each.cpus, "GPU": each.gpus, **each.resources}
 
 
-def _fitting(each: Each, node: Mapping[str, float]) -> int:
+def _fitting(each: WorkerResources, node: Mapping[str, float]) -> int:
     """How many fit into a node. One that takes a part of a GPU does not take it from two."""
     most = sys.maxsize
     for name, amount in _wanted(each).items():

@@ -15,7 +15,7 @@ from far_runtime.sample.plan import Plan, Shard
 from far_runtime.sample.shards import found_keys
 from far_runtime.storage.atomic import check_folder, whole_file
 from far_runtime.storage.lock import held_if_free
-from far_runtime.storage.run_record import is_settled, read, settle
+from far_runtime.storage.run_record import check_claim, claim, read
 
 PLAN, ENGINE = "sample.json", "engine.json"
 
@@ -36,7 +36,7 @@ class Folder:
         with held_if_free(self.path / ".lock") as free:
             if not free:
                 raise FarError(f"{self.path}: another far sample is at work there; wait for it, or choose another -o")
-            settle(self.path / PLAN, facts)
+            claim(self.path / PLAN, facts)
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)
             if not any(self._is_whole(shard) for shard in self.plan.shards):
@@ -60,7 +60,7 @@ class Folder:
     def write(self, made: Made) -> None:
         """Write a shard; FarError where it cannot be, and where it is by another engine than the ones before."""
         if not self.plan.mixed:
-            settle(self.path / ENGINE, made.engine)
+            claim(self.path / ENGINE, made.engine)
         with whole_file(self.path / self.plan.name(made.shard)) as aside, aside.open("wb") as file:
             file.write(made.data)
             file.flush()
@@ -69,7 +69,7 @@ class Folder:
     def check_engine(self, engine: Mapping[str, Any]) -> None:
         """FarError for another engine than that of the pictures that are there, unless engines are mixed."""
         if not self.plan.mixed:
-            is_settled(self.path / ENGINE, engine)
+            check_claim(self.path / ENGINE, engine)
 
     @property
     def engine(self) -> dict[str, Any] | None:

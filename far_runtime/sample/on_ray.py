@@ -13,7 +13,7 @@ from typing import Any
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
-from far_runtime.machine.ray_cluster import Each, cluster
+from far_runtime.machine.ray_cluster import WorkerResources, cluster
 from far_runtime.pipeline import Pipeline
 from far_runtime.sample.draw import Made, draw_shard, engine_of
 from far_runtime.sample.plan import Plan, Shard
@@ -23,7 +23,7 @@ TRIES = 4
 
 
 @dataclass(frozen=True)
-class Setting:
+class WorkerConfig:
     """What a worker needs to draw. bundle: a folder, the same on every machine, whose content has the id `id`. engine:
     its name; None: the best one of the worker's machine. drawn_by: the engine of the pictures that are there already,
     if only that one may go on."""
@@ -52,7 +52,7 @@ class Tries:
 class Worker:
     """Draws the shards that it is given, with one engine, which it opens at the first. tries: handle of a `Tries`."""
 
-    def __init__(self, setting: Setting, tries: Any) -> None:
+    def __init__(self, setting: WorkerConfig, tries: Any) -> None:
         self._setting, self._tries = setting, tries
         self._pipeline: Pipeline | None = None
 
@@ -106,7 +106,7 @@ class Worker:
 
 
 def drawn_on_ray(
-    setting: Setting, shards: Sequence[Shard], workers: int, each: Each, address: str | None
+    setting: WorkerConfig, shards: Sequence[Shard], workers: int, each: WorkerResources, address: str | None
 ) -> Generator[Made, None, None]:
     """The files of shards as they are finished, drawn by so many workers on the cluster at `address`, or one of this
     machine's own. A worker that dies is replaced, and its shard drawn again. FarError for what a worker cannot do."""

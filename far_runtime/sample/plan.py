@@ -29,7 +29,7 @@ class Shard:
 class Plan:
     """`count` pictures: picture i shows subjects[i % len(subjects)] and has the seed `seed` + i.
 
-    settings: settled ones. batch: pictures computed together, counted from the start of a shard, so that every picture
+    settings: resolved ones. batch: pictures computed together, counted from the start of a shard, so that every picture
     has the same place in the same batch however often a run was ended, and whoever draws it. mixed: whether engines may
     differ from shard to shard. ValueError for numbers that cannot be.
     """

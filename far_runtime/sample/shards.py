@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.errors import FarError
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Sample:
 
     key: str
     png: bytes
-    settings: PictureSettings
+    settings: PictureMetadata
 
 
 def packed(format: str, samples: Sequence[Sample]) -> bytes:

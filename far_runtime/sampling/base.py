@@ -31,36 +31,52 @@ class Call:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampling loop.
-
-    index: its place in the plan. kind, number: what it is called ("level" 3, "iteration" 5, "scale" 13). inner: units
-    of progress in it (diffusion steps; 1 for a step without any). guidance: scale of classifier-free guidance; with 1
-    the unconditional half is not computed. constants: integers that a graph takes as [1] inputs or has folded in.
-    calls: the stages that it runs. shown: what tables show of it beside. diffusion: how it draws from the diffusion
-    head, where it does. each: the scales of a batch's pictures where they differ; guidance is then a guided one's.
-    shared: whether all tokens draw with the same noise.
-    """
+    """One step of a sampling loop: a level of FAR, an iteration of MAR, a scale of VAR."""
 
     index: int
+    """Its place in the plan, from 0."""
     kind: str
+    """What its system calls a step: "level", "iteration" or "scale"."""
     number: int
-    inner: int
+    """Which level, iteration or scale it is; for a scale, its side in tokens."""
+    substeps: int
+    """Units of progress in it: diffusion steps, or 1 for a step without any."""
     guidance: float
+    """Scale of classifier-free guidance; with 1 the unconditional half is not computed."""
     constants: Mapping[str, int]
+    """Integers that a graph takes as inputs [1] or has folded in."""
     calls: tuple[Call, ...]
-    shown: Mapping[str, int | float] = field(default_factory=dict)
+    """The stages that it runs."""
+    visible: int | None = None
+    """Tokens of a picture that the encoder sees, where it may see fewer than all."""
+    tokens: int | None = None
+    """Tokens of a picture that it draws, where these are fewer than all."""
     diffusion: Diffusion | None = None
-    each: tuple[float, ...] = ()
+    """How it draws from the diffusion head, where the system has one."""
+    scales: tuple[float, ...] = ()
+    """The scale of guidance of every picture of a batch, where they differ; `guidance` is then that of a guided one."""
     shared: bool = False
+    """Whether all tokens of a picture draw with the same noise."""
 
     @property
     def name(self) -> str:
         """As it is called in messages: "level 3"."""
         return f"{self.kind} {self.number}"
 
-    def scales(self, batch: int) -> NDArray[np.float32]:
+    @property
+    def temperature(self) -> float | None:
+        """Factor of the diffusion head's noise; None without a diffusion head."""
+        return None if self.diffusion is None else self.diffusion.temperature
+
+    @property
+    def details(self) -> dict[str, float]:
+        """What tables show of it beside its number, by name."""
+        details = {"temperature": self.temperature, "visible": self.visible, "tokens": self.tokens}
+        return {name: value for name, value in details.items() if value is not None}
+
+    def guidance_scales(self, batch: int) -> NDArray[np.float32]:
         """The scale of guidance of every picture [B]."""
-        return np.array(self.each or [self.guidance] * batch, np.float32)
+        return np.array(self.scales or [self.guidance] * batch, np.float32)
 
 
 OnStep = Callable[[Step, int, Array], None]
@@ -69,23 +85,25 @@ OnStep = Callable[[Step, int, Array], None]
 
 @dataclass(frozen=True)
 class Condition:
-    """What the pictures of a batch show, as the transformer's inputs by name, on the engine's device.
-
-    own: a row a picture. both: those rows, then the same pictures' unconditional ones. first: what the transformer
-    makes of the rows that a guided or unguided first step takes, on the host, where that was computed before.
-    """
+    """Labels or text features of a batch, as inputs of the transformer stage by name, on the engine's device."""
 
     batch: int
-    own: Mapping[str, Array]
-    both: Mapping[str, Array]
-    first: NDArray[np.float32] | None = None
+    """Pictures in the batch."""
+    cond: Mapping[str, Array]
+    """The conditional inputs, one row per picture."""
+    cond_uncond: Mapping[str, Array]
+    """The conditional rows, then the same pictures' unconditional ones: what a guided step takes."""
+    first_output: NDArray[np.float32] | None = None
+    """The transformer's output [B or 2 B, L, w] at the first step, on the host, where it was computed before."""
 
     def rows(self, guidance: float) -> Mapping[str, Array]:
         """The inputs of a step with that guidance."""
-        return self.own if guidance == 1 else self.both
+        return self.cond if guidance == 1 else self.cond_uncond
 
 
-def each_guided(plan: Callable[[Mapping[str, Any]], tuple[Step, ...]], settings: Mapping[str, Any]) -> tuple[Step, ...]:
+def per_picture_guidance(
+    plan: Callable[[Mapping[str, Any]], tuple[Step, ...]], settings: Mapping[str, Any]
+) -> tuple[Step, ...]:
     """The plan under settings whose guidance may be a tuple, with a scale for each picture of a batch: a step is guided
     where any picture's is."""
     scales = settings["guidance"]
@@ -99,7 +117,7 @@ def _joined(steps: Sequence[Step]) -> Step:
     """One step for a batch of pictures, of which each has its own."""
     scales = tuple(step.guidance for step in steps)
     most = max(steps, key=lambda step: sum(call.rows for call in step.calls))
-    return replace(most, each=scales if len(set(scales)) > 1 else ())
+    return replace(most, scales=scales if len(set(scales)) > 1 else ())
 
 
 def label_condition(engine: Engine, labels: Sequence[int], null: int) -> Condition:
@@ -110,7 +128,7 @@ def label_condition(engine: Engine, labels: Sequence[int], null: int) -> Conditi
 
 
 @dataclass(frozen=True)
-class Known:
+class KeptRegion:
     """What an edit keeps of a given picture. latents: what the bundle's encode stage made of it, on the device; keep
     [B, h, w]: True where the latents' cell is kept."""
 
@@ -121,19 +139,19 @@ class Known:
 class Sampler(Protocol):
     """A system's sampling loop: the module far_runtime/samplers/<system>.py.
 
-    `model` is the manifest's; `settings` are the sampling settings by name, as `settle` returns them. A system whose
+    `model` is the manifest's; `settings` are the sampling settings by name, as `resolve_settings` returns them. A system whose
     first step sees nothing but the condition has a `first` too (`FirstStep`).
     """
 
-    OPTIONS: tuple[str, ...]
+    SETTINGS: tuple[str, ...]
     """The settings that it takes; guidance is one of every system's."""
 
-    def settle(self, model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve_settings(self, model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         """All settings as JSON values: the given ones, and the official code's for the others. Raises FarError for
         values that cannot be."""
 
     def plan(self, model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-        """The steps of the loop. A tuple for guidance has a scale for each picture of a batch (`each_guided`)."""
+        """The steps of the loop. A tuple for guidance has a scale for each picture of a batch (`per_picture_guidance`)."""
 
     def sample(
         self,
@@ -143,11 +161,11 @@ class Sampler(Protocol):
         condition: Condition,
         noise: NoiseSource,
         on_step: OnStep | None = None,
-        known: Known | None = None,
+        kept: KeptRegion | None = None,
     ) -> Array:
         """Draw: the state that the decode stage takes as its `latents`, on the engine's device."""
 
-    def views(
+    def preview_latents(
         self, model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.float32]]:
         """What to decode to show the way: one array for the state after each step."""
@@ -155,5 +173,5 @@ class Sampler(Protocol):
 
 FirstStep = Callable[[Engine, Mapping[str, Any], Step, Condition], Array]
 """What a sampler's `first` does: from engine, model, first step of the plan and a condition, the transformer's output
-[B, L, w] for the rows `own` at all L positions, where no latents are known. `sample` takes such rows from
-`Condition.first` in place of the call."""
+[B, L, w] for the rows `cond` at all L positions, where no latents are known. `sample` takes such rows from
+`Condition.first_output` in place of the call."""

@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Call, Condition, Known, OnStep, Step, each_guided
+from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Step, per_picture_guidance
 from far_runtime.sampling.lowpass import lowpass
 from far_runtime.sampling.noise import NoiseSource
 from far_runtime.sampling.reverse_diffusion import diffuse, keep_index, kept_last, place, restore_index
 from far_runtime.sampling.schedule import (
-    DIFFUSION_OPTIONS,
+    DIFFUSION_SETTINGS,
     Schedule,
     check_levels,
     make_schedule,
     official_levels,
     parse_levels,
-    settle_diffusion,
+    resolve_diffusion_settings,
 )
 
-OPTIONS: tuple[str, ...] = ("levels", *DIFFUSION_OPTIONS, "shared_noise")
+SETTINGS: tuple[str, ...] = ("levels", *DIFFUSION_SETTINGS, "shared_noise")
 GUIDANCE, TEMPERATURE = 3.0, 1.0
 
 
-def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """levels: level list. steps: diffusion steps, one number or one per level; solver: the same. guidance, temperature:
     the final values, before the schedule spreads them over the steps. shared_noise: at levels below it all tokens draw
     with the same noise, which suits models that learned the next level's latents there (1 for `first` = "mean" in
@@ -46,12 +46,12 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
         levels = parse_levels(levels)
     levels = [int(level) for level in levels]
     check_levels(tuple(levels), model["grid"], model["masked"])
-    check_followed(levels, shared)
-    settled = settle_diffusion(given, len(levels), GUIDANCE, TEMPERATURE)
-    return {"levels": levels, **settled, "shared_noise": shared}
+    check_shared_noise_levels(levels, shared)
+    resolved = resolve_diffusion_settings(given, len(levels), GUIDANCE, TEMPERATURE)
+    return {"levels": levels, **resolved, "shared_noise": shared}
 
 
-def check_followed(levels: Sequence[int], shared: int) -> None:
+def check_shared_noise_levels(levels: Sequence[int], shared: int) -> None:
     """FarError unless every level that shares its noise is followed by the next one."""
     for level, following in pairwise(levels):
         if level < shared and following != level + 1:
@@ -63,7 +63,7 @@ def check_followed(levels: Sequence[int], shared: int) -> None:
 
 def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
     """The schedule that settings come to."""
-    chosen = {name: settings[name] for name in DIFFUSION_OPTIONS if name in settings}
+    chosen = {name: settings[name] for name in DIFFUSION_SETTINGS if name in settings}
     return make_schedule(settings["levels"], masked=model["masked"], **chosen)
 
 
@@ -74,7 +74,7 @@ def shared_noise(settings: Mapping[str, Any]) -> int:
 
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """One step for every level of the list."""
-    return each_guided(lambda one: plan_of(model, schedule_of(model, one), shared_noise(one)), settings)
+    return per_picture_guidance(lambda one: plan_of(model, schedule_of(model, one), shared_noise(one)), settings)
 
 
 def plan_of(
@@ -97,10 +97,21 @@ def plan_of(
             Call("transformer", 1, rows, constants, {"count": visible}),
             Call("denoise", diffusion.steps, rows),
         )
-        shown = {"temperature": diffusion.temperature, "visible": visible}
         guidance = schedule.guidance[i]
-        one = Step(i, "level", level, diffusion.steps, guidance, constants, calls, shown, diffusion, (), level < shared)
-        steps.append(one)
+        steps.append(
+            Step(
+                index=i,
+                kind="level",
+                number=level,
+                substeps=diffusion.steps,
+                guidance=guidance,
+                constants=constants,
+                calls=calls,
+                visible=visible,
+                diffusion=diffusion,
+                shared=level < shared,
+            )
+        )
     return tuple(steps)
 
 
@@ -111,14 +122,14 @@ def sample(
     condition: Condition,
     noise: NoiseSource,
     on_step: OnStep | None = None,
-    known: Known | None = None,
+    kept: KeptRegion | None = None,
 ) -> Array:
     """Latents [B, L, C] (scaled, on the engine's device), through the transformer and denoise stages.
 
-    A step with guidance 1 runs without its unconditional half. known: its latents take the place of the sample where
+    A step with guidance 1 runs without its unconditional half. kept: its latents take the place of the sample where
     they are kept, after every step, so that the next level is low-passed from them; a masked model sees them first.
     """
-    return run_steps(engine, model, plan(model, settings), condition, noise, on_step, known)
+    return run_steps(engine, model, plan(model, settings), condition, noise, on_step, kept)
 
 
 def run_steps(
@@ -128,7 +139,7 @@ def run_steps(
     condition: Condition,
     noise: NoiseSource,
     on_step: OnStep | None = None,
-    known: Known | None = None,
+    kept: KeptRegion | None = None,
     latents: Array | None = None,
 ) -> Array:
     """`sample` over the steps of a plan, or over its last ones from the latents [B, L, C] that those before ended with
@@ -138,16 +149,16 @@ def run_steps(
     orders = noise.orders(tokens) if masked else None
     if latents is None:
         latents = engine.put(np.zeros((condition.batch, tokens, channels), np.float32))
-    index = None if known is None else engine.put(keep_index(known.keep))
-    if orders is not None and known is not None:
-        orders = kept_last(orders, known.keep)
+    index = None if kept is None else engine.put(keep_index(kept.keep))
+    if orders is not None and kept is not None:
+        orders = kept_last(orders, kept.keep)
 
     def finish(state: Array) -> Array:
-        return state if known is None else place(engine, state, known.latents, index)
+        return state if kept is None else place(engine, state, kept.latents, index)
 
     for step in steps:
-        if step.index == 0 and condition.first is not None:
-            head = engine.put(condition.first)
+        if step.index == 0 and condition.first_output is not None:
+            head = engine.put(condition.first_output)
         else:
             head = transform(engine, step, latents, condition.rows(step.guidance), orders)
         latents = diffuse(engine, head, step, noise, (tokens, channels), model["prediction"], on_step, finish)
@@ -160,7 +171,7 @@ def first(engine: Engine, model: Mapping[str, Any], step: Step, condition: Condi
     tokens = model["grid"] ** 2
     latents = engine.put(np.zeros((condition.batch, tokens, model["channels"]), np.float32))
     orders = np.tile(np.arange(tokens, dtype=np.int64), (condition.batch, 1)) if model["masked"] else None
-    return transform(engine, step, latents, condition.own, orders)
+    return transform(engine, step, latents, condition.cond, orders)
 
 
 def transform(
@@ -174,7 +185,7 @@ def transform(
     return engine.run("transformer", inputs, step.constants)["condition"]
 
 
-def views(
+def preview_latents(
     model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
 ) -> list[NDArray[np.float32]]:
     """The samples [B, L, C] low-passed to the next entry of the level list: what is kept of each. The last as it is."""

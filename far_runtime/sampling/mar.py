@@ -12,17 +12,23 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Call, Condition, Known, OnStep, Step, each_guided
+from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Step, per_picture_guidance
 from far_runtime.sampling.noise import NoiseSource
 from far_runtime.sampling.reverse_diffusion import diffuse, kept_last, place, place_index, restore_index
-from far_runtime.sampling.schedule import DIFFUSION_OPTIONS, OFFICIAL_SOLVER, floored, make_diffusion, settle_diffusion
+from far_runtime.sampling.schedule import (
+    DIFFUSION_SETTINGS,
+    OFFICIAL_SOLVER,
+    floored,
+    make_diffusion,
+    resolve_diffusion_settings,
+)
 
-OPTIONS: tuple[str, ...] = ("iterations", *DIFFUSION_OPTIONS, "guidance_schedule")
+SETTINGS: tuple[str, ...] = ("iterations", *DIFFUSION_SETTINGS, "guidance_schedule")
 ITERATIONS, GUIDANCE, TEMPERATURE = 64, 2.9, 1.0
 GUIDANCE_SCHEDULES = ("linear", "constant")
 
 
-def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """iterations: 1 to the number of tokens. steps: diffusion steps, one number or one per iteration ("50:5" falls as
     in DiSA, arXiv 2505.20297); solver: the same. guidance: rising with the share of known tokens (guidance_schedule
     "linear") or "constant"."""
@@ -36,8 +42,8 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     kind = str(given.get("guidance_schedule", GUIDANCE_SCHEDULES[0]))
     if kind not in GUIDANCE_SCHEDULES:
         raise FarError(f"--guidance-schedule {kind}: expected {' or '.join(GUIDANCE_SCHEDULES)}")
-    settled = settle_diffusion(given, iterations, GUIDANCE, TEMPERATURE, "iterations")
-    return {"iterations": iterations, **settled, "guidance_schedule": kind}
+    resolved = resolve_diffusion_settings(given, iterations, GUIDANCE, TEMPERATURE, "iterations")
+    return {"iterations": iterations, **resolved, "guidance_schedule": kind}
 
 
 def masked_counts(tokens: int, iterations: int) -> tuple[int, ...]:
@@ -55,18 +61,18 @@ def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, .
     return plan_of(settings, model["grid"] ** 2, 0)
 
 
-def plan_of(settings: Mapping[str, Any], tokens: int, kept: int) -> tuple[Step, ...]:
+def plan_of(settings: Mapping[str, Any], tokens: int, kept_count: int) -> tuple[Step, ...]:
     """The iterations over the tokens that are not kept from the start."""
-    return each_guided(lambda one: _plan(one, tokens, kept), settings)
+    return per_picture_guidance(lambda one: _plan(one, tokens, kept_count), settings)
 
 
-def _plan(settings: Mapping[str, Any], tokens: int, kept: int) -> tuple[Step, ...]:
+def _plan(settings: Mapping[str, Any], tokens: int, kept_count: int) -> tuple[Step, ...]:
     """`plan_of` with one scale for all pictures.
 
     Guidance: 1 + (guidance - 1) (share of the tokens known after the iteration); for the last one the official code
     counts one token as masked still. With fewer free tokens than iterations, every iteration draws one.
     """
-    free = tokens - kept
+    free = tokens - kept_count
     iterations = min(settings["iterations"], free)
     diffusion = make_diffusion(
         settings["steps"], settings.get("solver", OFFICIAL_SOLVER), settings.get("start"),
@@ -84,8 +90,20 @@ def _plan(settings: Mapping[str, Any], tokens: int, kept: int) -> tuple[Step, ..
             Call("transformer", 1, rows, {}, {"count": visible, "tokens": drawn}),
             Call("denoise", chosen.steps, rows, {}, {"tokens": drawn}),
         )
-        shown = {"temperature": chosen.temperature, "visible": visible, "tokens": drawn}
-        steps.append(Step(i, "iteration", i + 1, chosen.steps, guidance, {}, calls, shown, chosen))
+        steps.append(
+            Step(
+                index=i,
+                kind="iteration",
+                number=i + 1,
+                substeps=chosen.steps,
+                guidance=guidance,
+                constants={},
+                calls=calls,
+                visible=visible,
+                tokens=drawn,
+                diffusion=chosen,
+            )
+        )
         before = masked
     return tuple(steps)
 
@@ -97,34 +115,35 @@ def sample(
     condition: Condition,
     noise: NoiseSource,
     on_step: OnStep | None = None,
-    known: Known | None = None,
+    kept: KeptRegion | None = None,
 ) -> Array:
     """Latents [B, L, C] (scaled, on the engine's device), through the transformer, denoise and place stages.
 
-    The first tokens of a picture's order are drawn last. known: its kept tokens are visible from the start and never
+    The first tokens of a picture's order are drawn last. kept: its kept tokens are visible from the start and never
     drawn; every picture must keep the same number of them.
     """
     channels, batch = model["channels"], condition.batch
     tokens = model["grid"] ** 2
     orders = noise.orders(tokens)
-    if known is None:
-        kept, latents = 0, engine.put(np.zeros((batch, tokens, channels), np.float32))
+    if kept is None:
+        kept_count, latents = 0, engine.put(np.zeros((batch, tokens, channels), np.float32))
     else:
-        kept, latents = int(known.keep[0].sum()), known.latents
-        orders = kept_last(orders, known.keep)
-    free = tokens - kept
+        kept_count, latents = int(kept.keep[0].sum()), kept.latents
+        orders = kept_last(orders, kept.keep)
+    free = tokens - kept_count
     if free == 0:
         return latents
     masked = free
-    for step in plan_of(settings, tokens, kept):
-        drawn = int(step.shown["tokens"])
+    for step in plan_of(settings, tokens, kept_count):
+        assert step.tokens is not None  # every iteration draws some
+        drawn = step.tokens
         visible = np.sort(orders[:, masked:], axis=1)
         masked -= drawn
         predicted = np.sort(orders[:, masked : masked + drawn], axis=1)
         index = engine.put(place_index(predicted, tokens))
-        if visible.size == 0 and condition.first is not None:
-            places = np.tile(predicted, (len(condition.first) // batch, 1))[..., None]
-            head = engine.put(np.take_along_axis(condition.first, places, axis=1))
+        if visible.size == 0 and condition.first_output is not None:
+            places = np.tile(predicted, (len(condition.first_output) // batch, 1))[..., None]
+            head = engine.put(np.take_along_axis(condition.first_output, places, axis=1))
         else:
             head = transform(engine, step, latents, condition.rows(step.guidance), visible, predicted, tokens)
 
@@ -140,7 +159,7 @@ def first(engine: Engine, model: Mapping[str, Any], step: Step, condition: Condi
     batch, tokens = condition.batch, model["grid"] ** 2
     latents = engine.put(np.zeros((batch, tokens, model["channels"]), np.float32))
     everything = np.tile(np.arange(tokens, dtype=np.int64), (batch, 1))
-    return transform(engine, step, latents, condition.own, everything[:, :0], everything, tokens)
+    return transform(engine, step, latents, condition.cond, everything[:, :0], everything, tokens)
 
 
 def transform(
@@ -164,7 +183,7 @@ def transform(
     return engine.run("transformer", inputs, step.constants)["condition"]
 
 
-def views(
+def preview_latents(
     model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
 ) -> list[NDArray[np.float32]]:
     """The latents after each iteration, with zeros where no token has been drawn yet."""

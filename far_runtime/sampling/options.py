@@ -48,4 +48,4 @@ SAMPLING: dict[str, dict[str, Any]] = {
     },
     "more_smooth": {"type": bool, "metavar": "true|false", "help": "VAR: mix codes for smoother pictures."},
 }
-"""Every setting of any system, and the preset; which of them a bundle takes, its system's `OPTIONS` say."""
+"""Every setting of any system, and the preset; which of them a bundle takes, its system's `SETTINGS` say."""

@@ -63,7 +63,7 @@ class Preset:
 
 def preset_names(manifest: Manifest) -> tuple[str, ...]:
     """The presets that a bundle has."""
-    return PRESETS if "steps" in SAMPLERS[manifest.system].OPTIONS else (OFFICIAL,)
+    return PRESETS if "steps" in SAMPLERS[manifest.system].SETTINGS else (OFFICIAL,)
 
 
 def preset_of(manifest: Manifest, name: str) -> Preset:
@@ -72,12 +72,12 @@ def preset_of(manifest: Manifest, name: str) -> Preset:
         raise FarError(
             f"--preset {name}: a {manifest.system} bundle has {', '.join(preset_names(manifest))}; use one of these"
         )
-    kept = {key: value for key, value in manifest.schedule.items() if key in OF_THE_MODEL}
+    kept = {key: value for key, value in manifest.default_settings.items() if key in OF_THE_MODEL}
     if name in manifest.presets:
         tuned = manifest.presets[name]
         return Preset(name, {**kept, **tuned["settings"]}, dict(tuned["measured"]))
     if name == OFFICIAL:
         return Preset(name, kept)
-    kept |= {key: value for key, value in manifest.schedule.items() if key in OF_THE_BUNDLE}
+    kept |= {key: value for key, value in manifest.default_settings.items() if key in OF_THE_BUNDLE}
     # Not settled: a range of steps fits any number of levels or iterations that is given beside it.
     return Preset(name, {**kept, **(FEW_STEPS_OF_MAR if manifest.system == "mar" else FEW_STEPS)[name]})

@@ -39,7 +39,7 @@ def diffuse(
         return one if many == tokens else np.repeat(one, tokens, axis=1)
 
     start = spread(noise.start(step.index, many, channels)) * np.float32(diffusion.start_scale)
-    state, guidance = engine.put(start), engine.put(step.scales(len(start)))
+    state, guidance = engine.put(start), engine.put(step.guidance_scales(len(start)))
     drawn, history = state, state
     for i, (timestep, coefficients) in enumerate(zip(timesteps, table, strict=True)):
         if coefficients[NOISE] != 0:  # otherwise the array of the step before is multiplied by 0
@@ -55,7 +55,7 @@ def diffuse(
         }
         outputs = engine.run("denoise", inputs)
         state, history = outputs["next_state"], outputs["next_history"]
-        if i == step.inner - 1:
+        if i == step.substeps - 1:
             state = finish(state)
         if on_step is not None:
             on_step(step, i + 1, state)

@@ -19,7 +19,7 @@ OFFICIAL_MASKED_LEVELS = (0, 12, 12, 4, 5, 6, 7, 8, 9, 10, 11)
 OFFICIAL_STEPS = 100
 OFFICIAL_SOLVER = "ddpm"
 
-DIFFUSION_OPTIONS = ("steps", "solver", "start", "guidance", "guidance_floor", "temperature")
+DIFFUSION_SETTINGS = ("steps", "solver", "start", "guidance", "guidance_floor", "temperature")
 """Settings of every loop with a diffusion head."""
 
 
@@ -168,7 +168,7 @@ def compact(values: Sequence[T]) -> T | list[T]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def settle_diffusion(
+def resolve_diffusion_settings(
     given: Mapping[str, Any], count: int, guidance: float, temperature: float, of: str = "levels"
 ) -> dict[str, Any]:
     """The settings DIFFUSION_OPTIONS of a loop of `count` steps as JSON values: the given ones, and the official code's

@@ -18,7 +18,7 @@ def sampler_of(manifest: Manifest) -> Sampler:
     return SAMPLERS[manifest.system]
 
 
-def settings_of(manifest: Manifest, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def resolve_settings(manifest: Manifest, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All sampling settings by name: the given ones (None: not given), else those of the preset that is given by that
     name, else the manifest's, else the official code's.
 
@@ -26,29 +26,29 @@ def settings_of(manifest: Manifest, given: Mapping[str, Any] | None = None) -> d
     """
     chosen = {name: value for name, value in (given or {}).items() if value is not None}
     preset = chosen.pop("preset", None)
-    defaults = manifest.schedule if preset is None else preset_of(manifest, preset).settings
+    defaults = manifest.default_settings if preset is None else preset_of(manifest, preset).settings
     own = defaults.get("steps")
     steps = ",".join(map(str, own)) if isinstance(own, list) else str(own)
     for name in OF_THE_BUNDLE:
         if name in chosen and "steps" not in chosen and "," in steps:
             of = "the bundle's default" if preset is None else f"preset {preset}"
             raise FarError(f"{option(name)}: {of} has steps {steps}, for its own {name}; give --steps beside it")
-    settings = settled(manifest.system, manifest.model, chosen, defaults)
+    settings = resolve_system_settings(manifest.system, manifest.model, chosen, defaults)
     for step in plan_of(manifest, settings):
         for call in step.calls:
             manifest.graph(call.stage, call.constants)
     return settings
 
 
-def settled(
+def resolve_system_settings(
     system: str, model: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """All settings of a system: the given ones, else the defaults, else the official code's; FarError for settings that
     it does not have or that cannot be."""
     sampler = SAMPLERS[system]
-    check_options(system, sampler.OPTIONS, given)
+    check_setting_names(system, sampler.SETTINGS, given)
     try:
-        return sampler.settle(model, {**(defaults or {}), **given})
+        return sampler.resolve_settings(model, {**(defaults or {}), **given})
     except (TypeError, ValueError, OverflowError) as error:
         raise FarError(
             f"sampling settings {dict(given)}: {error}; give numbers, as far generate --help shows"
@@ -56,24 +56,24 @@ def settled(
 
 
 def plan_of(manifest: Manifest, settings: Mapping[str, Any]) -> tuple[Step, ...]:
-    """The steps of the loop under settled settings."""
+    """The steps of the loop under resolved settings."""
     return sampler_of(manifest).plan(manifest.model, settings)
 
 
-def kind_of(manifest: Manifest, settings: Mapping[str, Any]) -> str:
+def batch_key(manifest: Manifest, settings: Mapping[str, Any]) -> str:
     """What settings have in common with others under which a loop runs the same stages on arrays of the same shapes:
     everything but how much its guided steps are guided. Pictures of one kind can be drawn in one batch."""
     guided = [step.guidance != 1 for step in plan_of(manifest, settings)]
     return json.dumps({**settings, "guidance": [bool(settings["guidance"]), *guided]}, sort_keys=True)
 
 
-def together(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_guidance(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The settings of a batch from those of its pictures, which differ in guidance at most: that is a tuple then."""
     scales = tuple(one["guidance"] for one in settings)
     return {**settings[0], "guidance": scales[0] if len(set(scales)) == 1 else scales}
 
 
-def unguided(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:
+def without_guidance(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settled settings with the guidance that leaves every step without its unconditional half."""
     for none in (1.0, 0.0):  # systems count from either
         changed = {**settings, "guidance": none}
@@ -82,7 +82,7 @@ def unguided(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(settings)
 
 
-def check_options(system: str, options: tuple[str, ...], given: Mapping[str, Any]) -> None:
+def check_setting_names(system: str, options: tuple[str, ...], given: Mapping[str, Any]) -> None:
     """FarError for a setting that the system does not take."""
     unknown = [name for name in given if name not in options]
     if unknown:

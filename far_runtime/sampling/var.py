@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine, scalar
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Call, Condition, Known, OnStep, Step, each_guided
+from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Step, per_picture_guidance
 from far_runtime.sampling.noise import NoiseSource
 from far_runtime.sampling.pyramid import kept_tokens, phi_index, progress, token_ranges
 
-OPTIONS: tuple[str, ...] = ("guidance", "top_k", "top_p", "more_smooth")
+SETTINGS: tuple[str, ...] = ("guidance", "top_k", "top_p", "more_smooth")
 GUIDANCE, TOP_K, TOP_P = 1.5, 900, 0.96
 
 
-def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """guidance: rises from 0 at the first scale to this at the last, 0 is none. top_k: tokens to choose from, 0 for
     all, 1 for the likeliest always. top_p: the share of the probability that they have to cover, 0 for all.
     more_smooth: embeddings mixed from several tokens."""
@@ -44,7 +44,7 @@ def settle(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
     """One step for every scale. Step.guidance is 1 + guidance * progress: the unconditional half's logits are not
     needed at the first scale, but its keys are."""
-    return each_guided(lambda one: _plan(model, one), settings)
+    return per_picture_guidance(lambda one: _plan(model, one), settings)
 
 
 def _plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
@@ -64,7 +64,18 @@ def _plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, 
         ]
         if i == 0:
             calls.insert(0, Call("condition", 1, rows))
-        steps.append(Step(i, "scale", side, 1, guidance, constants, tuple(calls), {"tokens": tokens}))
+        steps.append(
+            Step(
+                index=i,
+                kind="scale",
+                number=side,
+                substeps=1,
+                guidance=guidance,
+                constants=constants,
+                calls=tuple(calls),
+                tokens=tokens,
+            )
+        )
         past += tokens
     return tuple(steps)
 
@@ -76,11 +87,11 @@ def sample(
     condition: Condition,
     noise: NoiseSource,
     on_step: OnStep | None = None,
-    known: Known | None = None,
+    kept: KeptRegion | None = None,
 ) -> Array:
     """The feature map [B, L, C] (on the engine's device) that decode takes.
 
-    known: its latents are the encoder's features [B, L, C]. Where the mask, resized to a scale, keeps a token, the
+    kept: its latents are the encoder's features [B, L, C]. Where the mask, resized to a scale, keeps a token, the
     picture's own embedding takes the place of the drawn one, always at a scale of one token.
     """
     scales, batch = model["patch_nums"], condition.batch
@@ -89,10 +100,10 @@ def sample(
     latents = engine.put(np.zeros((batch, scales[-1] ** 2, model["channels"]), np.float32))
     pictures = np.arange(batch)
     alone, repeated = engine.put(pictures), engine.put(np.tile(pictures, copies))
-    fixed = engine.run("condition", condition.own if copies == 1 else condition.both)
+    fixed = engine.run("condition", condition.cond if copies == 1 else condition.cond_uncond)
     x, cache = fixed["x"], empty_cache(engine, model, batch * copies)
     ranges = [*token_ranges(scales), (0, 0)]
-    embedded = None if known is None else engine.run("tokenize", {"latents": known.latents})["embeddings"]
+    embedded = None if kept is None else engine.run("tokenize", {"latents": kept.latents})["embeddings"]
     for step in steps:
         start, end = ranges[step.index]
         out = engine.run("transformer", {"x": x, "modulation": fixed["modulation"], **cache})
@@ -102,13 +113,13 @@ def sample(
             "head_modulation": fixed["head_modulation"],
             "picked": engine.put(np.arange(batch if step.guidance == 1 else 2 * batch)),
             "pictures": alone,
-            "guidance": engine.put(step.scales(batch)),
+            "guidance": engine.put(step.guidance_scales(batch)),
         }
         logits = engine.run("logits", inputs)["logits"]
         drawn = noise.gumbel(step.index, end - start, model["vocabulary"])
         embeddings = choose(engine, model, settings, step, logits, engine.put(drawn))
-        if known is not None:
-            index = engine.put(known_index(known.keep, scales, step.index))
+        if kept is not None:
+            index = engine.put(kept_index(kept.keep, scales, step.index))
             placed = engine.run("place", {"latents": embedded, "sample": embeddings, "index": index})
             embeddings = placed["latents_out"]
         inputs = {
@@ -156,7 +167,7 @@ def empty_cache(engine: Engine, model: Mapping[str, Any], rows: int) -> dict[str
     return {name: nothing for pair in cache_names(model["depth"]) for name in pair}
 
 
-def known_index(keep: NDArray[np.bool_], scales: Sequence[int], scale: int) -> NDArray[np.int64]:
+def kept_index(keep: NDArray[np.bool_], scales: Sequence[int], scale: int) -> NDArray[np.int64]:
     """The place stage's index [B, T] at one scale: the known token of the same place, or the drawn one, which stands
     behind all known ones."""
     start, end = token_ranges(scales)[scale]
@@ -165,7 +176,7 @@ def known_index(keep: NDArray[np.bool_], scales: Sequence[int], scale: int) -> N
     return np.where(kept_tokens(keep, scales[scale]), start + own, total + own)
 
 
-def views(
+def preview_latents(
     model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
 ) -> list[NDArray[np.float32]]:
     """The feature map after each scale."""

@@ -43,7 +43,7 @@ from far_runtime.serve.schema import (
     ModelList,
     PartialImage,
 )
-from far_runtime.serve.service import Order, Service, answer, base64_file, drawn_in_time, until_gone
+from far_runtime.serve.service import QueuedRequest, Service, answer, base64_file, drawn_in_time, until_gone
 
 EDITS = "/v1/images/edits"
 STREAM = (
@@ -144,7 +144,7 @@ async def generations(
     return await sent(service.order(wanted, caller), request, service.limits.deadline)
 
 
-async def sent(made: Order, request: Request, seconds: float) -> ImagesAnswer:
+async def sent(made: QueuedRequest, request: Request, seconds: float) -> ImagesAnswer:
     """The answer to an order, within so many seconds."""
     try:
         drawn = await until_gone(request, drawn_in_time(made, seconds))

@@ -18,7 +18,7 @@ from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError, NotFinite
 from far_runtime.generation import Generation, OnProgress, Progress
 from far_runtime.images.edit import Edit, compose
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.pipeline import Pipeline
 
 LOG = logging.getLogger("far_runtime.serve")
@@ -59,12 +59,12 @@ class Abandoned(Exception):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class JobResult:
     """A picture uint8 [H, W, 3] with its settings; seconds it waited, its batch took, and each stage of that took;
     warnings for the user."""
 
     pixels: Pixels
-    settings: PictureSettings
+    settings: PictureMetadata
     waited: float
     seconds: float
     stages: Mapping[str, float]
@@ -76,7 +76,7 @@ OnLevel = Callable[[int, Pixels], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Edited:
+class EditJob:
     """What the pictures of a request are drawn into: an edit, and the pixels of its transition (`compose`)."""
 
     edit: Edit
@@ -84,8 +84,8 @@ class Edited:
 
 
 @dataclass(eq=False)
-class Ticket:
-    """A picture that is asked for. settings: settled ones. kind: what the pictures of one batch have in common. edited:
+class Job:
+    """A picture that is asked for. settings: resolved ones. kind: what the pictures of one batch have in common. edited:
     what it is drawn into. shown: the last step that `on_level` was told of. Who loses interest calls `leave`."""
 
     subject: Subject
@@ -93,14 +93,14 @@ class Ticket:
     settings: dict[str, Any]
     kind: Hashable
     on_level: OnLevel | None = None
-    edited: Edited | None = None
-    future: Future[Drawn] = field(default_factory=Future)
+    edited: EditJob | None = None
+    future: Future[JobResult] = field(default_factory=Future)
     arrived: float = 0.0
     left: bool = False
     shown: int = -1
 
     @property
-    def key(self) -> tuple[Hashable, bool, Edited | None]:
+    def key(self) -> tuple[Hashable, bool, EditJob | None]:
         """What is drawn with what: the kind, whether levels are shown, and an edit's pictures with one another."""
         return self.kind, self.on_level is not None, self.edited
 
@@ -130,20 +130,20 @@ class Batcher:
     def __init__(
         self,
         pipeline: Pipeline,
-        largest: int = 8,
-        patience: float = 0.01,
-        room: int = 64,
+        max_batch: int = 8,
+        max_wait: float = 0.01,
+        max_queue: int = 64,
         seconds: dict[str, list[float]] | None = None,
         watcher: Watcher | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pipeline = pipeline
-        self.largest, self.patience, self.room = largest, patience, room
+        self.max_batch, self.max_wait, self.max_queue = max_batch, max_wait, max_queue
         self._seconds = {} if seconds is None else seconds
         self._watcher = watcher
         self._clock = clock
         self._pace = 1.0  # seconds of a picture, to say how long a full queue takes
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="far-serve", daemon=True)
@@ -154,7 +154,7 @@ class Batcher:
         """Whether pictures are taken and drawn."""
         return self._thread.is_alive() and not self._closed
 
-    def submit(self, tickets: Sequence[Ticket]) -> None:
+    def submit(self, tickets: Sequence[Job]) -> None:
         """Queue tickets, all of them or none. QueueFull where they have no room, Closed after `close`."""
         with self._changed:
             self._check_room(len(tickets))
@@ -173,7 +173,7 @@ class Batcher:
         if not self.alive:
             raise Closed
         self._drop_left()
-        if len(self._waiting) + count > self.room:
+        if len(self._waiting) + count > self.max_queue:
             raise QueueFull(len(self._waiting), max(1.0, len(self._waiting) * self._pace))
 
     def close(self, timeout: float | None = None) -> None:
@@ -194,7 +194,7 @@ class Batcher:
         while batch := self._next():
             self._draw(batch)
 
-    def _next(self) -> list[Ticket]:
+    def _next(self) -> list[Job]:
         """The tickets of the next batch, when it is full or the first has waited long enough; none after the last."""
         with self._changed:
             while True:
@@ -205,9 +205,9 @@ class Batcher:
                     self._changed.wait()
                     continue
                 first = self._waiting[0]
-                batch = [ticket for ticket in self._waiting if ticket.key == first.key][: self.largest]
-                left = first.arrived + self.patience - self._clock()
-                if len(batch) < self.largest and left > 0 and not self._closed:
+                batch = [ticket for ticket in self._waiting if ticket.key == first.key][: self.max_batch]
+                left = first.arrived + self.max_wait - self._clock()
+                if len(batch) < self.max_batch and left > 0 and not self._closed:
                     self._changed.wait(left)
                     continue
                 taken = [ticket for ticket in batch if ticket.future.set_running_or_notify_cancel()]
@@ -217,7 +217,7 @@ class Batcher:
                 if taken:
                     return taken
 
-    def _draw(self, batch: Sequence[Ticket]) -> None:
+    def _draw(self, batch: Sequence[Job]) -> None:
         """Draw a batch and tell everyone, also of failures."""
         started = self._clock()
         self._seconds.clear()
@@ -253,12 +253,12 @@ class Batcher:
             self._watcher.batch(len(batch), [started - ticket.arrived for ticket in batch], self._seconds)
         for i, ticket in enumerate(batch):
             waited = started - ticket.arrived
-            drawn = Drawn(made.images[i], made.settings[i], waited, took, stages, made.warnings)
+            drawn = JobResult(made.images[i], made.settings[i], waited, took, stages, made.warnings)
             ticket.future.set_result(drawn)
 
     def _made(
         self,
-        batch: Sequence[Ticket],
+        batch: Sequence[Job],
         on_progress: OnProgress,
         on_level: Callable[[int, Pixels], None] | None,
     ) -> Generation:
@@ -294,6 +294,6 @@ class Batcher:
             self._watcher.queued(len(self._waiting))
 
 
-def _fail(ticket: Ticket, error: BaseException) -> None:
+def _fail(ticket: Job, error: BaseException) -> None:
     if ticket.future.running() or ticket.future.set_running_or_notify_cancel():
         ticket.future.set_exception(error)

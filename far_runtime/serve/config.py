@@ -15,7 +15,7 @@ from far_runtime.serve.service import Limits, Service
 
 
 @dataclass(frozen=True)
-class Setting:
+class ServerConfig:
     """sources: BUNDLE or NAME=BUNDLE. engines: their names, none for the best one. rate: pictures a minute. hosts:
     names by which the server may be called (None: any). check: whether bundles are compared with their checksums."""
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from far_runtime.errors import FarError
-from far_runtime.serve.batching import Drawn, Pixels
+from far_runtime.serve.batching import JobResult, Pixels
 from far_runtime.serve.errors import error_of, note
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.schema import (
@@ -26,7 +26,7 @@ from far_runtime.serve.schema import (
     PartialImage,
     Timings,
 )
-from far_runtime.serve.service import OnLevel, Order, Service, base64_file, drawn_in_time, picture_of, timings
+from far_runtime.serve.service import OnLevel, QueuedRequest, Service, base64_file, drawn_in_time, picture_of, timings
 
 EVENTS = "text/event-stream"
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -36,7 +36,7 @@ MOST_LEVELS = 64
 OWN: dict[str, type[BaseModel]] = {"level": Level, "picture": Image, "done": Timings, "error": ErrorBody}
 """The events of /v1/generate/stream, with their data."""
 
-Shown = tuple[int, int, Pixels]
+LevelPictures = tuple[int, int, Pixels]
 """Which of the pictures, the number of the step, the picture after it."""
 
 
@@ -44,8 +44,8 @@ Shown = tuple[int, int, Pixels]
 class Watched:
     """An order whose levels are sent as they come, by a service."""
 
-    made: Order
-    levels: asyncio.Queue[Shown]
+    made: QueuedRequest
+    levels: asyncio.Queue[LevelPictures]
     service: Service
 
 
@@ -65,12 +65,12 @@ def described(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
     return {"itemSchema": {"oneOf": [one(name, data) for name, data in events.items()]}}
 
 
-def levels_queue() -> tuple[asyncio.Queue[Shown], OnLevel]:
+def levels_queue() -> tuple[asyncio.Queue[LevelPictures], OnLevel]:
     """A queue of levels, and what the drawing thread calls to put one there."""
     loop = asyncio.get_running_loop()
-    levels: asyncio.Queue[Shown] = asyncio.Queue(MOST_LEVELS)
+    levels: asyncio.Queue[LevelPictures] = asyncio.Queue(MOST_LEVELS)
 
-    def put(level: Shown) -> None:
+    def put(level: LevelPictures) -> None:
         if levels.full():
             levels.get_nowait()
         levels.put_nowait(level)
@@ -114,7 +114,7 @@ async def openai_events(stream: Watched, what: str) -> AsyncIterator[str]:
     kind, size = made.request.output_format, made.model.size
     steps = sorted(chosen_steps(len(made.model.steps(made.settings)), getattr(made.request, "partial_images", 0)))
 
-    def sent(shown: Shown | list[Drawn], file: str) -> PartialImage | Completed:
+    def sent(shown: LevelPictures | list[JobResult], file: str) -> PartialImage | Completed:
         now = int(time.time())
         if isinstance(shown, list):
             picture = picture_of(made, 0, shown[0], file).model_dump()
@@ -157,11 +157,11 @@ def failed(error: Exception, metrics: Metrics) -> str:
     return event("error", ErrorBody.model_validate(body).model_dump_json())
 
 
-async def _progress(stream: Watched) -> AsyncGenerator[Shown | list[Drawn], None]:
+async def _progress(stream: Watched) -> AsyncGenerator[LevelPictures | list[JobResult], None]:
     """The levels as they come and at last all pictures; the order is left when the client goes."""
     levels = stream.levels
     work = asyncio.ensure_future(drawn_in_time(stream.made, stream.service.limits.deadline))
-    reading: asyncio.Future[Shown] | None = None
+    reading: asyncio.Future[LevelPictures] | None = None
     try:
         while not (work.done() and levels.empty()):
             reading = asyncio.ensure_future(levels.get())
@@ -182,7 +182,7 @@ class EventStream(StreamingResponse):
     """Events as an answer. made: the order behind them, which is left when the answer ends, however it does: a client
     may be gone before the first event."""
 
-    def __init__(self, found: AsyncIterator[str], made: Order) -> None:
+    def __init__(self, found: AsyncIterator[str], made: QueuedRequest) -> None:
         super().__init__(found, media_type=EVENTS, headers=UNBUFFERED)
         self._made = made
 

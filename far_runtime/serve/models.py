@@ -18,7 +18,7 @@ from far_runtime.errors import FarError, as_option, fields_for_options
 from far_runtime.model_name import check_name
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.presets import preset_names, preset_of
-from far_runtime.sampling.settings import plan_of, sampler_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings, sampler_of
 from far_runtime.serve.batching import Batcher, Watcher
 
 
@@ -26,9 +26,9 @@ from far_runtime.serve.batching import Batcher, Watcher
 class Queueing:
     """How pictures wait: `Batcher`'s largest, patience and room."""
 
-    largest: int = 8
-    patience: float = 0.01
-    room: int = 64
+    max_batch: int = 8
+    max_wait: float = 0.01
+    max_queue: int = 64
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Model:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All sampling settings; FarError for those that cannot be."""
         with fields_for_options():
-            return settings_of(self.manifest, {name: as_option(name, value) for name, value in given.items()})
+            return resolve_settings(self.manifest, {name: as_option(name, value) for name, value in given.items()})
 
     def steps(self, settings: Mapping[str, Any]) -> list[str]:
         """The names of the loop's steps."""
@@ -99,14 +99,14 @@ class Model:
             "count": None if takes_text(manifest) else manifest.model["classes"],
             "size": self.size,
             "grid": manifest.model["grid"],
-            "options": list(sampler_of(manifest).OPTIONS),
-            "defaults": settings_of(manifest),
+            "options": list(sampler_of(manifest).SETTINGS),
+            "defaults": resolve_settings(manifest),
             "presets": {name: preset_of(manifest, name).line for name in preset_names(manifest)},
             "engine": self.batcher.pipeline.engine.name,
             "precision": manifest.precision,
             "bundle": manifest.id,
             "editing": self.edits,
-            "largest_batch": self.batcher.largest,
+            "largest_batch": self.batcher.max_batch,
         }
 
 
@@ -120,8 +120,8 @@ def open_model(
         load_tokenizer(bundle.path)
     measured = timed(open_engine(bundle, engine, options))
     pipeline = Pipeline(bundle, measured, options.threads)
-    largest = min(queueing.largest, bundle.manifest.largest_batch)
-    batcher = Batcher(pipeline, largest, queueing.patience, queueing.room, measured.seconds, watcher)
+    max_batch = min(queueing.max_batch, bundle.manifest.largest_batch)
+    batcher = Batcher(pipeline, max_batch, queueing.max_wait, queueing.max_queue, measured.seconds, watcher)
     return Model(name, bundle, batcher, int(time.time()))
 
 

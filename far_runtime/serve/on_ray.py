@@ -13,10 +13,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from far_runtime.errors import FarError
-from far_runtime.machine.ray_cluster import Each, cluster, cluster_address
+from far_runtime.machine.ray_cluster import WorkerResources, cluster, cluster_address
 from far_runtime.progress import say
 from far_runtime.serve.app import create_app
-from far_runtime.serve.config import Setting
+from far_runtime.serve.config import ServerConfig
 
 APP = "far-deploy"
 BESIDES = 100
@@ -41,7 +41,7 @@ class Replica:
             raise RuntimeError(f"not drawing: {', '.join(dead)}")
 
 
-def application(setting: Setting, replicas: tuple[int, int], each: Each) -> Any:
+def application(setting: ServerConfig, replicas: tuple[int, int], each: WorkerResources) -> Any:
     """The Serve application: replicas from the first number to the second, by the load."""
     from ray import serve
 
@@ -50,17 +50,17 @@ def application(setting: Setting, replicas: tuple[int, int], each: Each) -> Any:
         return create_app(service, setting.hosts)
 
     least, most = replicas
-    largest, room, grace = setting.queueing.largest, setting.queueing.room, setting.limits.grace
+    max_batch, max_queue, grace = setting.queueing.max_batch, setting.queueing.max_queue, setting.limits.grace
     options: dict[str, Any] = {"num_replicas": most}
     if least != most:
         options = {
-            "autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": largest}
+            "autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": max_batch}
         }
     resources = {"num_cpus": each.cpus, "num_gpus": each.gpus, "resources": dict(each.resources)}
     made = serve.deployment(serve.ingress(build)(Replica)).options(
         name=APP,
         ray_actor_options=resources,
-        max_ongoing_requests=largest + room + BESIDES,
+        max_ongoing_requests=max_batch + max_queue + BESIDES,
         graceful_shutdown_timeout_s=grace,
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=QUIET,
@@ -70,8 +70,8 @@ def application(setting: Setting, replicas: tuple[int, int], each: Each) -> Any:
 
 
 def serve_on_ray(
-    setting: Setting, place: Callable[[tuple[str, int] | None], tuple[str, int]], replicas: tuple[int, int],
-    each: Each, address: str | None, proxies: str, ready: Callable[[tuple[str, int]], None],
+    setting: ServerConfig, place: Callable[[tuple[str, int] | None], tuple[str, int]], replicas: tuple[int, int],
+    each: WorkerResources, address: str | None, proxies: str, ready: Callable[[tuple[str, int]], None],
 ) -> None:  # fmt: skip
     """Serve until SIGTERM or SIGINT, then take no more requests, let those that run finish, and leave the cluster as it
     was. place: given host and port of the proxies that run already, or None, says where they are to be. proxies:

@@ -17,9 +17,9 @@ from far_runtime.conditioning.subjects import Subject, is_null
 from far_runtime.errors import FarError, fields_for_options
 from far_runtime.images.writing import picture_bytes
 from far_runtime.sampling.noise import random_seed
-from far_runtime.sampling.settings import kind_of
+from far_runtime.sampling.settings import batch_key
 from far_runtime.serve.auth import Keys, Rate
-from far_runtime.serve.batching import Drawn, Edited, Pixels, Ticket
+from far_runtime.serve.batching import EditJob, Job, JobResult, Pixels
 from far_runtime.serve.errors import Late, Unknown
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.middleware import NO_KEY
@@ -48,14 +48,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Order:
+class QueuedRequest:
     """A request that can be: its model, settings and tickets."""
 
     request: ImageRequest
     model: Model
     settings: dict[str, Any]
     seed: int
-    tickets: list[Ticket]
+    tickets: list[Job]
 
     def leave(self) -> None:
         """Nobody waits for it any longer."""
@@ -64,8 +64,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A request that can be: its model, subject, settled settings and first seed."""
+class ValidatedRequest:
+    """A request that can be: its model, subject, resolved settings and first seed."""
 
     request: ImageRequest
     model: Model
@@ -103,13 +103,13 @@ class Service:
             raise HTTPException(401, NO_KEY)
         return number
 
-    def order(self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None) -> Order:
+    def order(self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None) -> QueuedRequest:
         """Check a request and queue its pictures. FarError where it cannot be, HTTPException 429 where it may not."""
         checked = self.check(wanted)
         with self.spent(caller, wanted.n):
             return self.queue(checked, on_level)
 
-    async def order_edit(self, wanted: EditRequest, caller: object, on_level: OnLevel | None = None) -> Order:
+    async def order_edit(self, wanted: EditRequest, caller: object, on_level: OnLevel | None = None) -> QueuedRequest:
         """The same for an edit, whose pictures are decoded one request at a time, after everything else is found right:
         a small file may be many pixels."""
         checked = self.check(wanted, editing=True)
@@ -122,9 +122,9 @@ class Service:
             with fields_for_options():
                 async with self.decoding:
                     edit = await asyncio.to_thread(edit_of, image, mask, wanted.outpaint, size, most)
-            return self.queue(checked, on_level, Edited(edit, wanted.feather))
+            return self.queue(checked, on_level, EditJob(edit, wanted.feather))
 
-    def check(self, wanted: ImageRequest, editing: bool = False) -> Checked:
+    def check(self, wanted: ImageRequest, editing: bool = False) -> ValidatedRequest:
         """What a request comes to; FarError where it cannot be."""
         model, limits = self.model(wanted.model), self.limits
         if wanted.n > limits.pictures:
@@ -140,9 +140,11 @@ class Service:
         seed = random_seed() if wanted.seed is None else wanted.seed
         if seed + wanted.n > 2**64:
             raise FarError(f"seed {seed}: with n {wanted.n} the last seed is beyond 18446744073709551615")
-        return Checked(wanted, model, subject, settings, seed)
+        return ValidatedRequest(wanted, model, subject, settings, seed)
 
-    def queue(self, checked: Checked, on_level: OnLevel | None, edited: Edited | None = None) -> Order:
+    def queue(
+        self, checked: ValidatedRequest, on_level: OnLevel | None, edited: EditJob | None = None
+    ) -> QueuedRequest:
         """Queue the pictures of a request that was checked; QueueFull or Closed where that cannot be."""
         wanted, model, settings, seed = checked.request, checked.model, checked.settings, checked.seed
 
@@ -151,10 +153,10 @@ class Service:
                 return None
             return lambda step, pixels: on_level(index, step, pixels)
 
-        kind = kind_of(model.manifest, settings)
-        tickets = [Ticket(checked.subject, seed + i, settings, kind, shown(i), edited) for i in range(wanted.n)]
+        kind = batch_key(model.manifest, settings)
+        tickets = [Job(checked.subject, seed + i, settings, kind, shown(i), edited) for i in range(wanted.n)]
         model.batcher.submit(tickets)
-        return Order(wanted, model, settings, seed, tickets)
+        return QueuedRequest(wanted, model, settings, seed, tickets)
 
     @contextmanager
     def spent(self, caller: object, count: int) -> Iterator[None]:
@@ -179,7 +181,7 @@ class Service:
             raise HTTPException(429, message, {"Retry-After": str(wait)})
 
 
-async def drawn_in_time(made: Order, seconds: float) -> list[Drawn]:
+async def drawn_in_time(made: QueuedRequest, seconds: float) -> list[JobResult]:
     """All pictures of an order; Late where that takes too long, Failed where one could not be drawn."""
     futures = [asyncio.wrap_future(ticket.future) for ticket in made.tickets]
     try:
@@ -194,7 +196,7 @@ async def drawn_in_time(made: Order, seconds: float) -> list[Drawn]:
             future.cancel()
 
 
-async def until_gone(request: Request, work: Any) -> list[Drawn]:
+async def until_gone(request: Request, work: Any) -> list[JobResult]:
     """The work's result; 499 (nobody reads it) where the client leaves before."""
 
     async def gone() -> None:
@@ -212,18 +214,18 @@ async def until_gone(request: Request, work: Any) -> list[Drawn]:
         leaving.cancel()
 
 
-async def base64_file(pixels: Pixels, kind: str, drawn: Drawn | None = None) -> str:
+async def base64_file(pixels: Pixels, kind: str, drawn: JobResult | None = None) -> str:
     """A picture as a file in base64, made on another thread."""
     settings = None if drawn is None else drawn.settings
     return base64.b64encode(await asyncio.to_thread(picture_bytes, pixels, kind, settings)).decode()
 
 
-def picture_of(made: Order, index: int, drawn: Drawn, file: str) -> Image:
+def picture_of(made: QueuedRequest, index: int, drawn: JobResult, file: str) -> Image:
     """A picture as it is sent."""
     return Image(b64_json=file, seed=made.seed + index, settings=drawn.settings.to_dict())
 
 
-def timings(drawn: Sequence[Drawn]) -> Timings:
+def timings(drawn: Sequence[JobResult]) -> Timings:
     """Of an order's pictures, which may have been drawn in several batches."""
     batches = {(one.seconds, *one.stages.values()): one for one in drawn}.values()
     names = list(dict.fromkeys(name for one in batches for name in one.stages))
@@ -231,7 +233,7 @@ def timings(drawn: Sequence[Drawn]) -> Timings:
     return Timings(waited=max(one.waited for one in drawn), drawing=sum(one.seconds for one in batches), stages=stages)
 
 
-def answer(made: Order, drawn: Sequence[Drawn], files: Sequence[str]) -> ImagesAnswer:
+def answer(made: QueuedRequest, drawn: Sequence[JobResult], files: Sequence[str]) -> ImagesAnswer:
     """What is sent for an order."""
     return ImagesAnswer(
         created=int(time.time()),

@@ -11,15 +11,15 @@ from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_file
 
 
-def settle(path: Path, facts: Mapping[str, Any]) -> None:
+def claim(path: Path, facts: Mapping[str, Any]) -> None:
     """Write down what the folder of `path` is filled with; FarError where it is written there already, and differs."""
-    if not is_settled(path, facts):
+    if not check_claim(path, facts):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as aside:
             aside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def is_settled(path: Path, facts: Mapping[str, Any]) -> bool:
+def check_claim(path: Path, facts: Mapping[str, Any]) -> bool:
     """Whether it is written there already; FarError where something else is."""
     before = read(path)
     if before is None:

@@ -83,7 +83,7 @@ class Drawer:
 
     def _made(self, batch: Sequence[Wanted], requests: Sequence[Any]) -> Generation:
         def on_progress(progress: Progress) -> None:
-            if progress.inner == progress.step.inner and all(request.is_cancelled() for request in requests):
+            if progress.inner == progress.step.substeps and all(request.is_cancelled() for request in requests):
                 raise Cancelled
 
         settings = {**batch[0].settings, "guidance": [one.settings["guidance"] for one in batch]}

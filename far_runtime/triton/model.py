@@ -32,7 +32,7 @@ class TritonPythonModel:
             bundle = open_loop(Path(args["model_repository"]) / args["model_version"])
             on_device = parameters["TENSORS"] == "device"
             engine = TritonEngine(bundle, utils, parameters["STAGES"], f"triton:{parameters['ENGINE']}", on_device)
-            self._pipeline = Pipeline(bundle, engine, remember=0 if on_device else LIMIT)
+            self._pipeline = Pipeline(bundle, engine, cache_bytes=0 if on_device else LIMIT)
         except FarError as error:
             raise utils.TritonModelException(str(error)) from error
         self._drawer = Drawer(self._pipeline, utils)

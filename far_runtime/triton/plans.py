@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from far_runtime.bundle import Bundle
-from far_runtime.engines.cache.compatibility import device_of, stale
+from far_runtime.engines.cache.compatibility import device_of, stale_reason
 from far_runtime.engines.cache.entry import CachedEngine
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.errors import FarError
@@ -44,7 +44,7 @@ def plans_of(bundle: Bundle, named: str | None = None) -> Plans:
         if named is not None and engine.name != named:
             continue
         if engine.library == LIBRARY or engine.problem:
-            reason = stale(engine, bundle) or _unfit(bundle, engine)
+            reason = stale_reason(engine, bundle) or _unfit(bundle, engine)
             if not reason:
                 return Plans(engine, _batch(bundle, engine)[1])
             reasons.append(f"{engine.name}: {reason}")

@@ -11,7 +11,7 @@ from far_runtime.bundle import Manifest
 from far_runtime.conditioning.subjects import Subject, resolve_subjects, takes_text
 from far_runtime.errors import FarError, as_option, fields_for_options
 from far_runtime.sampling.noise import random_seed
-from far_runtime.sampling.settings import kind_of, settings_of
+from far_runtime.sampling.settings import batch_key, resolve_settings
 
 MOST_TEXT, MOST_SAMPLING = 1000, 10_000
 """Characters of a prompt or label, and of the sampling settings."""
@@ -19,7 +19,7 @@ MOST_TEXT, MOST_SAMPLING = 1000, 10_000
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture that is asked for. place: which of the requests, and which of its pictures. settings: settled ones.
+    """A picture that is asked for. place: which of the requests, and which of its pictures. settings: resolved ones.
     kind: what the pictures of one batch have in common."""
 
     place: tuple[int, int]
@@ -42,8 +42,8 @@ def wanted_of(manifest: Manifest, request: int, inputs: Mapping[str, Sequence[An
         given = sampling_of(text_of("SAMPLING", row.get("SAMPLING", b""), MOST_SAMPLING))
         with fields_for_options():
             subject = resolve_subjects(manifest, [] if text else [name], [name] if text else [], negative)[0]
-            settings = settings_of(manifest, {key: as_option(key, value) for key, value in given.items()})
-        found.append(Wanted((request, i), subject, seed, settings, kind_of(manifest, settings)))
+            settings = resolve_settings(manifest, {key: as_option(key, value) for key, value in given.items()})
+        found.append(Wanted((request, i), subject, seed, settings, batch_key(manifest, settings)))
     return found
 
 

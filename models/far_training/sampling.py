@@ -42,7 +42,7 @@ def sample_pictures(
 
     info = SYSTEMS[system].info(model, vae)
     loop = SAMPLERS[system]
-    settings = loop.settle(info, sampling)
+    settings = loop.resolve_settings(info, sampling)
     engine = TorchEngine(SYSTEMS[system].stages(model, vae, info, None), str(next(model.parameters()).device))
     found = []
     for start in range(0, len(labels), batch):

@@ -21,7 +21,7 @@ from far_runtime.bundle import Manifest, open_bundle
 from far_runtime.sampling.base import Call, Step
 from far_runtime.sampling.flops import ONCE, call_flops
 from far_runtime.sampling.presets import preset_names
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 SHARE = 0.5
 """Of the rate that is reached: ours to guess, since no engine was run on these devices."""
@@ -59,9 +59,9 @@ def seconds(manifest: Manifest, plan: Sequence[Step], device: Device, precision:
 
 def settings(manifest: Manifest, preset: str) -> Mapping[str, Any]:
     """The preset over the official levels and iterations."""
-    official = settings_of(manifest, {"preset": "official"})
+    official = resolve_settings(manifest, {"preset": "official"})
     loop: dict[str, Any] = {name: official[name] for name in ("levels", "iterations") if name in official}
-    return settings_of(manifest, {"preset": preset, **loop})
+    return resolve_settings(manifest, {"preset": preset, **loop})
 
 
 @click.command(help=__doc__)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from far_export.onnx.quantize import products_of, quantize_graph
 from far_export.onnx.writer import export_stages
-from far_export.stages.far import DenoiseGraph, denoise_stage
+from far_export.stages.far import DenoiseStageModule, denoise_stage
 from far_export.stages.stage import Stage
 from far_models.far import FAR, PRESETS
 from far_models.head import DiffusionHead, modulate
@@ -68,7 +68,7 @@ class SeveralSteps(nn.Module):
     """Diffusion steps one after the other in one graph, for its time. Each has a timestep of its own, as in a schedule:
     at one timestep all of them have the same modulations, which an engine then computes once."""
 
-    def __init__(self, step: DenoiseGraph, count: int) -> None:
+    def __init__(self, step: DenoiseStageModule, count: int) -> None:
         super().__init__()
         self.step, self.count = step, count
 
@@ -118,9 +118,9 @@ def forms(tokens: int) -> dict[str, tuple[Stage, int]]:
     for parameter in far.parameters():
         nn.init.normal_(parameter, std=0.02)
     stage = at_tokens(denoise_stage(far, far.config.tokens), far.config.tokens, tokens)
-    fused: Any = DenoiseGraph(far)
+    fused: Any = DenoiseStageModule(far)
     fused.net = OneModulation(far.diffloss.net)
-    several = SeveralSteps(DenoiseGraph(far), 3)
+    several = SeveralSteps(DenoiseStageModule(far), 3)
     return {
         "as exported": (stage, 1),
         "one modulation": (replace(stage, module=fused.eval()), 1),

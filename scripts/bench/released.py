@@ -84,7 +84,7 @@ class ReleasedHead:
         if step.shared:
             raise FarError("--shared-noise: the released loop has no such setting; use 0")
         count = len(self.timesteps)
-        x, temperature = both(noise.start(step.index, tokens, channels)), float(step.shown["temperature"])
+        x, temperature = both(noise.start(step.index, tokens, channels)), float(step.temperature)
         for k, i in enumerate(reversed(range(count))):
             drawn = both(noise.diffusion(step.index, k, tokens, channels)) if i else x
             x = self.step(x, z, i, level, step.guidance, temperature, drawn)
@@ -126,7 +126,7 @@ class ReleasedFAR:
             return latents
         orders, masked = noise.orders(config.tokens), config.tokens
         for step in plan:
-            drawn = int(step.shown["tokens"])
+            drawn = int(step.tokens)
             visible = np.sort(orders[:, masked:], axis=1)
             masked -= drawn
             predicted = torch.from_numpy(np.sort(orders[:, masked : masked + drawn], axis=1))

@@ -55,7 +55,7 @@ def measure(bundle: Path, engine: str, rounds: int) -> dict[str, dict[int, float
     found = {}
     with Pipeline.from_bundle(bundle, engine) as pipeline:
         few = {"solver": "dpmpp-2m", "steps": 4}
-        levels = list(pipeline.bundle.manifest.schedule["levels"])
+        levels = list(pipeline.bundle.manifest.default_settings["levels"])
 
         def draw(count: int = 1, **sampling: Any) -> Callable[[], Any]:
             chosen = {**few, **sampling}

@@ -24,7 +24,7 @@ from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.sampling.base import Step
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 WAYS = {"onnxruntime": ("packed", "unpacked"), "openvino": ("",)}
 
@@ -67,7 +67,7 @@ def measure(path: str, name: str, way: str, threads: int, rounds: int) -> dict[s
             return options
 
         engine._session_options = options_of
-    steps = plan_of(bundle.manifest, settings_of(bundle.manifest))
+    steps = plan_of(bundle.manifest, resolve_settings(bundle.manifest))
     calls = [({n: engine.put(a) for n, a in inputs_of(bundle, step).items()}, step.constants) for step in steps]
     before = memory()
     started = time.perf_counter()

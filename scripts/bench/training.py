@@ -27,7 +27,7 @@ from far_training.data.latents import LatentSet
 from far_training.data.shards import ROWS, Shards, write_shards
 from far_training.loop.cost_estimate import bytes_text, measured_cost
 from far_training.loop.optimization import recompute_blocks
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.systems.far import FARLossSettings, far_task
 
 IMAGENET = 1_281_167
@@ -80,7 +80,7 @@ def order_rows() -> None:
     for count, tokens, draws, what in ((32, 64, 2, "small"), (32, 256, 4, "official")):
 
         def draw(count: int = count, tokens: int = tokens, draws: int = draws) -> None:
-            chance, side = Chance(0, 0, range(count)), round(tokens**0.5)
+            chance, side = SampleRng(0, 0, range(count)), round(tokens**0.5)
             chance.normal(16, side, side), chance.uniform(tokens), chance.integers(1000, tokens, draws)
             chance.normal(tokens, draws, 16)
 
@@ -112,7 +112,7 @@ def step_rows(preset: str, batch: int) -> None:
     names = tuple(map(str, range(1000)))
     data = LatentSet(Path("none"), 16, 16, 0.2325, np.arange(batch), names, np.arange(batch), moments)
     task = far_task(config, FARLossSettings(), data, batch, 0, lambda model, step, folder: {})
-    given = task.fetch(Chance(0, 0, range(batch)), 0.0)
+    given = task.fetch(SampleRng(0, 0, range(batch)), 0.0)
     for again in (False, True):
         if again:
             recompute_blocks(task.model)

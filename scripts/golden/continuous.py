@@ -41,7 +41,7 @@ class Recorder:
         return outputs
 
     def on_step(self, step: Step, done: int, state: Any) -> None:
-        if done == step.inner:
+        if done == step.substeps:
             self.samples.append(self.get(state).copy())
 
 
@@ -63,7 +63,7 @@ def run_loop(
     """The loop with the case's noise: latents [B, C, h, w] and the plan."""
     sampler = SAMPLERS[system]
     plan = sampler.plan(model, settings)
-    source = NamedNoise(condition.batch, tuple(step.inner for step in plan), seed)
+    source = NamedNoise(condition.batch, tuple(step.substeps for step in plan), seed)
     latents = recorder.get(sampler.sample(recorder, model, settings, condition, source, recorder.on_step))
     grid, channels = model["grid"], model["channels"]
     return latents.reshape(condition.batch, grid, grid, channels).transpose(0, 3, 1, 2), plan

@@ -82,7 +82,7 @@ def check_var(
     vqvae = load_checkpoint(folder / "vae.pth", expect="vqvae").model
     model = model_info(var, vqvae)
     names = {"guidance": "cfg", "top_k": "top_k", "top_p": "top_p", "more_smooth": "more_smooth"}
-    settings = loop.settle(model, {ours: case[theirs] for ours, theirs in names.items() if theirs in case})
+    settings = loop.resolve_settings(model, {ours: case[theirs] for ours, theirs in names.items() if theirs in case})
     engine = Recorder(engine_of(stages(var, vqvae, pixels=False), engine_name, folder / "bundle"))
     condition = label_condition(engine, case["labels"], model["classes"])
     noise: Any = NamedGumbel(condition.batch, case["seed"])

@@ -85,12 +85,12 @@ def measured(
     """A row of the table: what was found before for the same bundle, or what is found now."""
     from far_export.cast import cast_stages
     from far_export.export import load_pair
-    from far_export.torch_engine import HalfEngine, TorchEngine
+    from far_export.torch_engine import Fp16Engine, TorchEngine
     from far_export.verify.distribution import check_distribution
     from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
     from far_runtime.conditioning.subjects import spread_subjects
     from far_runtime.engines import open_engine
-    from far_runtime.sampling.settings import settings_of
+    from far_runtime.sampling.settings import resolve_settings
     from far_runtime.storage.atomic import whole_file
 
     bundle = exported(output / precision, checkpoint, vae, precision, calibrate)
@@ -99,13 +99,13 @@ def measured(
     if (found := read(file)) is not None and found["key"] == key:
         return found
     model, decoder = (loaded.model for loaded in load_pair(checkpoint, vae))
-    settings = settings_of(bundle.manifest)
+    settings = resolve_settings(bundle.manifest)
     subjects = spread_subjects(bundle.manifest, pictures)
     click.echo(f"{precision}: {pictures} pictures on {engine} against torch", err=True)
     stages = reference_stages(bundle.manifest, model, decoder)
     if engine == HALF:
         again = (loaded.model for loaded in load_pair(checkpoint, vae))
-        candidate: Any = HalfEngine(cast_stages(reference_stages(bundle.manifest, *again), "fp16"))
+        candidate: Any = Fp16Engine(cast_stages(reference_stages(bundle.manifest, *again), "fp16"))
     else:
         candidate = open_engine(bundle, engine)
     own = own_tolerances(stages, bundle.manifest)

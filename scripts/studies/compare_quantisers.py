@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from far_export.onnx.calibration import calibrate
-from far_export.onnx.quantize import MATRICES, Product, products_of, quantize_graph
+from far_export.onnx.quantize import MATRICES, MatMul, products_of, quantize_graph
 from far_runtime.bundle import Bundle, Graph, open_bundle
 from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.engines import open_engine
@@ -80,11 +80,11 @@ def errors(path: Path, calls: Sequence[Call]) -> tuple[float, float]:
     return (off / of) ** 0.5, max((a / b) ** 0.5 for a, b in squares)
 
 
-def products_with_weights(path: Path) -> list[Product]:
+def products_with_weights(path: Path) -> list[MatMul]:
     """All products with a constant weight."""
     graph = onnx.load(str(path), load_external_data=False).graph
     weights = {one.name for one in graph.initializer}
-    return [Product(n.name, n.input[0]) for n in graph.node if n.op_type in MATRICES and n.input[1] in weights]
+    return [MatMul(n.name, n.input[0]) for n in graph.node if n.op_type in MATRICES and n.input[1] in weights]
 
 
 def static(path: Path, target: Path, calls: Sequence[Call], method: str, outputs: bool, **options: Any) -> None:

@@ -19,7 +19,7 @@ from far_export.evaluate.features import feature_network
 from far_export.tune.distance import Judge
 from far_models.checkpoint.config import parse_overrides
 from far_runtime.pipeline import Pipeline
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 from far_runtime.storage.atomic import user_cache
 
 
@@ -36,9 +36,9 @@ def main(
 ) -> None:
     with Pipeline.from_bundle(path, engine, threads) as pipeline:
         manifest = pipeline.bundle.manifest
-        settings = {text: settings_of(manifest, parse_overrides(tuple(text.split()), text)) for text in candidates}
+        settings = {text: resolve_settings(manifest, parse_overrides(tuple(text.split()), text)) for text in candidates}
         facts = {"bundle": manifest.id, "count": count, "seed": seed, **pipeline.surroundings()}
-        facts["official"] = settings_of(manifest, parse_overrides(tuple(reference.split()), "--reference"))
+        facts["official"] = resolve_settings(manifest, parse_overrides(tuple(reference.split()), "--reference"))
         cache = FeatureCache(user_cache() / "tune", facts)
         judge = Judge(
             pipeline, feature_network(), count, seed, cache, lambda line: click.echo(line, err=True), facts["official"]

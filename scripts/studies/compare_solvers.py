@@ -28,7 +28,7 @@ from far_runtime.conditioning.subjects import Subject, condition_of, spread_subj
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.reverse_diffusion import diffusion_of
-from far_runtime.sampling.settings import plan_of, sampler_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings, sampler_of
 from far_runtime.storage.atomic import whole_file
 
 OFFICIAL = {"solver": "ddpm", "steps": 100}
@@ -56,7 +56,7 @@ class Sets:
     def of(self, first: int, given: Mapping[str, Any], power: str = "own") -> NDArray[np.float64]:
         """Features [count, 1280] of the pictures with the seeds first, first + 1, ..."""
         subjects = spread_subjects(self._pipeline.bundle.manifest, self._count)
-        settings = settings_of(self._pipeline.bundle.manifest, given)
+        settings = resolve_settings(self._pipeline.bundle.manifest, given)
         batches = range(0, self._count, BATCH)
         return np.concatenate([self._batch(subjects[i : i + BATCH], first + i, settings, power) for i in batches])
 

@@ -23,19 +23,19 @@ def one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def as_mar(settings: Any) -> dict[str, Any]:
         return {
-            **mar.settle({"grid": 4}, {"steps": settings["steps"], "guidance": settings["guidance"]}),
+            **mar.resolve_settings({"grid": 4}, {"steps": settings["steps"], "guidance": settings["guidance"]}),
             "iterations": 1,
         }
 
     loop = SimpleNamespace(
-        OPTIONS=("steps", "guidance"),
-        settle=lambda model, given: {
+        SETTINGS=("steps", "guidance"),
+        resolve_settings=lambda model, given: {
             "steps": int(given.get("steps", 3)),
             "guidance": float(given.get("guidance", 2.0)),
         },
         plan=lambda model, settings: mar.plan(model, as_mar(settings)),
         sample=lambda engine, model, settings, *others: mar.sample(engine, model, as_mar(settings), *others),
-        views=lambda model, settings, samples: list(samples),
+        preview_latents=lambda model, settings, samples: list(samples),
     )
     like = SYSTEMS["mar"]
     signs = {"one_shot": ("diffloss.net.cond_embed.weight", checkpoint.build_mar), "klvae": checkpoint.SYSTEMS["klvae"]}

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from far_export.cast import CASTS, cast_stages
 from far_export.export import export_bundle, load_pair
-from far_export.onnx.tensor_ranges import look
+from far_export.onnx.tensor_ranges import tensor_ranges
 from far_export.onnx.writer import export_stages
 from far_export.stages import SYSTEMS
 from far_export.stages.stage import Input, Stage
 from far_export.tolerances import LIMITS, free_run_limits, stage_tolerance
-from far_export.torch_engine import HalfEngine, TorchEngine, WideProducts
+from far_export.torch_engine import Fp16Engine, TorchEngine, WideProducts
 from far_models.islands import island
 from far_runtime.bundle import Bundle, Manifest, TensorSpec, open_bundle
 from far_runtime.cli.main import main
@@ -214,11 +214,11 @@ def test_the_first_tensor_out_of_range_is_named_though_the_cpu_goes_on(tmp_path:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed on this machine")
     export_stages(cast_stages([mlp_stage(3e4)], "fp16"), tmp_path)
     ones = {"x": np.ones((2, 4), np.float32)}
-    found = look(tmp_path / "mlp.onnx", [ones])
+    found = tensor_ranges(tmp_path / "mlp.onnx", [ones])
     assert found.calls == 1
     assert "node first/" in found.overflow and "FP16 ends at 65504" in found.overflow
     export_stages(cast_stages([mlp_stage(1e3)], "fp16"), tmp_path)
-    found = look(tmp_path / "mlp.onnx", [ones])
+    found = tensor_ranges(tmp_path / "mlp.onnx", [ones])
     assert not found.overflow
     assert found.largest == pytest.approx(4000, rel=0.01)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp.onnx", "weights.bin"]
@@ -234,13 +234,13 @@ def test_nothing_is_written_to_look_at_a_graph(tmp_path: Path, monkeypatch: pyte
         raise OSError("read-only file system")
 
     monkeypatch.setattr(ir, "save", refuse)
-    assert "FP16 ends at 65504" in look(tmp_path / "mlp.onnx", [{"x": np.ones((2, 4), np.float32)}]).overflow
+    assert "FP16 ends at 65504" in tensor_ranges(tmp_path / "mlp.onnx", [{"x": np.ones((2, 4), np.float32)}]).overflow
 
 
 def test_what_was_not_looked_at_says_why(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed on this machine")
     export_stages(cast_stages([mlp_stage(1.0)], "fp16"), tmp_path)
-    found = look(tmp_path / "mlp.onnx", [{"x": np.ones((2, 5), np.float32)}])
+    found = tensor_ranges(tmp_path / "mlp.onnx", [{"x": np.ones((2, 5), np.float32)}])
     assert found.calls == 0 and "onnxruntime does not run it" in found.unseen
 
 
@@ -250,7 +250,7 @@ def test_half_arithmetic_rounds_and_overflows_as_a_gpus_does() -> None:
         assert (a @ a.T).item() == math.inf
         assert torch.nn.functional.linear(a / 4, a / 4).item() == 22496  # 22500, rounded to 16
     stage = cast_stages([mlp_stage(3e4)], "fp16")
-    engine = HalfEngine(stage)
+    engine = Fp16Engine(stage)
     assert not np.isfinite(engine.get(engine.run("mlp", {"x": engine.put(np.ones((1, 4), np.float32))})["y"])).all()
 
 

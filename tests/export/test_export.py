@@ -92,7 +92,12 @@ def test_manifest_says_what_the_checkpoint_says(tiny: Any) -> None:
     assert manifest.model["image_size"] == 16
     assert len(manifest.classes) == manifest.model["classes"] == 10
     wanted = {"levels": [0, 1, 2, 3], "steps": "3", "guidance": 3.0, "temperature": 1.0}
-    assert manifest.schedule == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0, "shared_noise": 0}
+    assert manifest.default_settings == wanted | {
+        "solver": "ddpm",
+        "start": None,
+        "guidance_floor": 1.0,
+        "shared_noise": 0,
+    }
     assert manifest.source["checkpoint"] == {"file": "far.safetensors", "weights": ""}
     assert manifest.source["config"] == {}
     assert [graph.stage for graph in manifest.graphs] == ["transformer", "denoise", "decode", "place", "encode"]

@@ -18,7 +18,7 @@ from far_runtime.generation import Generation, Progress
 from far_runtime.pipeline import Pipeline, unsteady
 from far_runtime.sampling import far
 from far_runtime.sampling.lowpass import lowpass
-from far_runtime.sampling.settings import kind_of, plan_of, settings_of
+from far_runtime.sampling.settings import batch_key, plan_of, resolve_settings
 
 
 def relative_error(a: Any, b: Any) -> float:
@@ -36,13 +36,13 @@ def test_a_picture_of_a_batch_is_the_picture_alone(
 ) -> None:
     pipeline: Pipeline = request.getfixturevalue(variant)
     labels, seeds = zip(*wanted, strict=True)
-    together = pipeline.generate(labels, seeds, batch_size=batch_size, steps=2)
+    merge_guidance = pipeline.generate(labels, seeds, batch_size=batch_size, steps=2)
     i = data.draw(st.integers(0, len(wanted) - 1))
     alone = pipeline.generate([labels[i]], [seeds[i]], steps=2)
-    assert relative_error(together.latents[i], alone.latents[0]) < 1e-5
-    assert together.latents.shape[1:] == (16, 4)
-    assert together.images.shape == (len(wanted), 16, 16, 3)
-    assert together.images.dtype == np.uint8
+    assert relative_error(merge_guidance.latents[i], alone.latents[0]) < 1e-5
+    assert merge_guidance.latents.shape[1:] == (16, 4)
+    assert merge_guidance.images.shape == (len(wanted), 16, 16, 3)
+    assert merge_guidance.images.dtype == np.uint8
 
 
 def test_seeds_and_labels_make_a_difference(any_pipeline: Pipeline) -> None:
@@ -72,42 +72,44 @@ def test_noise_is_shared_below_a_level(pipeline: Pipeline) -> None:
 
 def test_models_that_share_noise_draw_all_levels_of_their_grid() -> None:
     for masked in (False, True):
-        assert far.settle({"grid": 16, "masked": masked}, {"shared_noise": 1})["levels"] == list(range(16))
+        assert far.resolve_settings({"grid": 16, "masked": masked}, {"shared_noise": 1})["levels"] == list(range(16))
         with pytest.raises(FarError, match="with --shared-noise 2 level 1 draws what level 2 sees; put 2 after 1"):
-            far.settle({"grid": 16, "masked": masked}, {"shared_noise": 2, "levels": [0, 1, 3, 5]})
-    assert far.settle({"grid": 16, "masked": False}, {})["levels"] == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+            far.resolve_settings({"grid": 16, "masked": masked}, {"shared_noise": 2, "levels": [0, 1, 3, 5]})
+    assert far.resolve_settings({"grid": 16, "masked": False}, {})["levels"] == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     with pytest.raises(FarError, match=r"--shared-noise 1\.5: expected 0 to 16"):
-        far.settle({"grid": 16, "masked": False}, {"shared_noise": 1.5})
+        far.resolve_settings({"grid": 16, "masked": False}, {"shared_noise": 1.5})
 
 
 def test_presets_keep_what_noise_the_model_shares(pipeline: Pipeline) -> None:
     manifest = pipeline.bundle.manifest
-    trained_so = replace(manifest, schedule={**manifest.schedule, "shared_noise": 1})
+    trained_so = replace(manifest, default_settings={**manifest.default_settings, "shared_noise": 1})
     for name in ("official", "fast"):
-        assert settings_of(trained_so, {"preset": name})["shared_noise"] == 1
-        assert settings_of(manifest, {"preset": name})["shared_noise"] == 0
-    assert settings_of(trained_so, {"shared_noise": 0})["shared_noise"] == 0
+        assert resolve_settings(trained_so, {"preset": name})["shared_noise"] == 1
+        assert resolve_settings(manifest, {"preset": name})["shared_noise"] == 0
+    assert resolve_settings(trained_so, {"shared_noise": 0})["shared_noise"] == 0
     tuned = {"fast": {"settings": {"levels": [0, 1, 3], "steps": 2}, "measured": {"ratio": 1.2}}}
-    assert settings_of(replace(trained_so, presets=tuned), {"preset": "fast"})["shared_noise"] == 1
-    older = replace(manifest, schedule={k: v for k, v in manifest.schedule.items() if k != "shared_noise"})
-    assert settings_of(older, {})["shared_noise"] == 0
+    assert resolve_settings(replace(trained_so, presets=tuned), {"preset": "fast"})["shared_noise"] == 1
+    older = replace(
+        manifest, default_settings={k: v for k, v in manifest.default_settings.items() if k != "shared_noise"}
+    )
+    assert resolve_settings(older, {})["shared_noise"] == 0
 
 
 @pytest.mark.parametrize("scales", [(3.0, 1.5, 3.0), (1.0, 2.0, 1.0)])
 def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(
     any_pipeline: Pipeline, scales: tuple[float, ...]
 ) -> None:
-    together = any_pipeline.generate([1, 2, 3], [4, 5, 6], guidance=scales)
+    merge_guidance = any_pipeline.generate([1, 2, 3], [4, 5, 6], guidance=scales)
     alone = [
         any_pipeline.generate([label], [seed], guidance=scale)
         for label, seed, scale in zip([1, 2, 3], [4, 5, 6], scales, strict=True)
     ]
     for i, one in enumerate(alone):
-        assert relative_error(together.latents[i], one.latents[0]) < 1e-5
-        assert together.settings[i].sampling == one.settings[0].sampling
+        assert relative_error(merge_guidance.latents[i], one.latents[0]) < 1e-5
+        assert merge_guidance.settings[i].sampling == one.settings[0].sampling
     again = any_pipeline.generate([1, 2, 3], [4, 5, 6], guidance=np.array(scales))
-    assert again.settings == together.settings and np.array_equal(again.images, together.images)
-    assert relative_error(any_pipeline.generate([2], [5], guidance=9.0).latents[0], together.latents[1]) > 1e-4
+    assert again.settings == merge_guidance.settings and np.array_equal(again.images, merge_guidance.images)
+    assert relative_error(any_pipeline.generate([2], [5], guidance=9.0).latents[0], merge_guidance.latents[1]) > 1e-4
 
 
 def test_a_scale_for_each_picture_or_one_for_all(pipeline: Pipeline) -> None:
@@ -121,7 +123,7 @@ def test_pictures_of_one_kind_are_guided_at_the_same_steps(pipeline: Pipeline) -
     manifest = pipeline.bundle.manifest
 
     def kind(**given: Any) -> str:
-        return kind_of(manifest, settings_of(manifest, given))
+        return batch_key(manifest, resolve_settings(manifest, given))
 
     assert kind(guidance=2.0) == kind(guidance=7.0) != kind(guidance=1.0)
     assert kind(guidance=2.0, guidance_floor=1.6) != kind(guidance=7.0, guidance_floor=1.6)
@@ -145,13 +147,13 @@ def test_defaults_are_the_manifests(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize("steps", ["5,2,2,3", [5, 2, 2, 3]])
 def test_steps_of_the_bundles_own_levels_are_not_taken_for_others(pipeline: Pipeline, steps: Any) -> None:
     manifest = pipeline.bundle.manifest
-    own = replace(manifest, schedule={**manifest.schedule, "steps": steps})
-    assert settings_of(own)["steps"] == [5, 2, 2, 3]
-    assert settings_of(own, {"levels": [0, 2], "steps": 4})["steps"] == 4
+    own = replace(manifest, default_settings={**manifest.default_settings, "steps": steps})
+    assert resolve_settings(own)["steps"] == [5, 2, 2, 3]
+    assert resolve_settings(own, {"levels": [0, 2], "steps": 4})["steps"] == 4
     with pytest.raises(
         FarError, match="--levels: the bundle's default has steps 5,2,2,3, for its own levels; give --st"
     ):
-        settings_of(own, {"levels": [0, 2]})
+        resolve_settings(own, {"levels": [0, 2]})
 
 
 def test_settings_say_where_each_picture_was_computed(pipeline: Pipeline) -> None:
@@ -327,7 +329,7 @@ def test_untuned_presets_of_mar_leave_the_first_iterations_unguided(mar_pipeline
     manifest = mar_pipeline.bundle.manifest
     unguided = {}
     for name in ("official", "quality", "balanced", "fast"):
-        steps = plan_of(manifest, settings_of(manifest, {"preset": name, "iterations": 16, "guidance": 2.9}))
+        steps = plan_of(manifest, resolve_settings(manifest, {"preset": name, "iterations": 16, "guidance": 2.9}))
         halves = [call.rows for step in steps for call in step.calls if call.stage == "transformer"]
         assert halves == sorted(halves), "guidance rises, so only the first may be unguided"
         unguided[name] = halves.count(1)

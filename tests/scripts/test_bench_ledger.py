@@ -16,7 +16,7 @@ import ledger_plot
 from far_runtime.bundle import open_bundle
 from far_runtime.errors import FarError
 from far_runtime.sampling.flops import picture_cost
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -40,7 +40,7 @@ def ledger(counts: dict[str, int], parts: dict[str, float], manifest: Any) -> An
         found.counts[name] = counts
         found.released[name] = {part: [9.0 * one * factor, one * factor, 0.0] for part, one in parts.items()}
     for preset, seconds in (("quality", 5.0), ("balanced", 4.0)):
-        plan = plan_of(manifest, settings_of(manifest, {"preset": preset}))
+        plan = plan_of(manifest, resolve_settings(manifest, {"preset": preset}))
         found.flops[preset] = picture_cost(manifest, plan)
         found.ours["int8", bench_ledger.HINT, preset, 1] = [{"": seconds, "denoise": 1.0}]
     return found
@@ -70,7 +70,7 @@ def test_the_floor_takes_int8_for_what_was_quantised_only() -> None:
 
 def test_the_released_loop_is_charged_for_both_halves_of_every_step(tiny: Tiny) -> None:
     manifest = open_bundle(tiny.bundle).manifest
-    guided = plan_of(manifest, settings_of(manifest, {"preset": "official"}))
+    guided = plan_of(manifest, resolve_settings(manifest, {"preset": "official"}))
     assert guided[0].guidance == 1  # its first level is not guided, and the released code computes both halves
     alone = replace(guided[0], calls=tuple(replace(call, rows=2) for call in guided[0].calls))
     least = sum(picture_cost(manifest, guided).values())
@@ -84,7 +84,7 @@ def test_the_released_loop_is_charged_for_both_halves_of_every_step(tiny: Tiny) 
 def test_every_call_of_the_released_loop_is_counted_and_can_be_run(tiny: Tiny, tmp_path: Path, system: str) -> None:
     folder = home(tiny, system, tmp_path)
     manifest = open_bundle(folder / "fp32").manifest
-    plan = plan_of(manifest, settings_of(manifest, {"preset": "official"}))
+    plan = plan_of(manifest, resolve_settings(manifest, {"preset": "official"}))
     released = bench_ledger.Released(f"{system}_tiny", folder, amp=False)
     counts = released.open()
     heads = [count for part, count in counts.items() if part.startswith("head")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from far_runtime.bundle import open_bundle
-from far_runtime.engines.base import EngineOptions, draw
+from far_runtime.engines.base import EngineOptions, run_generation
 from far_runtime.engines.tensorrt import engine as tensorrt
 from far_runtime.engines.tensorrt.engine import TensorRtEngine
 from far_runtime.errors import FarError
@@ -170,7 +170,7 @@ def test_a_generation_that_reads_on_the_way_is_never_captured(simulation: Any, t
         return there.run("decode", {"latents": outside})
 
     for make in (reads, on_outside):
-        made = [draw(engine, make.__name__, make)["pixels"] for _ in range(4)]
+        made = [run_generation(engine, make.__name__, make)["pixels"] for _ in range(4)]
         assert all(np.array_equal(one, made[0]) for one in made)
     assert simulation.cuda.launches == 0
 
@@ -185,7 +185,7 @@ def test_a_generation_under_the_wrong_key_is_recorded_anew(simulation: Any, tiny
                 there.run("decode", {"latents": latents})
             return there.run("decode", {"latents": latents})
 
-        return draw(engine, "the same", make)["pixels"]
+        return run_generation(engine, "the same", make)["pixels"]
 
     for batch, again in ((1, False), (2, False), (2, False), (1, False), (1, False), (1, False), (1, True), (1, True)):
         assert of(batch, again).shape == (batch, 16, 16, 3)

@@ -9,7 +9,7 @@ import numpy as np
 from far_runtime.engines.timed import SampledEngine, TimedEngine, timed
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.flops import picture_cost
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 
 def test_stages_are_timed_one_by_one_and_captures_go_on(simulate: Any, tiny: Any) -> None:
@@ -26,7 +26,7 @@ def test_stages_are_timed_one_by_one_and_captures_go_on(simulate: Any, tiny: Any
         assert simulation.cuda.launches == launches  # no replay behind a stage's back
         assert len(waits) == sum(map(len, clocked.seconds.values()))
         manifest = pipeline.bundle.manifest
-        settings = settings_of(manifest)
+        settings = resolve_settings(manifest)
         assert {*picture_cost(manifest, plan_of(manifest, settings))} <= {*clocked.seconds}
         pipeline.generate([0, 1], [2, 3])
         assert simulation.cuda.launches == launches + 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from far_runtime.bundle import open_bundle
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.pipeline import Pipeline
 from far_runtime.triton.config import Serving
 from far_runtime.triton.engine import StageFailed, TritonEngine
@@ -41,7 +41,7 @@ def test_every_system_draws_the_bits_of_far_generate(system_bundle: Path, tmp_pa
         apart = server.infer("m", *({name: array[i : i + 1] for name, array in asked.items()} for i in range(2)))
     assert np.array_equal(together["PIXELS"], expected.images)
     assert np.array_equal(np.concatenate([one["PIXELS"] for one in apart]), expected.images)
-    made = PictureSettings.from_dict(json.loads(together["SETTINGS"][1, 0]))
+    made = PictureMetadata.from_dict(json.loads(together["SETTINGS"][1, 0]))
     assert (made.seed, made.engine, made.bundle) == (6, f"triton:{engine}", manifest.id)
     assert made.sampling == expected.settings[1].sampling
     assert not server.log
@@ -87,7 +87,7 @@ def test_requests_of_one_kind_are_drawn_together(tiny: Any, tmp_path: Path) -> N
         made = server.infer("m", *asked)
         alone = [server.infer("m", one)[0] for one in asked]
     batches = [shapes["state"][0] for name, shapes in server.calls if name == "m_denoise"]
-    levels = open_bundle(tiny.bundle).manifest.schedule["levels"]
+    levels = open_bundle(tiny.bundle).manifest.default_settings["levels"]
     assert batches[: 2 * len(levels)] == [3] * 2 * len(levels)
     assert batches[2 * len(levels) : 5 * len(levels)] == [1] * 3 * len(levels)
     for one, other in zip(made, alone, strict=True):

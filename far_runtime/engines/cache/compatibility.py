@@ -43,7 +43,7 @@ def library_version(library: str) -> str:
     return ""
 
 
-def stale(engine: CachedEngine, bundle: Bundle) -> str:
+def stale_reason(engine: CachedEngine, bundle: Bundle) -> str:
     """Why an engine fits nowhere any more: damaged, of another export, or of a version that was replaced here; else
     ""."""
     if engine.problem:
@@ -59,9 +59,9 @@ def stale(engine: CachedEngine, bundle: Bundle) -> str:
     return ""
 
 
-def misfit(engine: CachedEngine, bundle: Bundle, gpu: Gpu | None) -> str:
+def incompatibility(engine: CachedEngine, bundle: Bundle, gpu: Gpu | None) -> str:
     """Why an engine cannot be used here; "" if it can. gpu: this machine's, or None without one."""
-    reason = stale(engine, bundle)
+    reason = stale_reason(engine, bundle)
     if reason:
         return reason
     if not library_version(engine.library):
@@ -118,18 +118,18 @@ def cached_plans(bundle: Bundle, library: str) -> Callable[[str], bytes]:
 
     def read(graph: str) -> bytes:
         if not chosen:
-            chosen.append(fitting(bundle, library))
+            chosen.append(find_compatible(bundle, library))
         return chosen[0].read(graph)
 
     return read
 
 
-def fitting(bundle: Bundle, library: str) -> CachedEngine:
+def find_compatible(bundle: Bundle, library: str) -> CachedEngine:
     """The newest engine of a library that fits this bundle and this machine; FarError if there is none."""
     gpu, reasons = find_gpu(), []
     for engine in EngineCache(bundle).entries(check=False):
         if engine.library == library or not engine.library:
-            reason = misfit(engine, bundle, gpu)
+            reason = incompatibility(engine, bundle, gpu)
             if not reason:
                 return engine
             reasons.append(f"{engine.name}: {reason}")

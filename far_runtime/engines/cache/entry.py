@@ -59,7 +59,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
     return {
         "precision": manifest.precision,
         "files": {name: record.sha256 for name, record in sorted(manifest.files.items())},
-        "profiles": plain({graph.name: graph.profile for graph in manifest.graphs}),
+        "profiles": to_json({graph.name: graph.profile for graph in manifest.graphs}),
     }
 
 
@@ -146,7 +146,7 @@ def _of_kind(data: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) 
     return value
 
 
-def belongs(name: str) -> bool:
+def is_cache_file(name: str) -> bool:
     """Whether something in a folder of engines was put there by the cache, by its name."""
     return any(re.fullmatch(pattern, name) for pattern in (OURS, UNFINISHED, rf"\.{OURS.pattern}\.lock"))
 
@@ -169,7 +169,7 @@ def size_of(path: Path) -> int:
     return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
 
 
-def plain(content: Any) -> Any:
+def to_json(content: Any) -> Any:
     """As it comes back from JSON: tuples are lists."""
     return json.loads(json.dumps(content))
 

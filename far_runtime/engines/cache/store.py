@@ -27,9 +27,9 @@ from far_runtime.engines.cache.entry import (
     UNFINISHED,
     CachedEngine,
     EngineKey,
-    plain,
     read_engine,
     records,
+    to_json,
 )  # fmt: skip
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import user_cache
@@ -62,7 +62,7 @@ class EngineCache:
         one."""
         for place in self.places:
             engine = read_engine(place / key.folder)
-            if not engine.problem and engine.library == key.library and engine.facts == plain(key.facts):
+            if not engine.problem and engine.library == key.library and engine.facts == to_json(key.facts):
                 return engine
         return None
 
@@ -142,13 +142,13 @@ class EngineCache:
                 "format": FORMAT,
                 "library": key.library,
                 "digest": key.digest,
-                "facts": plain(key.facts),
+                "facts": to_json(key.facts),
                 "files": {name: {"bytes": record.bytes, "sha256": record.sha256}
                           for name, record in records(folder).items()},
                 "created": started,
                 "created_by": f"far-deploy {__version__}",
                 "seconds": time.time() - started,
-                "notes": plain(notes),
+                "notes": to_json(notes),
             }  # fmt: skip
             content["sha256"] = manifest_checksum(content)
             (folder / SIDECAR).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from far_runtime.engines.base import Engine, Make
+from far_runtime.engines.base import Engine, Generate
 from far_runtime.engines.tensorrt.cuda import Cuda, Deviation
 from far_runtime.engines.tensorrt.device_memory import DeviceArray, Memory
 from far_runtime.engines.tensorrt.executor import Context, Shapes
@@ -181,7 +181,7 @@ class Captures:
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
         self._hopeless: set[Hashable] = set()
 
-    def draw(self, engine: Engine, key: Hashable, make: Make) -> dict[str, NDArray[Any]] | None:
+    def run_generation(self, engine: Engine, key: Hashable, make: Generate) -> dict[str, NDArray[Any]] | None:
         """The arrays of a generation of this kind, on the host; None for a kind that cannot be captured."""
         if key in self._hopeless:
             return None
@@ -213,7 +213,7 @@ class Captures:
         while self._kinds:
             self._drop(next(iter(self._kinds)))
 
-    def _first(self, engine: Engine, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
+    def _first(self, engine: Engine, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
         """Run as it comes, in the memory that the graph will have."""
         kind = self._kinds[key] = _Kind(Memory(self._cuda, reuse=False))
         while len(self._kinds) > KINDS:
@@ -227,7 +227,7 @@ class Captures:
             self._hopeless.add(key)
         return made
 
-    def _capture(self, engine: Engine, kind: _Kind, make: Make) -> dict[str, NDArray[Any]]:
+    def _capture(self, engine: Engine, kind: _Kind, make: Generate) -> dict[str, NDArray[Any]]:
         """Run the loop while the stream's work is written down, then launch that."""
         kind.memory.staging.rewind()
         recorder = Recorder(self._runner, kind.memory, kind.contexts)
@@ -242,7 +242,7 @@ class Captures:
         kind.graph, kind.recorder = self._cuda.end_capture(), recorder
         return self._launch(kind)
 
-    def _replay(self, engine: Engine, kind: _Kind, make: Make) -> dict[str, NDArray[Any]]:
+    def _replay(self, engine: Engine, kind: _Kind, make: Generate) -> dict[str, NDArray[Any]]:
         """Run the loop against the recording, then launch the graph."""
         assert kind.recorder is not None
         session = Replay(kind.recorder)
@@ -254,7 +254,7 @@ class Captures:
         self._cuda.synchronize()
         return kind.memory.outbox.collect()
 
-    def _within(self, session: Session, engine: Engine, make: Make) -> dict[str, DeviceArray]:
+    def _within(self, session: Session, engine: Engine, make: Generate) -> dict[str, DeviceArray]:
         before, self._runner.session = self._runner.session, session
         try:
             return dict(make(engine))

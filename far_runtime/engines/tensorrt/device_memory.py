@@ -162,8 +162,8 @@ class Staging:
         if self._current >= 0 and self._position + size <= len(self._blocks[self._current].view):
             return False
         following = range(self._current + 1, len(self._blocks))
-        fitting = (i for i in following if len(self._blocks[i].view) >= size)
-        found = next(fitting, None)
+        find_compatible = (i for i in following if len(self._blocks[i].view) >= size)
+        found = next(find_compatible, None)
         if found is None:
             found, length = len(self._blocks), max(BLOCK, aligned(size))
             address = self._cuda.malloc_host(length)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
-from far_runtime.engines.base import Array, EngineOptions, Make, scalar
+from far_runtime.engines.base import Array, EngineOptions, Generate, scalar
 from far_runtime.engines.tensorrt.cuda import Cuda, Deviation, load_cuda
 from far_runtime.engines.tensorrt.cuda_graphs import Captures, Contexts, Direct, Session
 from far_runtime.engines.tensorrt.device_memory import DeviceArray, Memory, Pool
@@ -95,9 +95,9 @@ class TensorRtEngine:
     ) -> dict[str, Array]:
         return self.session.run(stage, inputs, constants or {})
 
-    def draw(self, key: Hashable, make: Make) -> dict[str, NDArray[Any]]:
+    def run_generation(self, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
         """A whole generation; of the same key, the second is captured as a CUDA graph and later ones replay it."""
-        made = self._captures.draw(self, key, make) if self._options.cuda_graph else None
+        made = self._captures.run_generation(self, key, make) if self._options.cuda_graph else None
         return self._memory.read(dict(make(self))) if made is None else made
 
     def synchronize(self) -> None:

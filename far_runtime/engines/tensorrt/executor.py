@@ -121,14 +121,14 @@ class Executor:
 
     def _profile_for(self, shapes: Shapes) -> int:
         """The tightest profile that takes these shapes."""
-        fitting = [
+        find_compatible = [
             (sum(int(np.prod(high)) for _, _, high in profile), i)
             for i, profile in enumerate(self._profiles)
             if all(_within(shape, low, high) for shape, (low, _, high) in zip(shapes, profile, strict=True))
         ]
-        if not fitting:
+        if not find_compatible:
             raise FarError(f"{self._misfit(shapes)}; {self.hint}")
-        return min(fitting)[1]
+        return min(find_compatible)[1]
 
     def _misfit(self, shapes: Shapes) -> str:
         """What does not fit the profiles, by axis where that can be told."""

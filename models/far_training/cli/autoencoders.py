@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from far_training.cli.loop_options import loop_options, threads_option
-from far_training.cli.options import AMOUNT, FILE, FOLDER, POSITIVE, SHARE, say, shared, taken, whole_numbers
+from far_training.cli.options import AMOUNT, FILE, FOLDER, POSITIVE, SHARE, pop_settings, say, shared, whole_numbers
 
 LOOP: dict[str, Any] = {
     "lr": 1.2e-3,
@@ -73,7 +73,7 @@ def vae_command(
     from far_training.systems.discriminator import AdversarialSettings
     from far_training.systems.vae import Redrawn, VAELossSettings, vae_task
 
-    loss_settings, against = taken(VAELossSettings, values), taken(AdversarialSettings, values)
+    loss_settings, against = pop_settings(VAELossSettings, values), pop_settings(AdversarialSettings, values)
     freeze_encoder, init = values.pop("freeze_encoder"), values.pop("init")
     start = load_checkpoint(init, expect="klvae").model if init else None
     widths = whole_numbers(multipliers, "--multipliers")
@@ -123,7 +123,7 @@ def vqvae_command(
     from far_training.systems.vae import grid_of_pictures
     from far_training.systems.vqvae import VQVAELossSettings, default_scales, vqvae_task
 
-    loss_settings = taken(VQVAELossSettings, values)
+    loss_settings = pop_settings(VQVAELossSettings, values)
     sizes = VQVAEConfig(multipliers=whole_numbers(multipliers, "--multipliers"), **values)
     sets, shares = picture_sets(data, extra, extra_share, size)
     sides = whole_numbers(scales, "--scales") if scales else default_scales(grid_of_pictures(sets, sizes.stride))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from far_training.cli.loop_options import loop_options, threads_option
-from far_training.cli.options import SHARE, say, shared, taken
+from far_training.cli.options import SHARE, pop_settings, say, shared
 from far_training.cli.recipes import FAR_PRESETS, preset_option
 
 
@@ -85,7 +85,7 @@ def far_command(
     from far_training.systems.far import FARLossSettings, far_task
 
     check_sheet_steps(sheet_steps)
-    loss_settings = replace(taken(FARLossSettings, values), per_sample=levels == "sample")
+    loss_settings = replace(pop_settings(FARLossSettings, values), per_sample=levels == "sample")
     if loss_settings.first == "mean" and data.is_dir() and not (data / NOTES).is_file():
         raise FarError(
             f"{data}: --first mean takes many pictures' latents for one sample; cache them: far train cache-latents"

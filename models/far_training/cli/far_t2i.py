@@ -9,7 +9,7 @@ import click
 
 from far_training.cli.far import check_sheet_steps, open_latents
 from far_training.cli.loop_options import loop_options, threads_option
-from far_training.cli.options import FOLDER, SHARE, say, shared, taken
+from far_training.cli.options import FOLDER, SHARE, pop_settings, say, shared
 from far_training.cli.recipes import T2I_PRESETS, preset_option
 
 
@@ -47,7 +47,7 @@ def far_t2i_command(
     from far_training.systems.far_t2i import FART2ILossSettings, far_t2i_task
 
     check_sheet_steps(sheet_steps)
-    loss_settings = taken(FART2ILossSettings, values)
+    loss_settings = pop_settings(FART2ILossSettings, values)
     latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
     prompts = open_text_cache(text, latents.labels)
     _, tokens, width = prompts.features.shape

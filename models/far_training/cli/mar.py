@@ -9,7 +9,7 @@ import click
 
 from far_training.cli.far import check_sheet_steps, open_latents
 from far_training.cli.loop_options import loop_options, threads_option
-from far_training.cli.options import POSITIVE, say, shared, taken
+from far_training.cli.options import POSITIVE, pop_settings, say, shared
 from far_training.cli.recipes import MAR_PRESETS, preset_option
 
 
@@ -38,21 +38,21 @@ def mar_command(
     """Train MAR on latents; RUN/mar.safetensors is what the exporter reads."""
     from far_models.checkpoint.save import begin_with
     from far_models.mar import PRESETS
-    from far_runtime.sampling.mar import settle
+    from far_runtime.sampling.mar import resolve_settings
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
     from far_training.systems.batches import continuous_config
     from far_training.systems.mar import MARLossSettings, mar_task
 
     check_sheet_steps(sheet_steps)
-    loss_settings = taken(MARLossSettings, values)
+    loss_settings = pop_settings(MARLossSettings, values)
     latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
     values["classes"] = values["classes"] or len(latents.names)
     config = continuous_config(PRESETS[model or "mar_base"], latents, values)
     sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
     if sheet_iterations:
         sampling["iterations"] = sheet_iterations
-    settle({"grid": config.grid}, sampling)
+    resolve_settings({"grid": config.grid}, sampling)
     report = sheet_reporter("mar", vae, **sampling)
     task = mar_task(config, loss_settings, latents, settings.batch, settings.seed, report, sampling)
     begin_with(task.model, init)

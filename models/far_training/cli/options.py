@@ -154,7 +154,7 @@ def shared(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def taken(kind: type[Settings], values: dict[str, Any]) -> Settings:
+def pop_settings(kind: type[Settings], values: dict[str, Any]) -> Settings:
     """Settings of a dataclass from the values of its fields' names, which are taken out of `values`."""
     names = [field.name for field in fields(kind) if field.name in values]  # type: ignore[arg-type]
     return kind(**{name: values.pop(name) for name in names})

@@ -10,7 +10,7 @@ import click
 from far_runtime.errors import FarError
 from far_training.cli.far import open_latents
 from far_training.cli.loop_options import loop_options, threads_option
-from far_training.cli.options import FACTOR, FILE, SHARE, say, shared, taken, whole_numbers
+from far_training.cli.options import FACTOR, FILE, SHARE, pop_settings, say, shared, whole_numbers
 from far_training.cli.recipes import VAR_PRESETS, preset_option
 
 
@@ -111,7 +111,7 @@ def train_var(
     chosen = {"top_k": values["sheet_top_k"], "top_p": values["sheet_top_p"]}
     sampling = {"guidance": guidance, **{name: value for name, value in chosen.items() if value is not None}}
     report = sheet_reporter("var", vqvae, **sampling)
-    loss_settings = taken(VARLossSettings, values)
+    loss_settings = pop_settings(VARLossSettings, values)
     task = var_task(config, loss_settings, found, vqvae, settings.batch, settings.seed, report, sampling)
     begin_with(task.model, init)
     run_loop(task, settings, say)
@@ -144,7 +144,7 @@ def train_hybrid(
     if not steps.isdecimal() or int(steps) < 1:
         raise FarError(f"--sheet-steps {steps}: expected one number of diffusion steps for all scales of a hybrid")
     report = sheet_reporter("var_hybrid", vae, steps=int(steps), guidance=values["sheet_guidance"])
-    loss_settings = taken(VARHybridLossSettings, values)
+    loss_settings = pop_settings(VARHybridLossSettings, values)
     task = var_hybrid_task(config, loss_settings, latents, settings.batch, settings.seed, report)
     run_loop(task, settings, say)
 

@@ -22,7 +22,7 @@ from far_training.data.cache import (
     write_labels,
 )
 from far_training.data.shards import ROWS, Shards, begin, finish, write_shards
-from far_training.loop.processes import ALONE, Together
+from far_training.loop.processes import ALONE, ProcessGroup
 
 NOTES = "latents.json"
 Moments = tuple[Tensor, Tensor]
@@ -92,7 +92,7 @@ def write_cache(
     batch: int,
     say: Callable[[str], None],
     half: bool = False,
-    together: Together = ALONE,
+    together: ProcessGroup = ALONE,
 ) -> float | None:
     """Write the moments of all pictures, plain and mirrored; returns the latent scale (the main process alone).
 

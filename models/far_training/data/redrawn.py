@@ -22,7 +22,7 @@ from far_runtime.storage.atomic import whole_file
 from far_training.data.cache import file_digest, write_json
 from far_training.data.latents import check_fit, encode
 from far_training.data.shards import Shards, begin, finish, write_shards
-from far_training.loop.processes import ALONE, Together
+from far_training.loop.processes import ALONE, ProcessGroup
 
 NOTES, ROWS, COMMAND = "redrawn.json", 256, "redraw-latents"
 LOOKED_AT = 64
@@ -50,7 +50,7 @@ def write_redrawn(
     batch: int,
     say: Callable[[str], None],
     sampling: Mapping[str, Any],
-    together: Together = ALONE,
+    together: ProcessGroup = ALONE,
 ) -> None:
     """Write `draws` latents of every picture, as FAR draws them under the picture's class.
 
@@ -162,7 +162,7 @@ class Redrawing:
         from far_runtime.sampling import far as loop
 
         self.info, self.scale = SYSTEMS["far"].info(far, vae), far.config.latent_scale
-        self.steps = loop.plan(self.info, loop.settle(self.info, sampling))
+        self.steps = loop.plan(self.info, loop.resolve_settings(self.info, sampling))
         self.levels = len(self.steps)
         stages = SYSTEMS["far"].stages(far, vae, self.info, None)
         self.engine = TorchEngine(stages, str(next(far.parameters()).device))

@@ -23,7 +23,7 @@ from far_training.data.cache import (
 )
 from far_training.data.latents import check_fit
 from far_training.data.shards import ROWS, Shards, begin, finish, write_shards
-from far_training.loop.processes import ALONE, Together
+from far_training.loop.processes import ALONE, ProcessGroup
 
 NOTES = "tokens.json"
 
@@ -77,7 +77,7 @@ def write_token_cache(
     out: Path,
     batch: int,
     say: Callable[[str], None],
-    together: Together = ALONE,
+    together: ProcessGroup = ALONE,
 ) -> None:
     """Write the tokens of all pictures, plain and mirrored, as shards [rows, 2, L] (index 1: mirrored), labels.npy,
     names.json, split.json and tokens.json; see latents.write_cache."""

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 Say = Callable[[str], None]
 
 
-class Shown:
+class ProgressDisplay:
     """The progress of a run: on a terminal one live line (share, step, loss, speed, time left) below what is said,
     elsewhere the lines of the log. As a context it clears the live line away."""
 
@@ -28,7 +28,7 @@ class Shown:
             self._bars = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True)
             self._task = self._bars.add_task("", total=1.0)
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> ProgressDisplay:
         if self._bars is not None:
             self._bars.start()
         return self

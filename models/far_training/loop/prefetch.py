@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 
-class Ahead:
+class Prefetcher:
     """Batches in the order of their use, each fetched by a thread ahead of time. As a context it ends the thread."""
 
     def __init__(self, fetch: Callable[..., tuple[Tensor, ...]]) -> None:
         self._fetch, self._pool = fetch, ThreadPoolExecutor(1, "ahead")
         self._next: tuple[tuple[Any, ...], Future[tuple[Tensor, ...]]] | None = None
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> Prefetcher:
         return self
 
     def __exit__(

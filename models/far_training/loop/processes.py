@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Together:
+class ProcessGroup:
     """This process's number, how many there are, how to wait for all, and its device."""
 
     rank: int
@@ -22,26 +22,26 @@ class Together:
     device: torch.device
 
 
-ALONE = Together(0, 1, lambda: None, torch.device("cpu"))
+ALONE = ProcessGroup(0, 1, lambda: None, torch.device("cpu"))
 
 
-def together() -> Together:
+def together() -> ProcessGroup:
     """The processes that a launcher started, or this one alone."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which Accelerator alone would look at
-    return Together(state.process_index, state.num_processes, state.wait_for_everyone, state.device)
+    return ProcessGroup(state.process_index, state.num_processes, state.wait_for_everyone, state.device)
 
 
-class Ending:
+class StopSignal:
     """Whether the run was asked to end, by SIGTERM or Ctrl-C; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self._asked = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Ending:
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         return self

@@ -12,7 +12,7 @@ OF_STEP = 1 << 40
 """In the place of a sample's place: what all samples of a step share."""
 
 
-class Chance:
+class SampleRng:
     """Random numbers of some samples of a step's batch, each by its place (0 .. batch - 1) in the whole batch.
 
     One process that takes the whole batch, several that share it and micro-batches that follow each other draw the same

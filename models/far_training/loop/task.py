@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from far_runtime.errors import FarError
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 
 HELD = 0.05
 """Share of the run after the warm-up for which the linear schedule keeps its rate (VAR's lin0)."""
@@ -56,7 +56,7 @@ class LoopSettings:
     sheet_minutes: float = 8.0
     resume: bool = False
 
-    def settled(self, epoch_length: int) -> LoopSettings:
+    def resolved(self, epoch_length: int) -> LoopSettings:
         """The same in steps, for an epoch of so many pictures; FarError where the run has no end."""
         if not self.steps and not self.epochs and not self.minutes:
             raise FarError("the run has no end; give --steps, --epochs or --minutes")
@@ -117,7 +117,7 @@ class Task:
     system: str
     model: nn.Module
     losses: nn.Module
-    fetch: Callable[[Chance, float], tuple[Tensor, ...]]
+    fetch: Callable[[SampleRng, float], tuple[Tensor, ...]]
     epoch_length: int
     args: dict[str, Any]
     report: Callable[[nn.Module, int, Path], dict[str, float]]

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from far_runtime.errors import FarError
 from far_training.loop.cost_estimate import GUESS_STEPS, device_name, hours_line, measured_cost, plan_lines, speed
-from far_training.loop.display import Shown
+from far_training.loop.display import ProgressDisplay
 from far_training.loop.ema import EMA
 from far_training.loop.metrics import MetricsLog
 from far_training.loop.optimization import choose_amp, parameter_groups, recompute_blocks
-from far_training.loop.prefetch import Ahead
-from far_training.loop.processes import Ending, agreed, averages
-from far_training.loop.randomness import Chance, step_seed
+from far_training.loop.prefetch import Prefetcher
+from far_training.loop.processes import StopSignal, agreed, averages
+from far_training.loop.randomness import SampleRng, step_seed
 from far_training.loop.sharding import (
     check_launcher,
     check_split,
@@ -42,14 +42,14 @@ def train(task: Task, settings: LoopSettings, say: Callable[[str], None] = print
     alone is each process's own. SIGTERM and Ctrl-C end the run after the step, with its state saved. Raises FarError
     where RUN already holds another run and resume is off.
     """
-    trainer = Trainer(task, settings.settled(task.epoch_length))
-    with Shown(say, trainer.main) as shown, Ending() as ending:
+    trainer = Trainer(task, settings.resolved(task.epoch_length))
+    with ProgressDisplay(say, trainer.main) as shown, StopSignal() as ending:
         trainer.prepare(shown.say)
         return trainer.run(shown, ending)
 
 
 class Trainer:
-    """A run: network, average, optimizer, and how far it is. settings: settled. `prepare` comes before `run`."""
+    """A run: network, average, optimizer, and how far it is. settings: resolved. `prepare` comes before `run`."""
 
     def __init__(self, task: Task, settings: LoopSettings) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -136,9 +136,9 @@ class Trainer:
         """Passes through the data."""
         return self.step * self.settings.batch / self.task.epoch_length
 
-    def run(self, shown: Shown, ending: Ending) -> dict[str, Any]:
+    def run(self, shown: ProgressDisplay, ending: StopSignal) -> dict[str, Any]:
         """Train to the end, or until the run is asked to end."""
-        with Ahead(self._fetch) as ahead:
+        with Prefetcher(self._fetch) as ahead:
             latest = self._steps(shown, ending, ahead)
         self.save()
         minutes = self.seconds / 60
@@ -159,10 +159,10 @@ class Trainer:
     def _fetch(self, step: int, part: int, done: float) -> tuple[Tensor, ...]:
         """Micro-batch `part` of a step, of this process."""
         places = range(self.rank, self.settings.batch, self.world)[part :: self.settings.accumulate]
-        chance = Chance(self.settings.seed, step, places)
+        chance = SampleRng(self.settings.seed, step, places)
         return tuple(each.to(self.device) for each in self.task.fetch(chance, done))
 
-    def _steps(self, shown: Shown, ending: Ending, ahead: Ahead) -> dict[str, float]:
+    def _steps(self, shown: ProgressDisplay, ending: StopSignal, ahead: Prefetcher) -> dict[str, float]:
         """All steps, with their logs, states and sheets; what was logged last."""
         settings = self.settings
         saved = sheeted = self.seconds
@@ -193,7 +193,7 @@ class Trainer:
         self._averaged(window)
         return latest
 
-    def _train_step(self, ahead: Ahead) -> list[dict[str, Tensor]]:
+    def _train_step(self, ahead: Prefetcher) -> list[dict[str, Tensor]]:
         """One step of the optimizer; what each of its micro-batches measured."""
         settings, last = self.settings, self.settings.accumulate - 1
         for group in self.optimizer.param_groups:

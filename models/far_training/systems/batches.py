@@ -17,18 +17,18 @@ from far_models.pictures import visiting_order
 from far_runtime.errors import FarError
 from far_runtime.sampling.noise_schedule import TRAIN_STEPS
 from far_training.data.latents import LatentSet
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 
 MEANS = 16
 """Pictures whose means a sample takes at level 0."""
 
 
-def rows_of(train: NDArray[np.int64], batch: int, chance: Chance) -> NDArray[np.int64]:
+def rows_of(train: NDArray[np.int64], batch: int, chance: SampleRng) -> NDArray[np.int64]:
     """The rows of a step's samples."""
     return train[visiting_order(chance.step, batch, len(train), chance.seed)[chance.places]]
 
 
-def drawn_latents(data: LatentSet, rows: NDArray[np.int64], scale: float, flip: float, chance: Chance) -> Tensor:
+def drawn_latents(data: LatentSet, rows: NDArray[np.int64], scale: float, flip: float, chance: SampleRng) -> Tensor:
     """Latents [n, C, g, g] drawn from their posterior, times `scale`; a share `flip` of them is mirrored."""
     mean, log_variance = data.moments(rows, chance.happens(flip).numpy())
     return scale * (mean + chance.normal(*mean.shape[1:]) * (0.5 * log_variance).exp())
@@ -56,7 +56,7 @@ def drawn_means(
     classes: Classes,
     scale: float,
     flip: float,
-    chance: Chance,
+    chance: SampleRng,
 ) -> Tensor:
     """Latents [n, C, g, g] with means of latents in the place of those samples' whose level is 0.
 
@@ -76,7 +76,7 @@ def drawn_means(
     return found
 
 
-def disturbed_latents(latents: Tensor, most: float, chance: Chance) -> Tensor:
+def disturbed_latents(latents: Tensor, most: float, chance: SampleRng) -> Tensor:
     """Latents [n, C, g, g] with noise of a deviation of `most` |n| per sample, n standard normal."""
     if not most:
         return latents
@@ -84,12 +84,12 @@ def disturbed_latents(latents: Tensor, most: float, chance: Chance) -> Tensor:
     return latents + deviation.reshape(-1, 1, 1, 1) * chance.normal(*latents.shape[1:])
 
 
-def dropped_labels(labels: NDArray[np.int64], null: int, share: float, chance: Chance) -> Tensor:
+def dropped_labels(labels: NDArray[np.int64], null: int, share: float, chance: SampleRng) -> Tensor:
     """Labels [n], a share of them replaced by the null class."""
     return torch.where(chance.happens(share), null, torch.from_numpy(labels))
 
 
-def diffusion_draws(tokens: int, channels: int, draws: int, chance: Chance) -> tuple[Tensor, Tensor]:
+def diffusion_draws(tokens: int, channels: int, draws: int, chance: SampleRng) -> tuple[Tensor, Tensor]:
     """Timesteps [n, tokens, draws] and noise [n, tokens, draws, channels] for `token_losses`."""
     return chance.integers(TRAIN_STEPS, tokens, draws), chance.normal(tokens, draws, channels)
 

@@ -16,7 +16,7 @@ from far_models.head import DiffusionHead
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
 from far_training.data.latents import LatentSet
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import (
     Classes,
@@ -181,7 +181,7 @@ def far_task(
     losses = FARLosses(model, settings)
     classes = Classes(data) if settings.first == "mean" else None
 
-    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
         rows = rows_of(data.train, batch, chance)
         flip = settings.flip if done < settings.flip_until else 0.0
         latents = drawn_latents(data, rows, config.latent_scale, flip, chance)

@@ -18,7 +18,7 @@ from far_models.far_t2i import FART2I, FART2IConfig
 from far_runtime.errors import FarError
 from far_training.data.latents import LatentSet
 from far_training.data.prompts import TextSet
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import (
     check_latents,
@@ -109,7 +109,7 @@ def far_t2i_task(
     model = FART2I(config).initialize()
     losses = FART2ILosses(model, settings)
 
-    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
         rows = rows_of(data.train, batch, chance)
         flip = settings.flip if done < settings.flip_until else 0.0
         latents = drawn_latents(data, rows, config.latent_scale, flip, chance)

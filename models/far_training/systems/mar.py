@@ -15,7 +15,7 @@ from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.far import FARConfig, restore_indices
 from far_models.mar import MAR
 from far_training.data.latents import LatentSet
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import (
     check_classes,
@@ -96,7 +96,7 @@ def mar_task(
     model.initialize()
     losses = MARLosses(model, settings)
 
-    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
         rows = rows_of(data.train, batch, chance)
         flip = settings.flip if done < settings.flip_until else 0.0
         latents = drawn_latents(data, rows, config.latent_scale, flip, chance)

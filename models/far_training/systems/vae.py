@@ -19,7 +19,7 @@ from far_models.reconstruction import comparison, decode_pixels, evenly, psnr, r
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
 from far_training.data.redrawn import RedrawnSet, open_redrawn
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import run_args
 from far_training.systems.discriminator import SMALLEST, AdversarialSettings, PatchDiscriminator, adversarial_losses
@@ -141,7 +141,7 @@ def vae_task(
 
     shape = (config.channels, grid, grid)
 
-    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
         source, rows = drawn_rows(sets, shares, batch, chance)
         flip = chance.happens(0.5).numpy()
         more: tuple[Tensor, ...] = ()
@@ -186,14 +186,14 @@ def grid_of_pictures(sets: Sequence[PictureSet], stride: int) -> int:
     return size // stride
 
 
-def drawn_pictures(sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: Chance) -> Tensor:
+def drawn_pictures(sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: SampleRng) -> Tensor:
     """The pictures [n, 3, S, S] in [-1, 1] of a step's samples, half of them mirrored."""
     source, rows = drawn_rows(sets, shares, batch, chance)
     return pictures_of(sets, source, rows, chance.happens(0.5).numpy())
 
 
 def drawn_rows(
-    sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: Chance
+    sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: SampleRng
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The set [n] of each of a step's samples, and its row [n] in it."""
     parts = mixed_rows(chance.step, batch, [len(p.train) for p in sets], shares, chance.seed)

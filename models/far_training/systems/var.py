@@ -17,7 +17,7 @@ from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 from far_training.data.tokens import TokenSet
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import check_classes, dropped_labels, rows_of, run_args
 
@@ -85,7 +85,7 @@ def var_task(
     model = VAR(config, settings.drop_path).initialize(settings.gain)
     losses = VARLosses(model, vqvae, settings.smoothing)
 
-    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
         rows = rows_of(data.train, batch, chance)
         flip = chance.happens(settings.flip if done < settings.flip_until else 0.0).numpy()
         labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop, chance)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from far_models.var_hybrid import VARHybrid, VARHybridConfig
 from far_training.data.latents import LatentSet
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import (
     check_classes,
@@ -88,7 +88,7 @@ def var_hybrid_task(
 
     tokens = sum(side * side for side in config.patch_nums)
 
-    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
         rows = rows_of(data.train, batch, chance)
         flip = settings.flip if done < settings.flip_until else 0.0
         latents = drawn_latents(data, rows, config.latent_scale, flip, chance)

@@ -15,7 +15,7 @@ from far_models.pictures import PictureSet
 from far_models.vq_vae import VQVAE, Quantizer, VQVAEConfig
 from far_runtime.errors import FarError
 from far_runtime.sampling.pyramid import SCALES_256, SCALES_512
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import run_args
 from far_training.systems.losses import gradient_l1
@@ -142,7 +142,7 @@ def vqvae_task(
     nn.init.normal_(model.quantize.embedding.weight, std=0.01)
     losses = VQVAELosses(model, settings)
 
-    def fetch(chance: Chance, done: float) -> tuple[Tensor, ...]:
+    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
         pictures = drawn_pictures(sets, shares, batch, chance)
         due = settings.restart and chance.step % settings.restart == 0 and done < settings.restart_until
         return pictures, torch.tensor(bool(due))

@@ -50,7 +50,7 @@ def test_everything_is_written_and_a_failed_check_is_a_failure(
     }
     told = capsys.readouterr().out
     assert all(str(out / name) in told for name in ("bundle", "samples.png", "levels.png", "verify.html"))
-    schedule = open_bundle(out / "bundle").manifest.schedule
+    schedule = open_bundle(out / "bundle").manifest.default_settings
     assert (schedule["steps"], schedule["guidance"]) == ("2", 2.0)  # the checkpoint's own settings
     # The same bundle against other weights does not pass, and that is an error.
     with safe_open(zoo / "tiny" / "far.safetensors", "pt") as file:

@@ -21,7 +21,7 @@ from far_runtime.conditioning.subjects import default_subjects
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import CheckFailed, FarError
-from far_runtime.sampling.settings import settings_of
+from far_runtime.sampling.settings import resolve_settings
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -72,7 +72,7 @@ def lockstep(source: Bundle, bundle: Bundle, engine: str) -> Report:
     reference, candidate = open_engine(source, "onnxruntime", ONE), open_engine(bundle, engine, ONE)
     try:
         subjects = default_subjects(bundle.manifest, 1)
-        return compare_engines(bundle, reference, candidate, subjects, [0], settings_of(bundle.manifest))
+        return compare_engines(bundle, reference, candidate, subjects, [0], resolve_settings(bundle.manifest))
     finally:
         reference.close()
         candidate.close()

@@ -20,7 +20,7 @@ from far_models.far_t2i import FART2I
 from far_runtime.bundle import Graph, open_bundle
 from far_runtime.conditioning.text import context_condition
 from far_runtime.sampling import far_t2i as loop
-from far_runtime.sampling.base import Known
+from far_runtime.sampling.base import KeptRegion
 from far_runtime.sampling.flops import row_flops
 from far_runtime.sampling.lowpass import lowpass
 from far_runtime.sampling.noise import SeedNoise
@@ -33,11 +33,11 @@ def model(tiny: Any) -> FART2I:
     return load_checkpoint(tiny.t2i).model
 
 
-def draw(model: FART2I, stages: Sequence[Stage], settings: dict[str, Any], known: Known | None = None) -> Any:
+def draw(model: FART2I, stages: Sequence[Stage], settings: dict[str, Any], kept: KeptRegion | None = None) -> Any:
     engine = TorchEngine(stages)
     features = np.random.default_rng(0).standard_normal((2, 8, 12)).astype(np.float32)
     condition = context_condition(engine, engine.put(features), [0, 1], [None, 0])
-    return engine.get(loop.sample(engine, vars(model.config), settings, condition, SeedNoise([1, 2]), None, known))
+    return engine.get(loop.sample(engine, vars(model.config), settings, condition, SeedNoise([1, 2]), None, kept))
 
 
 def test_a_graph_a_step_draws_what_the_shared_graphs_draw(model: FART2I) -> None:
@@ -70,7 +70,7 @@ def test_guidance_1_is_the_conditional_half_alone(model: FART2I) -> None:
 
 def test_the_plan_is_the_official_one() -> None:
     model = {"grid": 16}
-    settings = loop.settle(model, {})
+    settings = loop.resolve_settings(model, {})
     wanted = {"levels": [0, 2, 3, 4, 5, 6, 7, 8, 10, 13], "steps": 100, "guidance": 3.0, "temperature": 1.0}
     assert settings == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0, "shared_noise": 0}
     plan = loop.plan(model, settings)
@@ -78,13 +78,13 @@ def test_the_plan_is_the_official_one() -> None:
     assert [step.constants["lowpass"] for step in plan] == settings["levels"]  # the second step's too
     assert [step.constants["count"] for step in plan[:4]] == [0, 4, 13, 28]
     assert plan[-1].constants["count"] == 216
-    assert [round(float(step.shown["temperature"]), 4) for step in (plan[0], plan[-1])] == [0.8025, 1.0]
-    assert loop.settle({"grid": 4}, {})["levels"] == [0, 1, 2, 3]
+    assert [round(float(step.temperature), 4) for step in (plan[0], plan[-1])] == [0.8025, 1.0]
+    assert loop.resolve_settings({"grid": 4}, {})["levels"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("guidance", [3.0, (3.0, 1.0)])
 def test_noise_is_shared_below_a_level(guidance: Any) -> None:
-    settings = loop.settle({"grid": 16}, {"shared_noise": 1})
+    settings = loop.resolve_settings({"grid": 16}, {"shared_noise": 1})
     assert settings["levels"] == list(range(16))
     plan = loop.plan({"grid": 16}, {**settings, "guidance": guidance})
     assert [step.shared for step in plan] == [True] + [False] * 15
@@ -95,7 +95,7 @@ def test_known_latents_are_kept(model: FART2I) -> None:
     keep = np.zeros((2, 4, 4), bool)
     keep[:, :2] = True
     stages = [*far_t2i.stages(model), far.place_stage(model.config)]
-    latents = draw(model, stages, SETTINGS, Known(torch.from_numpy(kept), keep))
+    latents = draw(model, stages, SETTINGS, KeptRegion(torch.from_numpy(kept), keep))
     assert np.array_equal(latents[:, :8], kept[:, :8])
     assert not np.allclose(latents[:, 8:], draw(model, stages, SETTINGS)[:, 8:], rtol=1e-3)  # the rest follows
 

@@ -222,5 +222,5 @@ def test_what_is_left_out(tiny: Tiny) -> None:
         pipeline.generate([1, 2, 1], SEEDS, steps=STEPS, guidance=1.0)
         assert counting.rows == {"transformer": 3 * 3, "denoise": 4 * 3 * STEPS, "decode": 3}
         counting.clear()
-        Pipeline(opened.bundle, counting, remember=0).generate([1, 2, 1], SEEDS, steps=STEPS)
+        Pipeline(opened.bundle, counting, cache_bytes=0).generate([1, 2, 1], SEEDS, steps=STEPS)
         assert counting.rows == {"transformer": 3 + 3 * 6, "denoise": (3 + 3 * 6) * STEPS, "decode": 3}

@@ -18,12 +18,12 @@ from far_export.stages import var_token_choice as var_choice
 from far_export.stages.flops import count_flops
 from far_export.stages.stage import Stage
 from far_export.stages.var import editing_stages, model_info, stages, transformer_flops
-from far_export.stages.var_token_choice import ChooseGraph, SmoothGraph, ascending, choose_stage, filtered
+from far_export.stages.var_token_choice import ChooseStageModule, SmoothStageModule, ascending, choose_stage, filtered
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.errors import FarError
 from far_runtime.sampling import var as loop
-from far_runtime.sampling.base import Known, label_condition
+from far_runtime.sampling.base import KeptRegion, label_condition
 from far_runtime.sampling.noise import SeedNoise
 from golden.stage_engine import engine_of
 
@@ -103,11 +103,11 @@ def test_choice_and_mixture() -> None:
     codebook = torch.randn(24, 4)
     cut, tail = torch.tensor([24 - 7]), torch.tensor([0.1])
     left = filtered(logits, cut, tail)
-    tokens, embeddings = ChooseGraph(codebook)(logits, noise, cut, tail)
+    tokens, embeddings = ChooseStageModule(codebook)(logits, noise, cut, tail)
     assert torch.equal(tokens, (left + noise).argmax(-1))
     assert torch.equal(embeddings, codebook[tokens])
     gain, sharpness = torch.tensor([1.5]), torch.tensor([4.0])
-    mixed = SmoothGraph(codebook)(logits, noise, cut, tail, gain, sharpness)
+    mixed = SmoothStageModule(codebook)(logits, noise, cut, tail, gain, sharpness)
     torch.testing.assert_close(mixed, torch.softmax((left * 1.5 + noise) / 0.25, -1) @ codebook)
 
 
@@ -122,13 +122,13 @@ def test_the_loop_draws_the_same_tokens_on_both_engines(
     keep = np.zeros((2, 4, 4), bool)
     keep[:, :2] = True
     for given in ({"top_k": 7, "guidance": 2.0}, {"guidance": 0, "top_p": 0.5}, {"more_smooth": True}):
-        settings = loop.settle(model, given)
+        settings = loop.resolve_settings(model, given)
         for editing in (False, True):
             drawn = []
             for engine in engines:
-                known = Known(engine.put(features), keep) if editing else None
+                kept = KeptRegion(engine.put(features), keep) if editing else None
                 condition = label_condition(engine, [1, 4], model["classes"])
-                latents = loop.sample(engine, model, settings, condition, SeedNoise([3, 4]), known=known)
+                latents = loop.sample(engine, model, settings, condition, SeedNoise([3, 4]), kept=kept)
                 drawn.append(engine.get(latents))
             np.testing.assert_allclose(drawn[1], drawn[0], rtol=0, atol=1e-4)
 

@@ -23,7 +23,7 @@ from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import cli
 from far_runtime.errors import FarError
 from far_runtime.sampling.presets import LIMITS, preset_of
-from far_runtime.sampling.settings import settings_of
+from far_runtime.sampling.settings import resolve_settings
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -128,7 +128,7 @@ def test_candidates_that_the_bundle_cannot_draw_are_passed_over(tiny: Tiny, tmp_
 
     def judge(one: Settings) -> Judged:
         drawn.append(one)
-        settings_of(manifest, one)
+        resolve_settings(manifest, one)
         return Judged(one, float(sum(one["steps"])), 1.0, 1.0, 0.1)
 
     def possible(one: Settings) -> bool:
@@ -215,7 +215,7 @@ def test_from_a_bundle_to_its_presets(tiny: Tiny, tmp_path: Path, quick: None) -
         assert made.exit_code == 0 and f"preset {name}: tuned" in made.output
     with pytest.raises(FarError, match=r"--levels: preset .* has steps .*, for its own levels; give --steps beside it"):
         uneven = {"settings": {"levels": [0, 1, 3], "steps": [1, 2, 1]}, "measured": {"ratio": 1.0}}
-        settings_of(replace(after, presets={"fast": uneven}), {"preset": "fast", "levels": [0, 1]})
+        resolve_settings(replace(after, presets={"fast": uneven}), {"preset": "fast", "levels": [0, 1]})
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def picture(difference: int, label: int = 0, name: str = "") -> PictureResult:
 def report(errors: tuple[float, float], difference: int = 0, name: str = "") -> Report:
     """Two levels, one stage with these errors; the latents are always off by 1e-6."""
     model = {"grid": 4, "masked": False}
-    settings = loop.settle(model, {"levels": [0, 1], "steps": 1, "guidance": 1.0})
+    settings = loop.resolve_settings(model, {"levels": [0, 1], "steps": 1, "guidance": 1.0})
     return Report(
         bundle="bundle <1>",
         bundle_id="0123456789abcdef",

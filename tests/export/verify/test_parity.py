@@ -26,7 +26,7 @@ from far_runtime.conditioning.subjects import Subject, resolve_subjects
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
-from far_runtime.sampling.settings import settings_of
+from far_runtime.sampling.settings import resolve_settings
 from far_runtime.sampling.solvers import COEFFICIENTS
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(bundle: Bundle, checkpoint: Path, vae: Path, change: Change | None = Non
     model, decoder = (loaded.model for loaded in load_pair(checkpoint, vae))
     if change is not None:
         change(model, decoder)
-    made = settings_of(bundle.manifest, settings)
+    made = resolve_settings(bundle.manifest, settings)
     return verify_bundle(
         bundle, model, decoder, "onnxruntime", subjects(bundle), SEEDS, made, options=EngineOptions(threads=1)
     )
@@ -186,7 +186,7 @@ def test_a_reference_that_is_not_finite_is_not_excused(tiny: Tiny) -> None:
 def test_tolerances_can_be_scaled(tiny: Tiny) -> None:
     bundle = open_bundle(tiny.bundle)
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
-    made, drawn = settings_of(bundle.manifest), subjects(bundle)
+    made, drawn = resolve_settings(bundle.manifest), subjects(bundle)
     for scale, passed in ((1.0, True), (1e-5, False)):
         report = verify_bundle(
             bundle,
@@ -234,7 +234,7 @@ def test_other_sizes_are_named(tiny: Tiny) -> None:
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
     other = FAR(replace(model.config, encoder_depth=2, head_width=48))
     with pytest.raises(FarError) as caught:
-        verify_bundle(bundle, other, vae, "onnxruntime", subjects(bundle), SEEDS, settings_of(bundle.manifest))
+        verify_bundle(bundle, other, vae, "onnxruntime", subjects(bundle), SEEDS, resolve_settings(bundle.manifest))
     text = str(caught.value)
     assert "encoder_depth is 2, the bundle has 1" in text and "head_width is 48, the bundle has 32" in text
     assert "decoder_depth" not in text
@@ -337,5 +337,5 @@ def compare_with(
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
     reference = TorchEngine(reference_stages(bundle.manifest, model, vae))
     candidate = Spoiled(open_engine(bundle, "onnxruntime", EngineOptions(threads=1)), factor)
-    made = settings_of(bundle.manifest)
+    made = resolve_settings(bundle.manifest)
     return compare_engines(bundle, reference, candidate, subjects(bundle), SEEDS, made, on_progress=on_progress)

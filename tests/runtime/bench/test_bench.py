@@ -21,7 +21,7 @@ import far_runtime.bench.contenders
 import far_runtime.bench.matmul_rate
 import far_runtime.bench.rounds
 from far_runtime.bench.contenders import CPU, Contender, Sources, computed_in, device_of
-from far_runtime.bench.matmul_rate import Products
+from far_runtime.bench.matmul_rate import MatmulRate
 from far_runtime.bench.rounds import BatchRuns, EngineRuns, Length, Runs, measure
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
 from far_runtime.bench.statistics import Figures, figures_of, percentile
@@ -33,7 +33,7 @@ from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.timed import COPIES, TimedEngine
 from far_runtime.errors import FarError
 from far_runtime.sampling.flops import picture_cost
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -188,7 +188,7 @@ class FakeWorker:
         self.dead = False
 
     def call(self, method: str, *args: Any) -> Any:
-        if isinstance(self.session, Products):
+        if isinstance(self.session, MatmulRate):
             return {kind: ["numpy"] for kind in self.session.kinds} if method == "open" else {}
         name = self.session.contender.name
         if method == "open":
@@ -213,7 +213,7 @@ def in_turn(length: Length, *names: str, batches: tuple[int, ...] = (1, 2)) -> t
     sessions = [
         EngineSession(Path("b"), Contender(name), EngineOptions(), Sources(), (Subject(0),), 0, {}) for name in names
     ]
-    runs = measure(sessions, "fp32", batches, length, Products, start=worker, clock=lambda: worker.now)
+    runs = measure(sessions, "fp32", batches, length, MatmulRate, start=worker, clock=lambda: worker.now)
     return runs, " ".join(worker.log)
 
 
@@ -276,7 +276,7 @@ def test_two_engines_are_compared(far: Any, tiny: Tiny, tmp_path: Path) -> None:
     found = bench_json((tmp_path / "bench.json").read_text())
     check_schema(found)
     manifest = open_bundle(tiny.bundle).manifest
-    settings = settings_of(manifest)
+    settings = resolve_settings(manifest)
     assert found["settings"] == settings and found["bundle"]["id"] == manifest.id and found["batches"] == [1, 3]
     cost = picture_cost(manifest, plan_of(manifest, settings))
     assert found["gflop"] == pytest.approx({stage: flop / 1e9 for stage, flop in cost.items()})
@@ -286,7 +286,7 @@ def test_two_engines_are_compared(far: Any, tiny: Tiny, tmp_path: Path) -> None:
         assert engine["peak_bytes"] > engine["before_bytes"] > 0
         for batch in engine["batches"]:
             calls = {stage["stage"]: stage["calls"] for stage in batch["stages"]}
-            assert calls["transformer"] == len(steps) and calls["denoise"] == sum(step.inner for step in steps)
+            assert calls["transformer"] == len(steps) and calls["denoise"] == sum(step.substeps for step in steps)
             assert calls["decode"] == 1 and len(batch["seconds"]) == 2
             assert batch["gflop"] == pytest.approx(batch["batch"] * sum(cost.values()) / 1e9)
             assert sum(stage["time_share"] for stage in batch["stages"]) == pytest.approx(1)
@@ -373,7 +373,7 @@ def test_wrong_input_is_refused_before_any_work(
     far: Any, tiny: Tiny, arguments: tuple[Any, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("no.folder").mkdir(exist_ok=True)
-    monkeypatch.setattr(far_runtime.bench.matmul_rate.Products, "open", lambda self: pytest.fail("measured"))
+    monkeypatch.setattr(far_runtime.bench.matmul_rate.MatmulRate, "open", lambda self: pytest.fail("measured"))
     made = far("bench", tiny.bundle, *arguments)
     assert made.code == 2 and message in made.err and len(made.err.splitlines()) == 1
     assert [path.name for path in Path().iterdir()] == ["no.folder"]

@@ -17,8 +17,14 @@ from far_runtime.bundle import open_bundle
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.tensorrt.builder import tensorrt as builder
 from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
-from far_runtime.engines.tensorrt.builder.options import NOT_IN_RTX, PROFILES, BuildOptions, capability, check_options
-from far_runtime.engines.tensorrt.builder.precision import Product, compare, inspected, missing
+from far_runtime.engines.tensorrt.builder.options import (
+    NOT_IN_RTX,
+    PROFILES,
+    BuildOptions,
+    capability,
+    check_setting_names,
+)
+from far_runtime.engines.tensorrt.builder.precision import MatMul, compare, inspected, missing
 from far_runtime.engines.tensorrt.builder.profiles import graph_profiles
 from far_runtime.engines.tensorrt.builder.tensorrt import build_engines, engine_key
 from far_runtime.errors import FarError
@@ -84,12 +90,12 @@ def test_more_steps_than_profiles_share_them(tiny: Any) -> None:
 )
 def test_options_that_cannot_be_are_refused(library: str, options: BuildOptions, said: str) -> None:
     with pytest.raises(FarError, match=said.replace("(", r"\(")):
-        check_options(library, options)
+        check_setting_names(library, options)
 
 
 def test_what_tensorrt_rtx_lacks_is_an_option_of_tensorrt() -> None:
     assert set(NOT_IN_RTX) <= set(vars(BuildOptions()))
-    check_options("tensorrt", BuildOptions(optimization_level=5, version_compatible=True, refittable=True))
+    check_setting_names("tensorrt", BuildOptions(optimization_level=5, version_compatible=True, refittable=True))
 
 
 def key(bundle: Any, library: str, options: BuildOptions, gpu: Gpu | None = None) -> Any:
@@ -138,12 +144,12 @@ def test_a_builders_log_gives_memory_and_errors() -> None:
 
 
 def test_a_network_without_products_of_its_precision_is_refused() -> None:
-    wide = [Product("a", "fp32"), Product("b", "fp32")]
+    wide = [MatMul("a", "fp32"), MatMul("b", "fp32")]
     assert missing(wide, "fp32") == "" and missing([], "fp16") == ""
-    narrow = [Product(name, "fp16") for name in "cde"]
+    narrow = [MatMul(name, "fp16") for name in "cde"]
     assert missing([*wide, *narrow], "fp16") == ""
     assert missing([*wide, narrow[0]], "fp16"), "mostly FP32 behind the name of FP16"
-    assert missing([*wide, Product("c", "int8")], "int8") == ""
+    assert missing([*wide, MatMul("c", "int8")], "int8") == ""
     assert missing(wide, "fp16").startswith("the manifest says fp16, but its 2 matrix products are fp32")
 
 
@@ -152,7 +158,7 @@ def layer(metadata: str, *formats: str, word: str = "Format/Datatype") -> dict[s
 
 
 def test_an_engine_that_fell_back_to_fp32_is_refused() -> None:
-    wanted = [Product("/a/MatMul", "fp16"), Product("/b/MatMul", "int8"), Product("/c/MatMul", "fp32")]
+    wanted = [MatMul("/a/MatMul", "fp16"), MatMul("/b/MatMul", "int8"), MatMul("/c/MatMul", "fp32")]
 
     def verdict(*layers: dict[str, Any]) -> str:
         return compare(wanted, inspected(json.dumps({"Layers": list(layers)})))
@@ -165,7 +171,7 @@ def test_an_engine_that_fell_back_to_fp32_is_refused() -> None:
     assert "fell back: /a/MatMul (fp16)" in fell and "/b" not in fell
     assert "fell back: /b/MatMul (int8)" in verdict(sound[0], layer(b, "Half"))
     assert "tells nothing" in verdict(layer("", "Float")) and "tells nothing" in compare(wanted, [])
-    assert compare([Product("/c/MatMul", "fp32")], []) == ""
+    assert compare([MatMul("/c/MatMul", "fp32")], []) == ""
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image, ImageSequence
 from far_runtime.bundle import MANIFEST, manifest_checksum
 from far_runtime.cli.outputs import Outputs, level_files
 from far_runtime.errors import FarError
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.images.writing import KEY, read_settings, save_picture
 from far_runtime.pipeline import Pipeline
 
@@ -310,7 +310,7 @@ def test_a_manifest_that_is_no_json(far: Any, bundle_copy: Path) -> None:
 def test_names_that_would_lose_a_file(far: Any, tmp_path: Path, arguments: list[str], reason: str) -> None:
     """Refused before any bundle is opened."""
     if "--like" in arguments:
-        settings = PictureSettings("b", 0, "", 0, {"levels": [0]}, "e", "1", None, 1, 0, "1")
+        settings = PictureMetadata("b", 0, "", 0, {"levels": [0]}, "e", "1", None, 1, 0, "1")
         save_picture(tmp_path / "b.png", np.zeros((4, 4, 3), np.uint8), settings)
     before = [path.name for path in tmp_path.iterdir()]
     refused(far("generate", "nowhere", *arguments), reason)

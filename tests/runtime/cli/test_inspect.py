@@ -111,8 +111,10 @@ def toy_manifest() -> Manifest:
 
 def test_guided_steps_cost_two_rows_and_visible_tokens_count() -> None:
     model = {"grid": 4, "masked": True}
-    steps = far_loop.plan(model, far_loop.settle(model, {"levels": [0, 1, 2, 3], "guidance": 3.0, "steps": "2:5"}))
-    assert [step.shown["visible"] for step in steps] == [0, 2, 5, 10]
+    steps = far_loop.plan(
+        model, far_loop.resolve_settings(model, {"levels": [0, 1, 2, 3], "guidance": 3.0, "steps": "2:5"})
+    )
+    assert [step.visible for step in steps] == [0, 2, 5, 10]
     manifest = toy_manifest()
     costs = [[call_flops(manifest, call) for call in step.calls] for step in steps]
     assert costs == [[100, 7 * 2], [2 * 124, 2 * 7 * 3], [2 * 175, 2 * 7 * 4], [2 * 300, 2 * 7 * 5]]
@@ -130,9 +132,9 @@ def test_the_predicted_tokens_of_an_iteration_count() -> None:
     model = {"grid": 4}
     for iterations in (1, 3, 16):
         settings = {"iterations": iterations, "steps": 5, "guidance": 2.0, "guidance_schedule": "constant"}
-        steps = mar_loop.plan(model, mar_loop.settle(model, settings))
+        steps = mar_loop.plan(model, mar_loop.resolve_settings(model, settings))
         costs = picture_cost(manifest, steps)
-        visible = [step.shown["visible"] for step in steps]
+        visible = [step.visible for step in steps]
         assert costs["denoise"] == 2 * 5 * 7 * 16
         assert costs["transformer"] == sum(2 * (100 + 10 * count + count * count) for count in visible)
 
@@ -160,7 +162,7 @@ def test_far_b_costs_what_the_released_code_costs_less_what_is_done_once() -> No
     graphs = tuple(Graph(s.name, s.stage, "", (), (), s.tolerance, flops=dict(s.flops)) for s in stages)
     manifest = Manifest("far", {}, {}, graphs, {})
     model_info = {"grid": config.grid, "masked": False}
-    steps = far_loop.plan(model_info, far_loop.settle(model_info, {"guidance": 3.0}))
+    steps = far_loop.plan(model_info, far_loop.resolve_settings(model_info, {"guidance": 3.0}))
     assert [call.rows for call in steps[0].calls] == [1, 1]
     ours = picture_cost(manifest, steps)
     first = replace(steps[0], calls=tuple(replace(call, rows=2) for call in steps[0].calls))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from far_runtime.conditioning.cache import Memo
+from far_runtime.conditioning.cache import LruArrays
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
@@ -17,7 +17,7 @@ from far_runtime.pipeline import Pipeline
 
 @given(st.lists(st.integers(0, 8), max_size=40), st.integers(0, 5))
 def test_a_memo_keeps_the_last_ones_that_fit(keys: list[int], fitting: int) -> None:
-    memo, made, size = Memo(fitting * 40), [], 40
+    memo, made, size = LruArrays(fitting * 40), [], 40
 
     def make(key: int) -> np.ndarray:
         made.append(key)
@@ -32,7 +32,7 @@ def test_a_memo_keeps_the_last_ones_that_fit(keys: list[int], fitting: int) -> N
 
 
 def test_what_a_memo_gives_cannot_be_changed() -> None:
-    memo, array = Memo(100), np.zeros(3, np.float32)
+    memo, array = LruArrays(100), np.zeros(3, np.float32)
     kept = memo.get(1, lambda: array)
     array[:] = 1
     assert (kept == 0).all()
@@ -67,11 +67,11 @@ def test_neighbours_and_history_do_not_matter(any_pipeline: Pipeline) -> None:
     bundle = any_pipeline.bundle
     settings = {"steps": 2, "guidance": 1.0, **ONE_STEP[bundle.manifest.system]}
     uneven = Pipeline(bundle, RowsDiffer(any_pipeline.engine))
-    together = uneven.generate([3, 1, 4], [9, 2, 6], **settings).latents
+    merge_guidance = uneven.generate([3, 1, 4], [9, 2, 6], **settings).latents
     alone = Pipeline(bundle, RowsDiffer(any_pipeline.engine)).generate([1], [2], **settings).latents
-    assert np.allclose(together[1], alone[0], atol=1e-6)
-    plain = Pipeline(bundle, RowsDiffer(any_pipeline.engine), remember=0).generate([3, 1, 4], [9, 2, 6], **settings)
-    assert not np.allclose(together, plain.latents, atol=1e-2)
+    assert np.allclose(merge_guidance[1], alone[0], atol=1e-6)
+    plain = Pipeline(bundle, RowsDiffer(any_pipeline.engine), cache_bytes=0).generate([3, 1, 4], [9, 2, 6], **settings)
+    assert not np.allclose(merge_guidance, plain.latents, atol=1e-2)
 
 
 def test_settings_of_the_first_level_are_told_apart(pipeline: Pipeline) -> None:
@@ -82,7 +82,7 @@ def test_settings_of_the_first_level_are_told_apart(pipeline: Pipeline) -> None:
 
 def test_a_bound_that_nothing_fits_only_costs_time(any_pipeline: Pipeline) -> None:
     counting = RowsDiffer(any_pipeline.engine)
-    narrow = Pipeline(any_pipeline.bundle, counting, remember=1)
+    narrow = Pipeline(any_pipeline.bundle, counting, cache_bytes=1)
     first, again = (narrow.generate([3, 1], [0, 1]) for _ in range(2))
     assert np.array_equal(first.latents, again.latents)
     roomy = Pipeline(any_pipeline.bundle, RowsDiffer(any_pipeline.engine))
@@ -92,5 +92,5 @@ def test_a_bound_that_nothing_fits_only_costs_time(any_pipeline: Pipeline) -> No
 def test_an_engine_that_takes_no_single_picture_draws_all_the_same(any_pipeline: Pipeline) -> None:
     large = RowsDiffer(any_pipeline.engine, smallest=2)
     made = Pipeline(any_pipeline.bundle, large).generate([3, 1], [0, 1])
-    plain = Pipeline(any_pipeline.bundle, RowsDiffer(any_pipeline.engine), remember=0).generate([3, 1], [0, 1])
+    plain = Pipeline(any_pipeline.bundle, RowsDiffer(any_pipeline.engine), cache_bytes=0).generate([3, 1], [0, 1])
     assert np.array_equal(made.latents, plain.latents)

@@ -93,7 +93,7 @@ def contexts(
     bundle = pipeline.bundle
     condition, _ = text_condition(engine, manifest or bundle.manifest, bundle.path, prompts, negatives)
     assert condition.batch == len(prompts)
-    return engine.get(condition.own["context"]), engine.get(condition.both["context"]), engine.rows
+    return engine.get(condition.cond["context"]), engine.get(condition.cond_uncond["context"]), engine.rows
 
 
 def test_every_text_is_encoded_once_and_no_text_is_the_null_condition(pipeline: Pipeline) -> None:

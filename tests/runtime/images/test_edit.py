@@ -112,15 +112,15 @@ def relative_error(a: Any, b: Any) -> float:
 
 def test_kept_latents_are_the_encoders_after_every_step(editor: Pipeline) -> None:
     made = editor.edit([subject(editor)] * 2, [0, 1], IMAGE, KEEP, save_levels=True)
-    known, kept = encoded(editor, IMAGE)[0], CELLS.reshape(-1)
+    kept, kept = encoded(editor, IMAGE)[0], CELLS.reshape(-1)
     assert made.level_latents is not None
     assert made.level_latents.shape[:2] == (2, len(made.step_names))
-    for state in made.level_latents.reshape(-1, GRID * GRID, known.shape[-1]):
-        assert np.array_equal(state[kept], known[kept])
+    for state in made.level_latents.reshape(-1, GRID * GRID, kept.shape[-1]):
+        assert np.array_equal(state[kept], kept[kept])
     for latents in made.latents:
-        assert np.array_equal(latents[kept], known[kept])
-        assert (latents[~kept] != known[~kept]).any(axis=-1).all()
-    assert np.abs(known).max() > 0.01
+        assert np.array_equal(latents[kept], kept[kept])
+        assert (latents[~kept] != kept[~kept]).any(axis=-1).all()
+    assert np.abs(kept).max() > 0.01
 
 
 def test_seeds_subjects_and_the_kept_part_make_a_difference(editor: Pipeline) -> None:
@@ -135,12 +135,12 @@ def test_seeds_subjects_and_the_kept_part_make_a_difference(editor: Pipeline) ->
 
 def test_a_picture_of_a_batch_is_the_picture_alone(editor: Pipeline) -> None:
     subjects, seeds = [subject(editor), null_subject(editor.bundle.manifest), subject(editor)], [5, 6, 7]
-    together = editor.edit(subjects, seeds, IMAGE, KEEP, batch_size=2)
-    assert [(one.batch, one.index) for one in together.settings] == [(2, 0), (2, 1), (1, 0)]
+    merge_guidance = editor.edit(subjects, seeds, IMAGE, KEEP, batch_size=2)
+    assert [(one.batch, one.index) for one in merge_guidance.settings] == [(2, 0), (2, 1), (1, 0)]
     for i in (0, 2):
         alone = editor.edit(subjects[i : i + 1], seeds[i : i + 1], IMAGE, KEEP)
-        assert relative_error(together.latents[i], alone.latents[0]) < 1e-5
-        assert np.abs(together.images[i].astype(int) - alone.images[0]).max() <= 1
+        assert relative_error(merge_guidance.latents[i], alone.latents[0]) < 1e-5
+        assert np.abs(merge_guidance.images[i].astype(int) - alone.images[0]).max() <= 1
 
 
 def test_an_edit_that_keeps_nothing_is_plain_generation(editor: Pipeline) -> None:
@@ -154,8 +154,8 @@ def test_an_edit_that_keeps_nothing_is_plain_generation(editor: Pipeline) -> Non
 def test_a_cell_with_one_changed_pixel_is_drawn_anew(editor: Pipeline) -> None:
     keep = np.ones_like(KEEP)
     keep[6, 11] = False  # in the cell (1, 2)
-    made, known = editor.edit([subject(editor)], [0], IMAGE, keep).latents[0], encoded(editor, IMAGE)[0]
-    assert np.flatnonzero((made != known).any(axis=-1)).tolist() == [1 * GRID + 2]
+    made, kept = editor.edit([subject(editor)], [0], IMAGE, keep).latents[0], encoded(editor, IMAGE)[0]
+    assert np.flatnonzero((made != kept).any(axis=-1)).tolist() == [1 * GRID + 2]
 
 
 def test_without_a_subject_there_is_nothing_to_guide_to(editor: Pipeline) -> None:
@@ -168,7 +168,7 @@ def test_without_a_subject_there_is_nothing_to_guide_to(editor: Pipeline) -> Non
     guided = editor.generate([null] * 2, [0, 1], guidance=3.0)
     assert relative_error(edited.latents, guided.latents) < 1e-5
     mixed = editor.edit([null, subject(editor)], [0, 1], IMAGE, KEEP)
-    assert {one.sampling["guidance"] for one in mixed.settings} == {editor.bundle.manifest.schedule["guidance"]}
+    assert {one.sampling["guidance"] for one in mixed.settings} == {editor.bundle.manifest.default_settings["guidance"]}
 
 
 def test_a_negative_prompt_is_something_to_lead_away_from(tiny: Any) -> None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from far_runtime.errors import FarError
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.images.writing import (
     KEY,
     WEBP_LIMIT,
@@ -28,7 +28,7 @@ from far_runtime.images.writing import (
 )
 from far_runtime.storage.atomic import check_file, check_folder, whole_file
 
-SETTINGS = PictureSettings(
+SETTINGS = PictureMetadata(
     bundle="0123456789abcdef", label=207, name="golden retriever", seed=2**64 - 1,
     sampling={"levels": [0, 12, 12, 4], "steps": [40, 60, 80, 100], "guidance": 3.1, "temperature": 0.1 + 0.2},
     engine="onnxruntime:cpu", engine_version="1.31.1", threads=None, batch=8, index=3, version="0.1.0",
@@ -59,9 +59,9 @@ def test_the_settings_are_readable_json_in_a_text_chunk(tmp_path: Path) -> None:
 @given(st.text(max_size=40), st.floats(0, 100), st.integers(0, 2**64 - 1))
 def test_settings_survive_json(name: str, guidance: float, seed: int) -> None:
     sampling = {**SETTINGS.sampling, "guidance": guidance}
-    settings = PictureSettings.from_dict({**SETTINGS.to_dict(), "name": name, "sampling": sampling, "seed": seed})
+    settings = PictureMetadata.from_dict({**SETTINGS.to_dict(), "name": name, "sampling": sampling, "seed": seed})
     assert settings.sampling["guidance"] == guidance
-    assert PictureSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert PictureMetadata.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
 def png_with(path: Path, text: str | None) -> Path:
@@ -110,7 +110,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_a_sheet_remembers_its_pictures_but_is_not_one(tmp_path: Path) -> None:
     save_sheet(tmp_path / "sheet.png", Image.new("RGB", (9, 9)), [SETTINGS, SETTINGS])
     record = json.loads(Image.open(tmp_path / "sheet.png").info[KEY])
-    assert [PictureSettings.from_dict(one) for one in record["pictures"]] == [SETTINGS, SETTINGS]
+    assert [PictureMetadata.from_dict(one) for one in record["pictures"]] == [SETTINGS, SETTINGS]
     with pytest.raises(FarError, match="a contact sheet of 2 pictures; --like takes one"):
         read_settings(tmp_path / "sheet.png")
 
@@ -166,11 +166,11 @@ def test_an_animation_that_webp_cannot_hold_is_refused_beforehand() -> None:
     ],
 )
 def test_file_names_hold_only_safe_characters(name: str, wanted: str) -> None:
-    assert file_name(PictureSettings.from_dict({**SETTINGS.to_dict(), "name": name, "seed": 5})) == wanted
+    assert file_name(PictureMetadata.from_dict({**SETTINGS.to_dict(), "name": name, "seed": 5})) == wanted
 
 
 def test_long_names_keep_label_and_seed() -> None:
-    name = file_name(PictureSettings.from_dict({**SETTINGS.to_dict(), "name": "word " * 100}))
+    name = file_name(PictureMetadata.from_dict({**SETTINGS.to_dict(), "name": "word " * 100}))
     assert name.startswith("207-word-")
     assert name.endswith(f"-seed-{2**64 - 1}.png")
     assert len(name) < 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from far_runtime.errors import FarError
-from far_runtime.machine.ray_cluster import Each, _check_room
+from far_runtime.machine.ray_cluster import WorkerResources, _check_room
 
 NODES = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0, "jetson": 1.0}]
 
@@ -13,31 +13,31 @@ NODES = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0, "jetson": 1.0}]
 @pytest.mark.parametrize(
     ("each", "room"),
     [
-        (Each(), 6),
-        (Each(2), 2),  # not on two nodes at once
-        (Each(0.1), 60),
-        (Each(1, 0.5), 2),
-        (Each(0, 0.4), 2),
-        (Each(1, 1), 1),
-        (Each(1, 0, {"jetson": 0.5}), 2),
+        (WorkerResources(), 6),
+        (WorkerResources(2), 2),  # not on two nodes at once
+        (WorkerResources(0.1), 60),
+        (WorkerResources(1, 0.5), 2),
+        (WorkerResources(0, 0.4), 2),
+        (WorkerResources(1, 1), 1),
+        (WorkerResources(1, 0, {"jetson": 0.5}), 2),
     ],
 )
-def test_as_many_as_fit_are_taken_and_no_more(each: Each, room: int) -> None:
+def test_as_many_as_fit_are_taken_and_no_more(each: WorkerResources, room: int) -> None:
     _check_room(each, room, NODES)
     with pytest.raises(FarError, match=f"each: the cluster has room for {room}, not for {room + 1}; ask for fewer"):
         _check_room(each, room + 1, NODES)
 
 
 def test_two_whole_gpus_are_not_shared_as_one() -> None:
-    _check_room(Each(0, 0.4), 4, [{"GPU": 2.0}])
+    _check_room(WorkerResources(0, 0.4), 4, [{"GPU": 2.0}])
     with pytest.raises(FarError, match=r"0\.4 GPU each: the cluster has room for 4, not for 5"):
-        _check_room(Each(0, 0.4), 5, [{"GPU": 2.0}])
+        _check_room(WorkerResources(0, 0.4), 5, [{"GPU": 2.0}])
 
 
 @pytest.mark.parametrize(
-    ("each", "said"), [(Each(7), "7 CPU each: the cluster has 6 in all"), (Each(1, 2), "2 GPU each"),
-                       (Each(1, 0, {"tpu": 1}), "1 tpu each: the cluster has 0 in all")],
+    ("each", "said"), [(WorkerResources(7), "7 CPU each: the cluster has 6 in all"), (WorkerResources(1, 2), "2 GPU each"),
+                       (WorkerResources(1, 0, {"tpu": 1}), "1 tpu each: the cluster has 0 in all")],
 )  # fmt: skip
-def test_what_no_cluster_of_these_nodes_has_is_said(each: Each, said: str) -> None:
+def test_what_no_cluster_of_these_nodes_has_is_said(each: WorkerResources, said: str) -> None:
     with pytest.raises(FarError, match=said):
         _check_room(each, 1, NODES)

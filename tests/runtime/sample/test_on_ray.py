@@ -95,7 +95,7 @@ def test_a_shard_that_kills_its_workers_ends_the_run(tiny: Any, cluster: str) ->
 
     from far_runtime.conditioning.subjects import Subject
     from far_runtime.engines.base import EngineOptions
-    from far_runtime.sample.on_ray import TRIES, Setting, Tries, Worker
+    from far_runtime.sample.on_ray import TRIES, Tries, Worker, WorkerConfig
     from far_runtime.sample.plan import Plan
 
     ray.init(cluster, log_to_driver=False)
@@ -103,7 +103,7 @@ def test_a_shard_that_kills_its_workers_ends_the_run(tiny: Any, cluster: str) ->
         tries = ray.remote(num_cpus=0)(Tries).remote()
         for _ in range(TRIES):
             ray.get(tries.begin.remote(1))
-        setting = Setting(Plan([Subject(0)], {}, 4), tiny.bundle, "", "onnxruntime", EngineOptions())
+        setting = WorkerConfig(Plan([Subject(0)], {}, 4), tiny.bundle, "", "onnxruntime", EngineOptions())
         answer = Worker(setting, tries)(pyarrow.table({"number": [1], "first": [0], "count": [4]}))
     finally:
         ray.shutdown()

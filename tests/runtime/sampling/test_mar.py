@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from far_runtime.errors import FarError
 from far_runtime.sampling import mar
-from far_runtime.sampling.base import Known, Step, label_condition
+from far_runtime.sampling.base import KeptRegion, Step, label_condition
 from far_runtime.sampling.mar import masked_counts
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.solvers import COEFFICIENTS
@@ -64,17 +64,19 @@ def model(grid: int) -> dict[str, Any]:
     return {"grid": grid, "channels": CHANNELS, "classes": CLASSES, "prediction": "epsilon"}
 
 
-def draw(grid: int, seeds: list[int], known: Known | None = None, **given: Any) -> tuple[Recorder, np.ndarray, list]:
+def draw(
+    grid: int, seeds: list[int], kept: KeptRegion | None = None, **given: Any
+) -> tuple[Recorder, np.ndarray, list]:
     """The recorder, the final latents [B, L, C], and every step with the state that it ended with."""
     engine, states = Recorder(), []
 
     def on_step(step: Step, done: int, state: np.ndarray) -> None:
-        if done == step.inner:
+        if done == step.substeps:
             states.append((step, state.copy()))
 
     condition = label_condition(engine, [1] * len(seeds), CLASSES)
-    settings = mar.settle(model(grid), {"steps": 2, **given})
-    latents = mar.sample(engine, model(grid), settings, condition, SeedNoise(seeds), on_step, known)
+    settings = mar.resolve_settings(model(grid), {"steps": 2, **given})
+    latents = mar.sample(engine, model(grid), settings, condition, SeedNoise(seeds), on_step, kept)
     return engine, latents, states
 
 
@@ -111,17 +113,17 @@ def test_every_token_is_drawn_once_and_seen_afterwards(size: tuple[int, int], se
     orders = SeedNoise(seeds).orders(tokens)
     assert len(engine.transformer) == iterations == len(states)
     for row in range(batch):
-        known: list[int] = []
+        kept: list[int] = []
         for call, (_, state) in zip(engine.transformer, states, strict=True):
             visible, predicted = call["visible"][row].tolist(), call["predicted"][row].tolist()
-            assert visible == sorted(known)
-            assert predicted == sorted(set(predicted)) and not set(predicted) & set(known)
-            places = [visible.index(token) if token in known else len(visible) for token in range(tokens)]
+            assert visible == sorted(kept)
+            assert predicted == sorted(set(predicted)) and not set(predicted) & set(kept)
+            places = [visible.index(token) if token in kept else len(visible) for token in range(tokens)]
             assert call["restore"][row].tolist() == places
-            known += predicted
-            assert set(known) == set(orders[row, tokens - len(known) :].tolist())  # the last of the order are first
-            assert sorted(np.flatnonzero(state[row].all(axis=-1)).tolist()) == sorted(known)
-        assert sorted(known) == list(range(tokens))
+            kept += predicted
+            assert set(kept) == set(orders[row, tokens - len(kept) :].tolist())  # the last of the order are first
+            assert sorted(np.flatnonzero(state[row].all(axis=-1)).tolist()) == sorted(kept)
+        assert sorted(kept) == list(range(tokens))
         assert len(np.unique(latents[row])) == tokens * CHANNELS  # every number drawn stands in one place
     for (_, before), (_, after) in pairwise(states):
         assert (after[before != 0] == before[before != 0]).all()
@@ -145,7 +147,7 @@ def test_guidance_rises_with_what_is_known_or_stays(size: tuple[int, int], scale
     grid, iterations = size
     tokens = grid * grid
     given = {"iterations": iterations, "guidance": scale, "guidance_schedule": kind}
-    steps = mar.plan(model(grid), mar.settle(model(grid), given))
+    steps = mar.plan(model(grid), mar.resolve_settings(model(grid), given))
     masked = [max(count, 1) for count in masked_counts(tokens, iterations)]  # the last one counts as one, officially
     rising = [1 + (scale - 1) * (tokens - count) / tokens for count in masked]
     assert [step.guidance for step in steps] == pytest.approx(rising if kind == "linear" else [scale] * iterations)
@@ -165,14 +167,14 @@ def test_without_guidance_there_is_no_unconditional_half(guidance: float, rows: 
 
 def test_diffusion_steps_may_fall_over_the_iterations() -> None:
     """DiSA's 50:5."""
-    settings = mar.settle(model(4), {"iterations": 10, "steps": "50:5"})
+    settings = mar.resolve_settings(model(4), {"iterations": 10, "steps": "50:5"})
     assert settings["steps"] == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
-    assert mar.settle(model(4), {"iterations": 10, "steps": settings["steps"]}) == {**settings}
+    assert mar.resolve_settings(model(4), {"iterations": 10, "steps": settings["steps"]}) == {**settings}
     engine, _, states = draw(4, [3], iterations=10, steps="50:5")
-    assert [step.inner for step, _ in states] == settings["steps"]
+    assert [step.substeps for step, _ in states] == settings["steps"]
     assert [step.calls[1].times for step, _ in states] == settings["steps"]
     assert len(engine.denoise) == sum(settings["steps"])
-    assert mar.settle(model(4), {"iterations": 1, "steps": "50:5"})["steps"] == 50
+    assert mar.resolve_settings(model(4), {"iterations": 1, "steps": "50:5"})["steps"] == 50
 
 
 def test_temperature_is_the_factor_of_the_noise_at_every_iteration() -> None:
@@ -183,8 +185,8 @@ def test_temperature_is_the_factor_of_the_noise_at_every_iteration() -> None:
 
 def test_the_official_settings_are_the_defaults() -> None:
     wanted = {"iterations": 64, "steps": 100, "guidance": 2.9, "guidance_schedule": "linear", "temperature": 1.0}
-    assert mar.settle(model(16), {}) == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
-    assert mar.settle(model(4), {})["iterations"] == 16  # as many as there are tokens
+    assert mar.resolve_settings(model(16), {}) == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
+    assert mar.resolve_settings(model(4), {})["iterations"] == 16  # as many as there are tokens
 
 
 @given(sizes, seeds, st.data())
@@ -196,7 +198,7 @@ def test_kept_tokens_are_seen_from_the_start_and_never_drawn(
     cells = data.draw(st.sets(st.integers(0, tokens - 1), max_size=tokens))
     keep = np.isin(np.arange(tokens), sorted(cells)).reshape(1, grid, grid).repeat(batch, axis=0)
     given = -1 - np.arange(batch * tokens * CHANNELS, dtype=np.float32).reshape(batch, tokens, CHANNELS)
-    engine, latents, _ = draw(grid, seeds, Known(given, keep), iterations=iterations)
+    engine, latents, _ = draw(grid, seeds, KeptRegion(given, keep), iterations=iterations)
     drawn = [call["predicted"] for call in engine.transformer]
     assert len(drawn) == min(iterations, tokens - len(cells))
     for row in range(batch):
@@ -221,4 +223,4 @@ def test_kept_tokens_are_seen_from_the_start_and_never_drawn(
 )
 def test_settings_that_cannot_be(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(FarError, match=reason):
-        mar.settle(model(4), given)
+        mar.resolve_settings(model(4), given)

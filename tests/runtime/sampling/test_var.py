@@ -11,7 +11,7 @@ import pytest
 
 from far_runtime.errors import FarError
 from far_runtime.sampling import var as loop
-from far_runtime.sampling.base import Known, Step, label_condition
+from far_runtime.sampling.base import KeptRegion, Step, label_condition
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.pyramid import SCALES_256, SCALES_512, kept_tokens, token_ranges
 
@@ -77,29 +77,29 @@ def tiny_var() -> Iterator[Tiny]:
 
 def draw(tiny: Tiny, seeds: list[int], labels: list[int] | None = None, **options: Any) -> tuple[Any, Recorder]:
     """Feature maps [B, 16, 4], and what was run."""
-    known, each = options.pop("known", None), options.pop("each", None)
+    kept, each = options.pop("known", None), options.pop("each", None)
     recorder = Recorder(tiny.engine)
-    settings = loop.settle(tiny.model, options) | ({"guidance": each} if each else {})
+    settings = loop.resolve_settings(tiny.model, options) | ({"guidance": each} if each else {})
     condition = label_condition(recorder, labels or [1] * len(seeds), tiny.model["classes"])
-    state = loop.sample(recorder, tiny.model, settings, condition, SeedNoise(seeds), known=known)
+    state = loop.sample(recorder, tiny.model, settings, condition, SeedNoise(seeds), kept=kept)
     return recorder.get(state), recorder
 
 
 def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(tiny_var: Tiny) -> None:
     scales = (3.0, 0.0, 1.5)
-    together, recorder = draw(tiny_var, [4, 5, 6], [1, 2, 3], each=scales)
+    merge_guidance, recorder = draw(tiny_var, [4, 5, 6], [1, 2, 3], each=scales)
     for i, scale in enumerate(scales):
         alone, _ = draw(tiny_var, [4 + i], [1 + i], guidance=scale)
-        np.testing.assert_allclose(together[i], alone[0], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(merge_guidance[i], alone[0], rtol=0, atol=1e-4)
     assert [list(scale) for scale in recorder.inputs("logits", "guidance")] == [
         [1, 1, 1], [2.5, 1, 1.75], [4, 1, 2.5],
     ]  # fmt: skip
 
 
 def test_official_settings_are_the_default() -> None:
-    assert loop.settle(OFFICIAL, {}) == DEFAULTS
-    assert loop.settle({**OFFICIAL, "vocabulary": 64}, {})["top_k"] == 64
-    assert tuple(DEFAULTS) == loop.OPTIONS
+    assert loop.resolve_settings(OFFICIAL, {}) == DEFAULTS
+    assert loop.resolve_settings({**OFFICIAL, "vocabulary": 64}, {})["top_k"] == 64
+    assert tuple(DEFAULTS) == loop.SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_official_settings_are_the_default() -> None:
 )
 def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(FarError, match=message):
-        loop.settle(OFFICIAL, given)
+        loop.resolve_settings(OFFICIAL, given)
 
 
 def test_plan_of_the_official_model() -> None:
@@ -134,11 +134,11 @@ def test_plan_of_the_official_model() -> None:
 
 
 def test_a_seed_gives_the_same_picture_in_any_batch(tiny_var: Tiny) -> None:
-    together, _ = draw(tiny_var, [3, 4, 3], [1, 2, 1])
+    merge_guidance, _ = draw(tiny_var, [3, 4, 3], [1, 2, 1])
     alone, _ = draw(tiny_var, [4], [2])
-    np.testing.assert_allclose(together[1], alone[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(together[0], together[2], rtol=0, atol=1e-5)
-    assert np.abs(together[0] - together[1]).max() > 0.1
+    np.testing.assert_allclose(merge_guidance[1], alone[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(merge_guidance[0], merge_guidance[2], rtol=0, atol=1e-5)
+    assert np.abs(merge_guidance[0] - merge_guidance[1]).max() > 0.1
 
 
 def test_the_first_scale_has_no_unconditional_logits_but_keys(tiny_var: Tiny) -> None:
@@ -171,7 +171,7 @@ def test_one_candidate_leaves_nothing_to_chance(tiny_var: Tiny) -> None:
 
 def test_the_state_after_each_scale_is_reported(tiny_var: Tiny) -> None:
     seen: list[tuple[Step, int, Any]] = []
-    settings = loop.settle(tiny_var.model, {})
+    settings = loop.resolve_settings(tiny_var.model, {})
     condition = label_condition(tiny_var.engine, [1], 5)
     state = loop.sample(
         tiny_var.engine, tiny_var.model, settings, condition, SeedNoise([1]),
@@ -180,7 +180,7 @@ def test_the_state_after_each_scale_is_reported(tiny_var: Tiny) -> None:
     assert [(step.name, done) for step, done, _ in seen] == [("scale 1", 1), ("scale 2", 1), ("scale 4", 1)]
     samples = [state for _, _, state in seen]
     assert np.array_equal(samples[-1], state.numpy())
-    assert loop.views(tiny_var.model, settings, samples) == samples
+    assert loop.preview_latents(tiny_var.model, settings, samples) == samples
 
 
 def encoded(tiny: Tiny, batch: int) -> Any:
@@ -194,7 +194,7 @@ def test_an_edit_keeps_the_picture_s_tokens_where_the_mask_says(tiny_var: Tiny) 
     latents = encoded(tiny_var, 2)
     own = tiny_var.engine.run("tokenize", {"latents": latents})["embeddings"].numpy()
     free, _ = draw(tiny_var, [1, 2])
-    edited, recorder = draw(tiny_var, [1, 2], known=Known(latents, keep))
+    edited, recorder = draw(tiny_var, [1, 2], kept=KeptRegion(latents, keep))
     used = recorder.inputs("quantize", "embeddings")
     drawn = recorder.inputs("place", "sample")
     for side, (start, end), got, sampled in zip((1, 2, 4), token_ranges((1, 2, 4)), used, drawn, strict=True):
@@ -206,7 +206,7 @@ def test_an_edit_keeps_the_picture_s_tokens_where_the_mask_says(tiny_var: Tiny) 
 
 def test_an_edit_that_keeps_all_is_the_picture_s_reconstruction(tiny_var: Tiny) -> None:
     latents = encoded(tiny_var, 1)
-    edited, _ = draw(tiny_var, [1], known=Known(latents, np.ones((1, 4, 4), bool)))
+    edited, _ = draw(tiny_var, [1], kept=KeptRegion(latents, np.ones((1, 4, 4), bool)))
     own = tiny_var.engine.run("tokenize", {"latents": latents})["embeddings"].numpy()
     tokens = np.square(own[:, :, None] - tiny_var.codes).sum(-1).argmin(-1)
     np.testing.assert_allclose(edited, tiny_var.states(tokens)[-1], rtol=0, atol=1e-5)

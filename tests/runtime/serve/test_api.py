@@ -78,11 +78,11 @@ def test_a_model_of_text_takes_prompts(client: httpx.Client, tiny: Any) -> None:
 def test_a_seed_gives_the_same_picture_at_any_load(client: httpx.Client, address: str) -> None:
     asked = [{"label": i % 10, "seed": i, "steps": 2, "guidance": 1.5 + i % 3} for i in range(24)]
     alone = [client.post(GENERATE, json=one).json()["data"][0]["b64_json"] for one in asked]
-    together: dict[int, str] = {}
+    merge_guidance: dict[int, str] = {}
 
     def ask(i: int) -> None:
         with httpx.Client(base_url=address, timeout=60) as own:
-            together[i] = own.post(GENERATE, json=asked[i]).json()["data"][0]["b64_json"]
+            merge_guidance[i] = own.post(GENERATE, json=asked[i]).json()["data"][0]["b64_json"]
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
     for thread in threads:
@@ -90,11 +90,12 @@ def test_a_seed_gives_the_same_picture_at_any_load(client: httpx.Client, address
     for thread in threads:
         thread.join()
     sizes = {
-        json.loads(Image.open(io.BytesIO(base64.b64decode(f))).info["far-deploy"])["batch"] for f in together.values()
+        json.loads(Image.open(io.BytesIO(base64.b64decode(f))).info["far-deploy"])["batch"]
+        for f in merge_guidance.values()
     }
     assert max(sizes) > 1  # they did run together
     for i, file in enumerate(alone):
-        difference = pixels_of(file).astype(int) - pixels_of(together[i])
+        difference = pixels_of(file).astype(int) - pixels_of(merge_guidance[i])
         assert abs(difference).max() <= 1  # the engine's rounding
 
 
@@ -316,7 +317,7 @@ def waiting_at(client: httpx.Client, count: int) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again_and_a_late_picture_is_given_up(serve: Any, tiny: Any) -> None:
-    gate, queueing = threading.Event(), Queueing(largest=1, room=2)
+    gate, queueing = threading.Event(), Queueing(max_batch=1, max_queue=2)
     with (
         serve(tiny.bundle, queueing=queueing, limits=Limits(deadline=3), change=hold(gate)) as address,
         httpx.Client(base_url=address, timeout=60) as client,
@@ -338,7 +339,7 @@ def test_a_full_queue_says_when_to_come_again_and_a_late_picture_is_given_up(ser
 
 
 def test_a_client_that_leaves_frees_its_place(serve: Any, tiny: Any) -> None:
-    gate, queueing = threading.Event(), Queueing(largest=1, room=1)
+    gate, queueing = threading.Event(), Queueing(max_batch=1, max_queue=1)
     with (
         serve(tiny.bundle, queueing=queueing, change=hold(gate)) as address,
         httpx.Client(base_url=address, timeout=60) as client,

@@ -13,9 +13,9 @@ import pytest
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation
-from far_runtime.images.metadata import PictureSettings
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.serve.auth import Rate
-from far_runtime.serve.batching import Batcher, Closed, Failed, QueueFull, Ticket
+from far_runtime.serve.batching import Batcher, Closed, Failed, Job, QueueFull
 
 WAIT = 30.0
 
@@ -46,7 +46,7 @@ class Gated:
         if self.poison in seeds:
             raise FarError("poisoned")
         made = [
-            PictureSettings("b", 0, "", seed, dict(settings), "e", "1", None, len(seeds), i, "1")
+            PictureMetadata("b", 0, "", seed, dict(settings), "e", "1", None, len(seeds), i, "1")
             for i, seed in enumerate(seeds)
         ]
         return Generation(images, np.zeros((len(seeds), 1)), tuple(made))
@@ -82,17 +82,17 @@ def told() -> Told:
 
 @pytest.fixture
 def batcher(gated: Gated, told: Told) -> Iterator[Batcher]:
-    made = Batcher(gated, largest=3, patience=0.0, room=4, watcher=told)  # type: ignore[arg-type]
+    made = Batcher(gated, max_batch=3, max_wait=0.0, max_queue=4, watcher=told)  # type: ignore[arg-type]
     yield made
     gated.let.release(100)
     made.close()
 
 
-def ticket(seed: int, on_level: Any = None, **settings: Any) -> Ticket:
-    return Ticket(Subject(0), seed, {"guidance": 1.0, **settings}, str(settings), on_level)
+def ticket(seed: int, on_level: Any = None, **settings: Any) -> Job:
+    return Job(Subject(0), seed, {"guidance": 1.0, **settings}, str(settings), on_level)
 
 
-def begin(batcher: Batcher, gated: Gated, seed: int = 0) -> Ticket:
+def begin(batcher: Batcher, gated: Gated, seed: int = 0) -> Job:
     """A ticket whose batch, of itself alone, is being drawn."""
     first = ticket(seed)
     batcher.submit([first])
@@ -116,7 +116,7 @@ def test_what_waits_together_is_drawn_together_where_the_settings_agree(
 
 def test_pictures_of_other_guidance_share_a_batch(batcher: Batcher, gated: Gated) -> None:
     begin(batcher, gated)
-    others = [Ticket(Subject(0), seed, {"guidance": 1.0 + seed, "steps": 2}, "same") for seed in (1, 2)]
+    others = [Job(Subject(0), seed, {"guidance": 1.0 + seed, "steps": 2}, "same") for seed in (1, 2)]
     batcher.submit(others)
     gated.let.release(2)
     drawn = [one.future.result(WAIT) for one in others]
@@ -133,7 +133,7 @@ def test_no_batch_is_larger_than_the_engine_takes(batcher: Batcher, gated: Gated
 
 
 def test_the_first_waits_for_company_but_not_beyond_a_full_batch(gated: Gated) -> None:
-    batcher = Batcher(gated, largest=2, patience=WAIT)  # type: ignore[arg-type]
+    batcher = Batcher(gated, max_batch=2, max_wait=WAIT)  # type: ignore[arg-type]
     gated.let.release(2)
     batcher.submit([ticket(1)])
     assert not gated.begun.acquire(timeout=0.2)

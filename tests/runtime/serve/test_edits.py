@@ -190,7 +190,7 @@ def test_a_larger_upload_is_refused(client: httpx.Client) -> None:
 def test_nothing_is_decoded_for_a_request_that_may_not_be(serve: Any, tiny: Any) -> None:
     broken = {"image": b"no picture"}
     with (
-        serve(tiny.bundle, rate=Rate(1), queueing=Queueing(room=1)) as address,
+        serve(tiny.bundle, rate=Rate(1), queueing=Queueing(max_queue=1)) as address,
         httpx.Client(base_url=address) as client,
     ):
         assert "cannot be read as a picture" in client.post(EDITS, files=broken, data={"label": "1"}).text
@@ -199,7 +199,7 @@ def test_nothing_is_decoded_for_a_request_that_may_not_be(serve: Any, tiny: Any)
         )  # what failed cost nothing
         assert client.post(EDITS, files=broken, data={"label": "1"}).status_code == 429
         assert "99" in client.post(EDITS, files=broken, data={"label": "99"}).text
-    with serve(tiny.bundle, queueing=Queueing(room=1)) as address, httpx.Client(base_url=address) as client:
+    with serve(tiny.bundle, queueing=Queueing(max_queue=1)) as address, httpx.Client(base_url=address) as client:
         answer = client.post(EDITS, files=broken, data={"label": "1", "n": "2"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
 

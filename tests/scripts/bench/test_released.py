@@ -19,7 +19,7 @@ from far_runtime.pipeline import Pipeline
 from far_runtime.sampling import var as var_loop
 from far_runtime.sampling.base import label_condition
 from far_runtime.sampling.noise import SeedNoise
-from far_runtime.sampling.settings import plan_of, settings_of
+from far_runtime.sampling.settings import plan_of, resolve_settings
 from released import ReleasedFAR, ReleasedVAR
 
 
@@ -29,7 +29,7 @@ def test_the_released_loop_draws_what_the_pipeline_draws(tiny: Any, system: str)
     model, _ = load_pair(checkpoint, tiny.vae)
     bundle = open_bundle(folder)
     labels, seeds = [3, 7], [0, 5]
-    settings = settings_of(bundle.manifest, {"steps": 7})
+    settings = resolve_settings(bundle.manifest, {"steps": 7})
     with Pipeline.over(bundle, "onnxruntime") as pipeline:
         ours = pipeline.generate(labels, seeds, steps=7).latents
     with torch.inference_mode():
@@ -50,7 +50,7 @@ def test_the_released_var_draws_the_same_tokens() -> None:
         for parameter in var.parameters():
             parameter.normal_(std=0.4)
         stages, model = var_graphs.stages(var, vqvae), var_graphs.model_info(var, vqvae)
-        settings = var_loop.settle(model, {"guidance": 1.5, "top_k": 9, "top_p": 0.9})
+        settings = var_loop.resolve_settings(model, {"guidance": 1.5, "top_k": 9, "top_p": 0.9})
         engine = TorchEngine(stages)
         condition = label_condition(engine, [1, 2], 5)
         ours = engine.get(var_loop.sample(engine, model, settings, condition, SeedNoise([0, 1])))

@@ -163,7 +163,7 @@ def test_a_model_whose_first_level_draws_the_mean_shares_its_noise(
     sampling = load_checkpoint(out / "far.safetensors").sampling
     assert sampling["shared_noise"] == 1
     bundle = export_bundle(out / "far.safetensors", vae, tmp_path / "bundle")
-    assert bundle.manifest.schedule["shared_noise"] == 1
+    assert bundle.manifest.default_settings["shared_noise"] == 1
     assert run_train("far", *options, "--steps", 4, "--resume").exit_code == 0
     with pytest.raises(FarError, match="loss_first 'mean' -> 'latents'"):
         run_train("far", *options, "--first", "latents", "--steps", 5, "--resume")

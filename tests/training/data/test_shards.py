@@ -18,7 +18,7 @@ from far_runtime.errors import FarError
 from far_training.data import latents as caches
 from far_training.data.latents import open_cache
 from far_training.data.shards import Shards, begin, finish, write_shards
-from far_training.loop.prefetch import Ahead
+from far_training.loop.prefetch import Prefetcher
 
 Run = Callable[..., Result]
 VALUES = np.arange(23 * 2, dtype=np.float32).reshape(23, 2)
@@ -131,7 +131,7 @@ def test_batches_are_fetched_ahead_and_in_order() -> None:
         fetched.append((number, threading.current_thread().name))
         return (number,)
 
-    with Ahead(fetch) as ahead:  # type: ignore[arg-type]
+    with Prefetcher(fetch) as ahead:  # type: ignore[arg-type]
         assert ahead.take((0,), (1,)) == (0,)
         assert ahead.take((1,), (2,)) == (1,)
         assert ahead.take((7,), (8,)) == (7,)

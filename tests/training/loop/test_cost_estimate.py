@@ -20,9 +20,9 @@ from far_runtime.errors import FarError
 from far_training.cli.main import train
 from far_training.cli.recipes import FAR_PRESETS, MAR_PRESETS, T2I_PRESETS, VAR_PRESETS, Recipe
 from far_training.loop.cost_estimate import measured_cost
-from far_training.loop.display import Shown
+from far_training.loop.display import ProgressDisplay
 from far_training.loop.optimization import recompute_blocks
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import LoopSettings, Task
 
 Run = Callable[..., Result]
@@ -70,7 +70,7 @@ def test_blocks_that_are_computed_again_keep_what_comes_in() -> None:
 
 def test_a_terminal_gets_one_live_line() -> None:
     screen = Terminal()
-    with Shown(print, True, screen) as shown:
+    with ProgressDisplay(print, True, screen) as shown:
         shown.say("plan: ...")
         shown.log(20, 1.5, 0.1, {"loss": 0.25, "pictures_per_second": 123.4})
         shown.at(21, 0.42)
@@ -125,7 +125,7 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
             return SimpleNamespace(model=None)  # type: ignore[return-value]
 
         def run_loop(task: Task, settings: LoopSettings, say: object) -> None:
-            seen.append(settings.settled(1_281_167))
+            seen.append(settings.resolved(1_281_167))
 
         monkeypatch.setattr(f"far_training.{command}.{command}_task", task)
         monkeypatch.setattr("far_training.loop.trainer.train", run_loop)
@@ -189,19 +189,19 @@ class Latents:
 
 
 def test_epochs_and_rates_become_steps() -> None:
-    settings = LoopSettings(Path("run"), epochs=400, batch=2048, blr=1e-4, warmup_epochs=100).settled(1_281_167)
+    settings = LoopSettings(Path("run"), epochs=400, batch=2048, blr=1e-4, warmup_epochs=100).resolved(1_281_167)
     assert (settings.steps, settings.lr, settings.warmup) == (250228, pytest.approx(8e-4), 62557)
-    assert LoopSettings(Path("run"), epochs=2, steps=3, batch=4).settled(8).steps == 3
+    assert LoopSettings(Path("run"), epochs=2, steps=3, batch=4).resolved(8).steps == 3
     with pytest.raises(FarError, match="--epochs"):
-        LoopSettings(Path("run")).settled(8)
+        LoopSettings(Path("run")).resolved(8)
 
 
 def test_a_sample_draws_the_same_wherever_it_is() -> None:
-    whole, part = Chance(3, 7, range(8)), Chance(3, 7, [5, 2])
+    whole, part = SampleRng(3, 7, range(8)), SampleRng(3, 7, [5, 2])
     for draw in (lambda c: c.normal(2, 3), lambda c: c.uniform(), lambda c: c.integers(1000, 4)):
         assert torch.equal(draw(whole)[[5, 2]], draw(part))
     assert whole.of_step.random() == part.of_step.random()
-    assert not torch.equal(Chance(3, 8, [5]).normal(4), Chance(3, 7, [5]).normal(4))
-    assert not torch.equal(Chance(4, 7, [5]).normal(4), Chance(3, 7, [5]).normal(4))
-    numbers = Chance(0, 0, range(500)).normal(20)
+    assert not torch.equal(SampleRng(3, 8, [5]).normal(4), SampleRng(3, 7, [5]).normal(4))
+    assert not torch.equal(SampleRng(4, 7, [5]).normal(4), SampleRng(3, 7, [5]).normal(4))
+    numbers = SampleRng(0, 0, range(500)).normal(20)
     assert abs(numbers.mean()) < 0.04 and abs(numbers.std() - 1) < 0.04

@@ -22,7 +22,7 @@ from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_training.data.latents import LatentSet
 from far_training.data.prompts import TextSet
 from far_training.data.tokens import TokenSet
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.far_t2i import FART2ILossSettings, far_t2i_task
 from far_training.systems.mar import MARLossSettings, mar_task
@@ -137,9 +137,9 @@ def test_four_pictures_are_learned_by_heart(kind: str) -> None:
     assert np.mean(seen[-10:]) < share * np.mean(seen[:3]), seen[::10]
 
 
-def whole(task: Task, step: int) -> Chance:
+def whole(task: Task, step: int) -> SampleRng:
     """The chance of a whole batch of four."""
-    return Chance(7, step, range(4))
+    return SampleRng(7, step, range(4))
 
 
 def batch_of(task: Task, step: int = 0) -> tuple[Tensor, ...]:

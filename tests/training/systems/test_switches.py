@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from far_export.stages.far import TransformerGraph
+from far_export.stages.far import TransformerStageModule
 from far_models.far import FARConfig
 from far_models.kl_vae import AutoencoderKL, VAEConfig
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
 from far_training.data.latents import LatentSet
 from far_training.loop.optimization import parameter_groups
-from far_training.loop.randomness import Chance
+from far_training.loop.randomness import SampleRng
 from far_training.loop.task import LoopSettings, Task
 from far_training.systems.discriminator import AdversarialSettings
 from far_training.systems.far import FARLosses, FARLossSettings, far_task
@@ -46,7 +46,7 @@ def make(settings: FARLossSettings, config: FARConfig = CONFIG) -> Task:
 
 
 def batch_of(task: Task, step: int = 0, done: float = 0.0) -> tuple[Tensor, ...]:
-    return task.fetch(Chance(7, step, range(8)), done)
+    return task.fetch(SampleRng(7, step, range(8)), done)
 
 
 def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ def test_fourier_filter_is_what_training_and_drawing_see(monkeypatch: pytest.Mon
     batch = batch_of(task)
     shown, _ = target_of(task, monkeypatch, batch)
     torch.testing.assert_close(shown, filtered(batch[0], batch[3], "fourier"))
-    graph = TransformerGraph(task.model)  # type: ignore[arg-type]
+    graph = TransformerStageModule(task.model)  # type: ignore[arg-type]
     torch.testing.assert_close(graph.lowpass, torch.tensor(lowpass_matrices(4, "fourier")))
 
 

@@ -69,7 +69,7 @@ def test_checkpoints_can_be_exported(kind: str, runs: dict[str, Path], vae_run: 
     assert zoo.classes == state.classes == (() if kind == "far_t2i" else ("ant", "bee", "cat"))
     info = SYSTEMS[kind].info(zoo.model, vae)
     assert SYSTEMS[kind].stages(zoo.model, vae, info, None)
-    settled = SAMPLERS[kind].settle(info, zoo.sampling)
+    settled = SAMPLERS[kind].resolve_settings(info, zoo.sampling)
     assert settled["guidance"] == 2.0
     if kind == "mar":
         assert (settled["iterations"], settled["steps"]) == (2, 2)

@@ -56,7 +56,7 @@ class BuildOptions:
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
 
-def check_options(library: str, options: BuildOptions) -> None:
+def check_setting_names(library: str, options: BuildOptions) -> None:
     """FarError for options that the library has not, that contradict each other, or that are out of range."""
     if library not in LIBRARIES:
         raise FarError(f"--engine {library}: is not built ahead; known: {', '.join(LIBRARIES)}")

@@ -17,14 +17,14 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Product:
+class MatMul:
     """A matrix product or convolution: the ONNX node that it came from, and the precision of its operands."""
 
     name: str
     precision: str
 
 
-def network_products(trt: Any, network: Any) -> list[Product]:
+def network_products(trt: Any, network: Any) -> list[MatMul]:
     """Those of a parsed, strongly typed network, which has the graph's own types. A product of dequantised operands is
     an int8 one."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
@@ -37,7 +37,7 @@ def network_products(trt: Any, network: Any) -> list[Product]:
         quantised = all(_is_dequantised(operand.name, maker) for operand in operands)
         precision = "int8" if quantised else NAMES.get(operands[0].dtype.name, operands[0].dtype.name.lower())
         names = _onnx_names(layer.metadata)
-        products.append(Product(names[0] if names else layer.name, precision))
+        products.append(MatMul(names[0] if names else layer.name, precision))
     return products
 
 
@@ -54,19 +54,19 @@ def _is_dequantised(tensor: str, maker: Mapping[str, Any]) -> bool:
     return False
 
 
-def missing(products: Sequence[Product], precision: str) -> str:
+def missing(products: Sequence[MatMul], precision: str) -> str:
     """Why a network is not of the precision that the manifest says; "" if it is. In 16 bits more than half of the
     products have to be (the others lie on FP32 islands), in int8 one at least: attention's and those that cost accuracy
     are not quantised. A graph without products is of any."""
-    fitting = sum(product.precision == precision for product in products)
-    enough = fitting >= 1 if precision == "int8" else 2 * fitting > len(products)
+    find_compatible = sum(product.precision == precision for product in products)
+    enough = find_compatible >= 1 if precision == "int8" else 2 * find_compatible > len(products)
     if not products or precision == "fp32" or enough:
         return ""
     have = ", ".join(sorted({product.precision for product in products}))
     return f"the manifest says {precision}, but its {len(products)} matrix products are {have}; export the bundle again"
 
 
-def engine_products(trt: Any, plan: Any) -> list[Product]:
+def engine_products(trt: Any, plan: Any) -> list[MatMul]:
     """What the engine inspector tells of a finished engine's layers: every ONNX node of a layer with the layer's
     narrowest operand."""
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
@@ -76,7 +76,7 @@ def engine_products(trt: Any, plan: Any) -> list[Product]:
     return inspected(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def inspected(information: str) -> list[Product]:
+def inspected(information: str) -> list[MatMul]:
     """The layers in the inspector's JSON, by ONNX node."""
     products = []
     for layer in json.loads(information).get("Layers", ()):
@@ -85,7 +85,7 @@ def inspected(information: str) -> list[Product]:
         types = [found for side in ("Inputs", "Outputs") for tensor in layer.get(side, ()) if (found := _type(tensor))]
         if types:
             narrowest = min(types, key=lambda name: WIDTHS.get(name, 4))
-            products += [Product(name, narrowest) for name in _onnx_names(layer.get("Metadata", ""))]
+            products += [MatMul(name, narrowest) for name in _onnx_names(layer.get("Metadata", ""))]
     return products
 
 
@@ -105,7 +105,7 @@ def _onnx_names(metadata: str | None) -> list[str]:
     return re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata or "")
 
 
-def compare(wanted: Iterable[Product], got: Sequence[Product]) -> str:
+def compare(wanted: Iterable[MatMul], got: Sequence[MatMul]) -> str:
     """Which products an engine computes wider than its network asks for; "" if none.
 
     Nodes that the inspector does not tell apart (fused, or not listed) are taken as asked for, but an engine of which

@@ -19,7 +19,7 @@ from far_runtime.engines.cache.compatibility import MODULES, RECIPE, library_ver
 from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
-from far_runtime.engines.tensorrt.builder.options import PROFILES, BuildOptions, capability, check_options
+from far_runtime.engines.tensorrt.builder.options import PROFILES, BuildOptions, capability, check_setting_names
 from far_runtime.engines.tensorrt.builder.profiles import Shapes, graph_profiles
 from far_runtime.errors import FarError
 from far_runtime.machine.gpu import Gpu, find_gpu
@@ -42,7 +42,7 @@ def build_engines(
     is not taken, an engine that fell back to a wider precision, and a build that ran out of memory or disk.
     """
     options = options or BuildOptions()
-    check_options(library, options)
+    check_setting_names(library, options)
     version = check_library(library)
     gpu = find_gpu()
     profiles = graph_profiles(bundle, options.batch, options.profiles or PROFILES[library])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_bundle, record_of, write_manifest
-from far_runtime.engines.cache.compatibility import RECIPE, cached_plans, library_version, misfit, stale
+from far_runtime.engines.cache.compatibility import RECIPE, cached_plans, incompatibility, library_version, stale_reason
 from far_runtime.engines.cache.entry import SIDECAR, CachedEngine, EngineKey, bundle_facts, read_engine
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.errors import FarError
@@ -108,7 +108,7 @@ def test_changed_weights_changed_shapes_and_another_precision_are_another_engine
     old = built(bundle)
     changed = make_bundle(bundle.path, **change)
     assert EngineCache(changed).find(key_of(changed)) is None
-    assert stale(old, bundle) == "" and stale(old, changed) == "of another export of this bundle"
+    assert stale_reason(old, bundle) == "" and stale_reason(old, changed) == "of another export of this bundle"
     EngineCache(changed).build(key_of(changed), lambda folder: (folder / "decode.plan").write_bytes(b"other") and None)
     found = EngineCache(changed).find(key_of(changed))
     assert found is not None and found.read("decode") == b"other"
@@ -429,7 +429,7 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
         if "targets" in facts:
             del about["device"], about["compute_capability"]
         made = cache.build(EngineKey(library, {**bundle_facts(bundle), **about}), write_plan)
-        return misfit(made, bundle, gpu)
+        return incompatibility(made, bundle, gpu)
 
     assert reason() == ""
     assert reason(gpu=None) == "for NVIDIA RTX 4090 (8.9); no NVIDIA GPU here"
