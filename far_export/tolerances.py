@@ -1,7 +1,8 @@
 """What may differ from the float32 torch modules, at every precision.
 
 FP32 is judged by the stages' own tolerances, from which the limits of the free run follow
-(`far_export.verify.results`). At a lower precision the stages keep the limit of that precision, in lockstep. The free run is judged where it can be:
+(`far_export.verify.results`). At a lower precision the stages keep the limit of that precision, in lockstep. The free
+run is judged where it can be:
 
 - FAR, FAR-T2I and MAR draw from the same noise on both sides, so pictures stay close: LIMITS has what they need;
 - VAR draws tokens. One that falls the other way, where two were nearly as good, changes all that follows: a picture as
@@ -32,9 +33,9 @@ class Limits:
 
 
 # Worst that was seen on far-emoji-64, which is trained (scripts/studies/check_precision.py, 8 pictures;
-# docs/precision.md), and on tiny random models of all systems. FP16, in FP16 arithmetic: stages 9.0e-4, loop 2e-3, pictures 48.9 dB. BF16:
-# stages 8.8e-3, loop 7.7e-2, pictures 33.1 dB. INT8: stages 2.6e-2. A loop deviates by picture, hence its wider margin;
-# deeper networks add up more roundings than its 8 blocks.
+# docs/precision.md), and on tiny random models of all systems. FP16, in FP16 arithmetic: stages 9.0e-4, loop 2e-3,
+# pictures 48.9 dB. BF16: stages 8.8e-3, loop 7.7e-2, pictures 33.1 dB. INT8: stages 2.6e-2. A loop deviates by picture,
+# hence its wider margin; deeper networks add up more roundings than its 8 blocks.
 LIMITS = {
     "fp16": Limits(stage=1e-2, loop=0.1, psnr=35.0),
     "bf16": Limits(stage=5e-2, loop=0.3, psnr=28.0),

@@ -74,10 +74,10 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. `model`: the network's sizes and settings; `default_settings`: the sampling settings that
-    are used by default; `presets`: those that far tune found, by name, each {"settings", "measured"}; `classes`: names by
-    label, or empty; `source`: the checkpoint files; `precision`: what it was exported in, one of PRECISIONS (single
-    graphs may keep a higher one).
+    """What manifest.json says. `model`: the network's sizes and settings; `default_settings`: the sampling settings
+    that are used by default; `presets`: those that far tune found, by name, each {"settings", "measured"}; `classes`:
+    names by label, or empty; `source`: the checkpoint files; `precision`: what it was exported in, one of PRECISIONS
+    (single graphs may keep a higher one).
     """
 
     system: str
@@ -169,7 +169,8 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if version > FORMAT:
         raise FarError(
-            f"{file}: format {version}, this far-deploy reads {OLDEST_FORMAT} to {FORMAT}; update it with: pip install -U far-deploy"
+            f"{file}: format {version}, this far-deploy reads {OLDEST_FORMAT} to {FORMAT}; update it with: "
+            "pip install -U far-deploy"
         )
     if data.get("sha256") != manifest_checksum(data):
         raise FarError(f"{file}: changed since export (its checksum is another); export the bundle again")

@@ -38,8 +38,8 @@ class Generation:
 
     images: uint8 [N, H, W, 3]. latents: float32 [N, ...], what was decoded (continuous systems: [N, L, C], scaled).
     settings: one per picture. Where asked for, and None otherwise, level_latents: [N, steps, ...], the state after each
-    step; level_images: uint8 [N, steps, H, W, 3], the way to the picture as the system's `preview_latents` shows it. step_names:
-    what the steps are called. warnings: what the user should know.
+    step; level_images: uint8 [N, steps, H, W, 3], the way to the picture as the system's `preview_latents` shows it.
+    step_names: what the steps are called. warnings: what the user should know.
     """
 
     images: NDArray[np.uint8]

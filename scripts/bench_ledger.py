@@ -4,10 +4,10 @@
 
 Checkpoints of the official sizes with random weights are exported (--keep DIR: once, a later run finds them there) and
 drawn through the ordinary Pipeline, one picture at a time. The released loop (scripts/bench/released.py) would take
-minutes a picture, so its calls are timed one by one and multiplied by their number; --whole also runs one whole level of it, to
-show that this holds. VAR's is run whole. Both sides are measured in turn, round by round, each in a process of its own;
-medians over the rounds. The floor is the arithmetic at the rate of the machine's matrix products. A preset is the one
-for bundles that were not tuned: with random weights there is nothing to tune.
+minutes a picture, so its calls are timed one by one and multiplied by their number; --whole also runs one whole level
+of it, to show that this holds. VAR's is run whole. Both sides are measured in turn, round by round, each in a process
+of its own; medians over the rounds. The floor is the arithmetic at the rate of the machine's matrix products. A preset
+is the one for bundles that were not tuned: with random weights there is nothing to tune.
 """
 
 from __future__ import annotations

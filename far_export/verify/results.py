@@ -1,10 +1,11 @@
 """What verify found, and what is accepted.
 
-A call's error is ||a - b|| / ||b|| (`far_export.verify.parity` names two exceptions), and every call of
-a stage has to keep the tolerance that the bundle's manifest gives its graph or the exporter gives the stage, whichever is smaller, times
-`tolerance_scale`. In FP32 the latents after each step of the free run may be off by LOOP_FACTOR times the largest tolerance of the loop's stages (1e-3), and every picture
-needs the PSNR that `required_psnr` gives for that (40 dB); `far_export.tolerances` has those of lower
-precisions, where a free run may be shown and not judged (an infinite limit). NaN and infinity are never accepted, on either side.
+A call's error is ||a - b|| / ||b|| (`far_export.verify.parity` names two exceptions), and every call of a stage has to
+keep the tolerance that the bundle's manifest gives its graph or the exporter gives the stage, whichever is smaller,
+times `tolerance_scale`. In FP32 the latents after each step of the free run may be off by LOOP_FACTOR times the largest
+tolerance of the loop's stages (1e-3), and every picture needs the PSNR that `required_psnr` gives for that (40 dB);
+`far_export.tolerances` has those of lower precisions, where a free run may be shown and not judged (an infinite limit).
+NaN and infinity are never accepted, on either side.
 """
 
 from __future__ import annotations

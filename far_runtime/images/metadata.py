@@ -17,9 +17,9 @@ class PictureMetadata:
     """Everything that decides a picture's bits.
 
     bundle: id of the bundle's content. label: the class, or None for a prompt. name: the class's name, or the prompt.
-    negative: the prompt that guidance led away from. sampling: the system's settings by name, as its `resolve_settings` returns
-    them. batch, index: how many pictures were computed together, and which of them this one was, since an engine may
-    round differently by shape and row. threads: None is the engine's own choice. edited: what an edit
+    negative: the prompt that guidance led away from. sampling: the system's settings by name, as its `resolve_settings`
+    returns them. batch, index: how many pictures were computed together, and which of them this one was, since an
+    engine may round differently by shape and row. threads: None is the engine's own choice. edited: what an edit
     started from, by name (empty: drawn from nothing).
     """
 

@@ -139,8 +139,8 @@ class KeptRegion:
 class Sampler(Protocol):
     """A system's sampling loop: the module far_runtime/samplers/<system>.py.
 
-    `model` is the manifest's; `settings` are the sampling settings by name, as `resolve_settings` returns them. A system whose
-    first step sees nothing but the condition has a `first` too (`FirstStep`).
+    `model` is the manifest's; `settings` are the sampling settings by name, as `resolve_settings` returns them. A
+    system whose first step sees nothing but the condition has a `first` too (`FirstStep`).
     """
 
     SETTINGS: tuple[str, ...]
@@ -151,7 +151,8 @@ class Sampler(Protocol):
         values that cannot be."""
 
     def plan(self, model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-        """The steps of the loop. A tuple for guidance has a scale for each picture of a batch (`per_picture_guidance`)."""
+        """The steps of the loop. A tuple for guidance has a scale for each picture of a batch
+        (`per_picture_guidance`)."""
 
     def sample(
         self,

@@ -85,7 +85,8 @@ class EditJob:
 
 @dataclass(eq=False)
 class Job:
-    """A picture that is asked for. settings: resolved ones. kind: what the pictures of one batch have in common. edited:
+    """A picture that is asked for. settings: resolved ones. kind: what the pictures of one batch have in common.
+    edited:
     what it is drawn into. shown: the last step that `on_level` was told of. Who loses interest calls `leave`."""
 
     subject: Subject
