@@ -17,7 +17,8 @@ from far_runtime.engines.base import Array, scalar
 from far_runtime.errors import FarError
 from far_runtime.triton.config import stage_model
 
-READ = ("decode", "denoise", "place", "quantize") """Stages whose outputs the pipeline reads on the host, where what
+READ = ("decode", "denoise", "place", "quantize")
+"""Stages whose outputs the pipeline reads on the host, where what
 depends on a subject alone is not kept (`ConditionCache`)."""
 
 

@@ -35,10 +35,13 @@ def test_two_whole_gpus_are_not_shared_as_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("each", "said"), [(WorkerResources(7), "7 CPU each: the cluster has 6 in all"), (WorkerResources(1, 2), "2 GPU
-    each"),
-                       (WorkerResources(1, 0, {"tpu": 1}), "1 tpu each: the cluster has 0 in all")],
-)  # fmt: skip
-def test_what_no_cluster_of_these_nodes_has_is_said(each: WorkerResources, said: str) -> None:
-    with pytest.raises(FarError, match=said):
+    ("each", "message"),
+    [
+        (WorkerResources(7), "7 CPU each: the cluster has 6 in all"),
+        (WorkerResources(1, 2), "2 GPU each"),
+        (WorkerResources(1, 0, {"tpu": 1}), "1 tpu each: the cluster has 0 in all"),
+    ],
+)
+def test_what_no_cluster_of_these_nodes_has_is_message(each: WorkerResources, message: str) -> None:
+    with pytest.raises(FarError, match=message):
         _check_room(each, 1, NODES)
