@@ -42,6 +42,6 @@ def test_two_whole_gpus_are_not_shared_as_one() -> None:
         (WorkerResources(1, 0, {"tpu": 1}), "1 tpu each: the cluster has 0 in all"),
     ],
 )
-def test_what_no_cluster_of_these_nodes_has_is_message(each: WorkerResources, message: str) -> None:
+def test_what_no_cluster_of_these_nodes_has_is_said(each: WorkerResources, message: str) -> None:
     with pytest.raises(FarError, match=message):
         _check_room(each, 1, NODES)
