@@ -20,7 +20,6 @@ from far_runtime.engines.base import Array, Engine, EngineOptions, run_generatio
 from far_runtime.errors import FarError, NotFinite
 from far_runtime.generation import Generation, OnLevel, OnProgress, joined, reporter
 from far_runtime.images.metadata import PictureMetadata
-from far_runtime.sampling import SAMPLERS
 from far_runtime.sampling.base import KeptRegion, Step
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.settings import (
@@ -33,6 +32,7 @@ from far_runtime.sampling.settings import (
     sampler_of,
     without_guidance,
 )
+from far_runtime.sampling.systems import SAMPLERS
 
 DEFAULT_BATCH = 8
 

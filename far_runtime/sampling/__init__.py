@@ -1,8 +1,1 @@
-"""Sampling loops by system."""
-
-from __future__ import annotations
-
-from far_runtime.sampling import far, far_t2i, mar, var
-from far_runtime.sampling.base import Sampler
-
-SAMPLERS: dict[str, Sampler] = {"far": far, "far_t2i": far_t2i, "mar": mar, "var": var}
+"""The sampling loops, their settings and schedules, solvers and noise."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from far_runtime.bundle import Manifest
 from far_runtime.errors import FarError
-from far_runtime.sampling import SAMPLERS
+from far_runtime.sampling.systems import SAMPLERS
 
 OFFICIAL = "official"
 PRESETS = (OFFICIAL, "quality", "balanced", "fast")

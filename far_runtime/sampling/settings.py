@@ -8,9 +8,9 @@ from typing import Any
 
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.errors import FarError
-from far_runtime.sampling import SAMPLERS
 from far_runtime.sampling.base import Sampler, Step
 from far_runtime.sampling.presets import OF_THE_BUNDLE, preset_of
+from far_runtime.sampling.systems import SAMPLERS
 
 
 def sampler_of(manifest: Manifest) -> Sampler:

@@ -36,9 +36,9 @@ def sample_pictures(
     from far_export.stages import SYSTEMS
     from far_export.torch_engine import TorchEngine
     from far_runtime.conditioning.text import context_condition
-    from far_runtime.sampling import SAMPLERS
     from far_runtime.sampling.base import label_condition
     from far_runtime.sampling.noise import SeedNoise
+    from far_runtime.sampling.systems import SAMPLERS
 
     info = SYSTEMS[system].info(model, vae)
     loop = SAMPLERS[system]

@@ -17,8 +17,8 @@ from far_export.stages.stage import Stage
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
-from far_runtime.sampling import SAMPLERS
 from far_runtime.sampling.base import Condition, Step, label_condition
+from far_runtime.sampling.systems import SAMPLERS
 from golden.draws import NamedNoise, noise, relative_error, save_checkpoint
 from golden.stage_engine import engine_of
 

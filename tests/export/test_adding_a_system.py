@@ -14,7 +14,8 @@ from PIL import Image
 from far_export.stages import SYSTEMS, System
 from far_models.checkpoint import load as checkpoint
 from far_runtime.cli.main import main
-from far_runtime.sampling import SAMPLERS, mar
+from far_runtime.sampling import mar
+from far_runtime.sampling.systems import SAMPLERS
 
 
 @pytest.fixture

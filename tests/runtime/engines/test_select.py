@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Bundle, open_bundle
+from far_runtime.cli.engine_options import choice_line
 from far_runtime.engines import open_engine
 from far_runtime.engines import select as choice
 from far_runtime.engines.select import choose, folder_of
@@ -103,7 +104,7 @@ def test_the_chosen_engine_is_what_opens(bundle: Bundle) -> None:
     pytest.importorskip("onnxruntime")
     named = choose(bundle)
     assert open_engine(bundle).name == named.name
-    assert named.line.startswith(f"engine {named.name}: ") and named.line.endswith("; --engine chooses another")
+    assert choice_line(named) == f"engine {named.name}: {named.reason}; --engine chooses another"
 
 
 def test_a_library_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
         def run_loop(task: Task, settings: LoopSettings, say: object) -> None:
             seen.append(settings.resolved(1_281_167))
 
-        monkeypatch.setattr(f"far_training.{command}.{command}_task", task)
+        monkeypatch.setattr(f"far_training.systems.{command}.{command}_task", task)
         monkeypatch.setattr("far_training.loop.trainer.train", run_loop)
         arguments = [command, "--data", "x", "--vae", "y", "-o", "run", *map(str, options)]
         CliRunner().invoke(train, arguments, catch_exceptions=False)

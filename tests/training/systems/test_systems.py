@@ -18,7 +18,7 @@ from PIL import Image
 from far_export.stages import SYSTEMS
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
-from far_runtime.sampling import SAMPLERS
+from far_runtime.sampling.systems import SAMPLERS
 
 Run = Callable[..., Result]
 KINDS = ("vqvae", "mar", "far_t2i", "var", "residual", "plain")

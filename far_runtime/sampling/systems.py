@@ -1,0 +1,8 @@
+"""Sampling loops by system."""
+
+from __future__ import annotations
+
+from far_runtime.sampling import far, far_t2i, mar, var
+from far_runtime.sampling.base import Sampler
+
+SAMPLERS: dict[str, Sampler] = {"far": far, "far_t2i": far_t2i, "mar": mar, "var": var}
