@@ -77,7 +77,7 @@ def tiny_var() -> Iterator[Tiny]:
 
 def draw(tiny: Tiny, seeds: list[int], labels: list[int] | None = None, **options: Any) -> tuple[Any, Recorder]:
     """Feature maps [B, 16, 4], and what was run."""
-    kept, each = options.pop("known", None), options.pop("each", None)
+    kept, each = options.pop("kept", None), options.pop("each", None)
     recorder = Recorder(tiny.engine)
     settings = loop.resolve_settings(tiny.model, options) | ({"guidance": each} if each else {})
     condition = label_condition(recorder, labels or [1] * len(seeds), tiny.model["classes"])
@@ -87,10 +87,10 @@ def draw(tiny: Tiny, seeds: list[int], labels: list[int] | None = None, **option
 
 def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(tiny_var: Tiny) -> None:
     scales = (3.0, 0.0, 1.5)
-    merge_guidance, recorder = draw(tiny_var, [4, 5, 6], [1, 2, 3], each=scales)
+    batch, recorder = draw(tiny_var, [4, 5, 6], [1, 2, 3], each=scales)
     for i, scale in enumerate(scales):
         alone, _ = draw(tiny_var, [4 + i], [1 + i], guidance=scale)
-        np.testing.assert_allclose(merge_guidance[i], alone[0], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(batch[i], alone[0], rtol=0, atol=1e-4)
     assert [list(scale) for scale in recorder.inputs("logits", "guidance")] == [
         [1, 1, 1], [2.5, 1, 1.75], [4, 1, 2.5],
     ]  # fmt: skip
