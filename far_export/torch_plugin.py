@@ -24,7 +24,7 @@ def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: S
     to eager. Raises FarError for another variant, and without the checkpoint that the bundle was exported from.
     """
     from far_export.cli.verify import recorded_vae, reference_text
-    from far_export.export import load_pair
+    from far_export.load import load_pair
     from far_export.verify.parity import check_sizes, reference_stages
 
     if variant not in VARIANTS:

@@ -79,7 +79,7 @@ class Released:
         """Load the checkpoint; the number of calls of each part for a picture."""
         import torch
 
-        from far_export.export import load_pair
+        from far_export.load import load_pair
         from far_export.stages.vae import DecodeStageModule
 
         model, decoder = load_pair(self.folder / "checkpoint-last.pth", self.folder / "vae.pth")

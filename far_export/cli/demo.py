@@ -162,7 +162,7 @@ def verify_demo(
 ) -> Report:  # fmt: skip
     """Verify a picture of each subject."""
     from far_export.cli.verify import reference_text
-    from far_export.export import load_pair
+    from far_export.load import load_pair
     from far_export.verify.parity import verify_bundle
     from far_runtime.sampling.settings import resolve_settings
 

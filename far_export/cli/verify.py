@@ -113,7 +113,7 @@ def verify(**options: Any) -> None:
 
 def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     """The report, and a line on the engine if none was named."""
-    from far_export.export import check_weights, load_pair
+    from far_export.load import check_weights, load_pair
     from far_export.verify.distribution import check_distribution, check_possible
     from far_export.verify.parity import reference_stages, verify_bundle
     from far_models.checkpoint.load import parse_overrides
@@ -160,7 +160,7 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
 def reference_text(manifest: Manifest, model: Checkpoint, folder: Path | None) -> Stage | None:
     """The torch stage of the bundle's text encoder, where it has one; FarError where its folder is not given, or is
     another one's."""
-    from far_export.export import text_part
+    from far_export.load import text_part
     from far_runtime.errors import FarError
 
     if folder is None and any(graph.stage == "text" for graph in manifest.graphs):

@@ -84,7 +84,7 @@ def measured(
 ) -> dict[str, Any]:  # fmt: skip
     """A row of the table: what was found before for the same bundle, or what is found now."""
     from far_export.cast import cast_stages
-    from far_export.export import load_pair
+    from far_export.load import load_pair
     from far_export.torch_engine import Fp16Engine, TorchEngine
     from far_export.verify.distribution import check_distribution
     from far_export.verify.parity import compare_engines, own_tolerances, reference_stages

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from far_export.cast import CASTS, cast_stages
-from far_export.export import export_bundle, load_pair
+from far_export.export import export_bundle
+from far_export.load import load_pair
 from far_export.onnx.tensor_ranges import tensor_ranges
 from far_export.onnx.writer import export_stages
 from far_export.stages import SYSTEMS

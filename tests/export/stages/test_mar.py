@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from far_export.compare import compare
-from far_export.export import load_pair
+from far_export.load import load_pair
 from far_export.stages.flops import count_flops
 from far_export.torch_engine import TorchEngine
 from far_export.verify.parity import reference_stages

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from far_export.export import load_pair
+from far_export.load import load_pair
 from far_models.far import restore_indices
 from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.text import encode

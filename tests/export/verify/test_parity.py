@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from far_export.export import load_pair
+from far_export.load import load_pair
 from far_export.tolerances import required_psnr
 from far_export.torch_engine import TorchEngine
 from far_export.verify.lockstep import Lockstep

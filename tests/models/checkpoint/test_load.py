@@ -283,7 +283,7 @@ def test_a_kl_vae_has_its_own_order_of_weights(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_asked_of_the_vae(tmp_path: Path) -> None:
-    from far_export.export import load_pair
+    from far_export.load import load_pair
 
     vae = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)).state_dict()
     torch.save({"state_dict": vae}, tmp_path / "vae.ckpt")

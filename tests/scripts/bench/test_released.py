@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from far_export.compare import compare
-from far_export.export import load_pair
+from far_export.load import load_pair
 from far_export.stages import var as var_graphs
 from far_export.torch_engine import TorchEngine
 from far_models.var import VAR, VARConfig
