@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
-from far_runtime.cli.ray_options import ray_options, refuse_without_ray, resources_of
+from far_runtime.cli.ray_options import parse_resources, ray_options, refuse_without_ray
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
 
@@ -90,7 +90,7 @@ def sample(
     started = time.perf_counter()
     if not on_ray:
         refuse_without_ray(ctx, "workers")
-    each = WorkerResources(cpus, gpus, resources_of(resources))
+    each = WorkerResources(cpus, gpus, parse_resources(resources))
     check_format(format)
     opened = open_bundle(bundle, check=not no_check)
     check_system(opened)

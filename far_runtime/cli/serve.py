@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from far_runtime.cli.engine_options import engine_options, take_engines
-from far_runtime.cli.ray_options import ray_options, refuse_without_ray, resources_of
+from far_runtime.cli.engine_options import choice_line, engine_options, take_engines, warn_of_unused
+from far_runtime.cli.ray_options import parse_resources, ray_options, refuse_without_ray
 from far_runtime.errors import FarError
 from far_runtime.machine.ray_cluster import WorkerResources
 
@@ -23,35 +23,37 @@ if TYPE_CHECKING:
     from far_runtime.serve.config import ServerConfig
 
 PATH = click.Path(path_type=Path)
-STALLED = 30.0
+STALL_SECONDS = 30.0
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def replicas_of(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
-    """The numbers of N or MIN:MAX."""
-    least, colon, most = value.partition(":")
-    numbers = (least, most if colon else least)
+def parse_replicas(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    """The fewest and the most replicas of N or MIN:MAX."""
+    first, colon, last = value.partition(":")
+    numbers = (first, last if colon else first)
     if not all(number.isdigit() for number in numbers) or not 1 <= int(numbers[0]) <= int(numbers[1]):
         raise click.BadParameter(f"{value!r}: expected N or MIN:MAX, from 1 on, as in 1:4", ctx, param)
     return int(numbers[0]), int(numbers[1])
 
 
 class Seconds(click.FloatRange):
-    """A range that nan is outside of."""
+    """A range of seconds, which nan is outside of."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds: float = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value} is no number of seconds", param, ctx)
+            self.fail(f"{value} is not a number of seconds", param, ctx)
         return seconds
 
 
 @click.command(short_help="Serve pictures from bundles over HTTP.")
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: at all.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
-@click.option("--keys", type=PATH, metavar="FILE", help="API keys that may draw, one a line. Default: none is needed.")
-@click.option("--rate", type=click.IntRange(1), metavar="N", help="Pictures a minute for each key, or each address.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: on all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free port.")
+@click.option("--keys", type=PATH, metavar="FILE", help="API keys, one per line. Default: no key is needed.")
+@click.option(
+    "--rate", type=click.IntRange(1), metavar="N", help="Pictures a minute for each key, or for each address."
+)
 @click.option("--max-batch", type=click.IntRange(1, 4096), default=8, show_default=True, help="Pictures of a batch.")
 @click.option(
     "--max-wait",
@@ -59,20 +61,22 @@ class Seconds(click.FloatRange):
     default=10.0,
     show_default=True,
     metavar="MS",
-    help="Milliseconds for which a picture waits for company in its batch.",
+    help="How long a picture waits for others to fill its batch, in milliseconds.",
 )
 @click.option(
-    "--queue", type=click.IntRange(1), default=64, show_default=True, help="Pictures that may wait; then 429."
+    "--queue", type=click.IntRange(1), default=64, show_default=True, help="Pictures that may wait; more get a 429."
 )
 @click.option("--max-n", type=click.IntRange(1, 64), default=8, show_default=True, help="Pictures of one request.")
-@click.option("--max-prompt", type=click.IntRange(1, 1000), default=500, show_default=True, help="Characters.")
+@click.option(
+    "--max-prompt", type=click.IntRange(1, 1000), default=500, show_default=True, help="Characters of a prompt."
+)
 @click.option(
     "--max-upload",
     type=click.IntRange(1, 256),
     default=16,
     show_default=True,
     metavar="MIB",
-    help="Of a request that brings pictures to edit.",
+    help="Size of a request with pictures to edit.",
 )
 @click.option(
     "--max-pixels",
@@ -80,7 +84,7 @@ class Seconds(click.FloatRange):
     default=16,
     show_default=True,
     metavar="MILLIONS",
-    help="Of such a picture.",
+    help="Pixels of a picture to edit.",
 )
 @click.option(
     "--deadline",
@@ -88,7 +92,7 @@ class Seconds(click.FloatRange):
     default=120.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for a request; then 504.",
+    help="Time that a request may take; longer ones get a 504.",
 )
 @click.option(
     "--grace",
@@ -96,15 +100,19 @@ class Seconds(click.FloatRange):
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for what runs after SIGTERM.",
+    help="Time that running requests have to finish after SIGTERM.",
 )
 @engine_options("the best that is installed, for each bundle", several=True)
 @click.option("--no-check", is_flag=True, help="Do not compare the bundles with their checksums first.")
-@click.option("--ray", "on_ray", is_flag=True, help="Serve with replicas on Ray Serve, which may be on many machines.")
+@click.option("--ray", "on_ray", is_flag=True, help="Serve with replicas on Ray Serve, on one machine or many.")
 @click.option(
-    "--replicas", callback=replicas_of, default="1", show_default=True, metavar="N|MIN:MAX",
-    help="Each with engines and a queue of its own; MIN to MAX by the load.",
-)  # fmt: skip
+    "--replicas",
+    callback=parse_replicas,
+    default="1",
+    show_default=True,
+    metavar="N|MIN:MAX",
+    help="Each has its own engines and queue; from MIN to MAX, depending on the load.",
+)
 @ray_options("replica")
 @click.pass_context
 def serve(
@@ -114,112 +122,157 @@ def serve(
     grace: float, no_check: bool, on_ray: bool, replicas: tuple[int, int], cpus: float, gpus: float,
     resources: tuple[str, ...], address: str | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Serve pictures from one or more BUNDLEs by OpenAI's images API, at http://HOST:PORT/v1. Requests that wait
-    together are drawn together. At / there is a page to draw with; /openapi.json describes the API. With several
-    engines every bundle is served on each, as BUNDLE@ENGINE. SIGTERM lets what runs finish."""
+    """Serve pictures from one or more BUNDLEs by OpenAI's images API, at http://HOST:PORT/v1.
+
+    Requests that wait at the same time are drawn in one batch. The server's page to draw with is at /, the description
+    of the API at /openapi.json. With several engines, every bundle is served on each of them, as BUNDLE@ENGINE. After
+    SIGTERM, running requests finish."""
     if not on_ray:
         refuse_without_ray(ctx, "replicas")
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
-        from far_runtime.serve.app import create_app
         from far_runtime.serve.config import ServerConfig
         from far_runtime.serve.service import Limits
     except ModuleNotFoundError as error:
         raise FarError(f"far serve needs {error.name}; install it with: pip install 'far-deploy[serve]'") from error
-    from far_runtime.serve.auth import Keys
-    from far_runtime.serve.models import Queueing, check_names
+    from far_runtime.serve.auth import ApiKeys
+    from far_runtime.serve.batching import QueueConfig
+    from far_runtime.serve.models import check_unique_names
 
-    check_names(bundles)
+    check_unique_names(bundles)
     engines, engine_settings = take_engines(options)
     limits = Limits(
-        pictures=max_n, prompt=max_prompt, upload=max_upload << 20, pixels=max_pixels * 1_000_000, deadline=deadline,
+        max_pictures=max_n,
+        max_prompt=max_prompt,
+        max_upload=max_upload << 20,
+        max_pixels=max_pixels * 1_000_000,
+        deadline=deadline,
         grace=grace,
-    )  # fmt: skip
-    setting = ServerConfig(
-        bundles, engines, engine_settings, Queueing(max_batch, max_wait / 1000, queue), limits,
-        Keys.read(keys) if keys else None, rate, LOOPBACK if is_loopback(host) else None, not no_check,
-    )  # fmt: skip
+    )
+    config = ServerConfig(
+        sources=bundles,
+        engines=engines,
+        options=engine_settings,
+        queue=QueueConfig(max_batch, max_wait / 1000, queue),
+        limits=limits,
+        keys=ApiKeys.read(keys) if keys else None,
+        rate=rate,
+        hosts=LOOPBACK if is_loopback(host) else None,
+        check=not no_check,
+    )
     if on_ray:
-        _serve_on_ray(setting, host, port, replicas, WorkerResources(cpus, gpus, resources_of(resources)), address)
-        return
+        worker_resources = WorkerResources(cpus, gpus, parse_resources(resources))
+        _serve_on_ray(config, (host, port), replicas, worker_resources, address)
+    else:
+        _serve_here(config, host, port)
+
+
+def _serve_here(config: ServerConfig, host: str, port: int) -> None:
+    """Serve from this process until SIGTERM or SIGINT."""
+    import uvicorn
+
+    from far_runtime.serve.app import create_app
+
     listening = listen(host, port)
-    service, lines = setting.service()
-    for line in lines:
+    service, choices = config.open_service()
+    for engine in dict.fromkeys(choice.name for choice in choices):
+        warn_of_unused(engine)
+    for line in dict.fromkeys(choice_line(choice) for choice in choices if choice.reason):
         click.echo(line, err=True)
-    app = create_app(service, setting.hosts)
-    config = uvicorn.Config(
-        app, host, port, log_level="warning", server_header=False, timeout_graceful_shutdown=math.ceil(grace),
-    )  # fmt: skip
-    # uvicorn ends in good order at these, then raises them once more for whoever had set handlers before it.
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(service, config.hosts),
+            host,
+            port,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(config.limits.grace),
+        )
+    )
+    # uvicorn ends in good order at these signals, then raises them once more for whoever handled them before it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    server = uvicorn.Server(config)
-    began = server.startup
+    uvicorn_startup = server.startup
 
     async def startup(sockets: Any = None) -> None:
-        await began(sockets)
+        await uvicorn_startup(sockets)
         if server.started:
             names = ", ".join(model.name for model in service.models)
-            click.echo(f"serving {names} at {address_of(*listening.getsockname()[:2])} (page: /, API: /v1)")
+            click.echo(f"serving {names} at {url_of(*listening.getsockname()[:2])} (page: /, API: /v1)")
 
     server.startup = startup  # type: ignore[method-assign]
     server.run([listening])
 
 
 def _serve_on_ray(
-    setting: ServerConfig, host: str, port: int, replicas: tuple[int, int], each: WorkerResources, address: str | None
+    config: ServerConfig,
+    listen_at: tuple[str, int],
+    replicas: tuple[int, int],
+    resources: WorkerResources,
+    cluster_at: str | None,
 ) -> None:
-    """Serve through Ray's proxy, which is started at the address, or listens already at one of its own."""
+    """Serve through Ray's proxies, which are started at `listen_at`, or run already at another address."""
     from far_runtime.bundle import open_bundle
-    from far_runtime.serve.models import named
+    from far_runtime.serve.models import parse_source
     from far_runtime.serve.on_ray import serve_on_ray
 
     names, sources = [], []
-    for source in setting.sources:
-        name, path = named(source)
-        open_bundle(path, check=setting.check)  # what is wrong with it is said here, not by a replica
+    for source in config.sources:
+        name, path = parse_source(source)
+        open_bundle(path, check=config.check)  # what is wrong with it is said here, not by a replica
         names.append(name)
         sources.append(f"{name}={path.resolve()}")
-    least, most = replicas
-    count = f"{most}" if least == most else f"{least} to {most}"
+    fewest, most = replicas
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
 
-    def ready(at: tuple[str, int]) -> None:
-        click.echo(f"serving {', '.join(names)} at {address_of(*at)} (page: /, API: /v1), {count} replicas on Ray")
+    def on_ready(address: tuple[str, int]) -> None:
+        click.echo(f"serving {', '.join(names)} at {url_of(*address)} (page: /, API: /v1), {count} replicas on Ray")
 
-    proxies = "HeadOnly" if is_loopback(host) else "EveryNode"
-    place = partial(place_of_proxies, host, port)
-    serve_on_ray(replace(setting, sources=sources), place, replicas, each, address, proxies, ready)
+    serve_on_ray(
+        config=replace(config, sources=sources),
+        choose_address=partial(proxy_address, *listen_at),
+        replicas=replicas,
+        resources=resources,
+        cluster_at=cluster_at,
+        proxy_location="HeadOnly" if is_loopback(listen_at[0]) else "EveryNode",
+        on_ready=on_ready,
+    )
 
 
-def place_of_proxies(host: str, port: int, running: tuple[str, int] | None) -> tuple[str, int]:
-    """Host and port of Ray's proxies: where they listen already; None: those that are asked for, which have to be free.
-    FarError where that is for this machine alone and is asked for others, or the other way round."""
-    if running is None:
+def proxy_address(host: str, port: int, running_at: tuple[str, int] | None) -> tuple[str, int]:
+    """Host and port of Ray's proxies: where they run already, or else the requested ones, which have to be free.
+
+    Raises FarError if the running proxies are for this machine alone and other machines are asked for, or the other way
+    round.
+    """
+    if running_at is None:
         with listen(host, port) as listening:
             return host, int(listening.getsockname()[1])
-    if is_loopback(host) != is_loopback(running[0]):
-        who = "this machine alone" if is_loopback(running[0]) else "other machines"
+    if is_loopback(host) != is_loopback(running_at[0]):
+        reach = "this machine alone" if is_loopback(running_at[0]) else "other machines"
         raise FarError(
-            f"--host {host}: Ray Serve runs in the cluster already, and listens at {running[0]}:{running[1]}, "
-            f"for {who}; say so with --host {running[0]}, or choose another --address"
+            f"--host {host}: Ray Serve runs in the cluster already, and listens at {running_at[0]}:{running_at[1]}, "
+            f"for {reach}; confirm that with --host {running_at[0]}, or choose another --address"
         )
-    return running
+    return running_at
 
 
-def address_of(host: str, port: int) -> str:
+def url_of(host: str, port: int) -> str:
     """http://HOST:PORT."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def listen(host: str, port: int, stalled: float = STALLED) -> socket.socket:
-    """A socket at an address; FarError where there can be none. stalled: seconds after which Linux hangs up on a client
-    that takes nothing of what waits to be sent to it."""
+def listen(host: str, port: int, stall_seconds: float = STALL_SECONDS) -> socket.socket:
+    """A listening socket; raises FarError if there can be none at this address.
+
+    stall_seconds: on Linux, after which a client is disconnected that reads nothing of what is sent to it.
+    """
     try:
-        made = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        if sys.platform == "linux":  # connections have it from the socket that they come in at
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * stalled))
-        return made
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if sys.platform == "linux":  # connections inherit this from the listening socket
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * stall_seconds))
+        return listening
     except OSError as error:
         raise FarError(
             f"{host}:{port}: cannot listen there ({error.strerror}); choose another --port or --host"
@@ -227,7 +280,7 @@ def listen(host: str, port: int, stalled: float = STALLED) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether an address can be reached from this machine alone."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""A Ray cluster: one that runs already, or one of this machine's own for as long as it is needed."""
+"""A Ray cluster: one that runs already, or a new one on this machine for as long as it is needed."""
 
 from __future__ import annotations
 
@@ -16,31 +16,47 @@ from typing import Any
 
 from far_runtime.errors import FarError
 
-ANSWER_SECONDS = 10.0
-STORE_BYTES = 1 << 30
-"""Shared memory of a cluster of this machine's own."""
+CONNECT_SECONDS = 10.0
+OBJECT_STORE_BYTES = 1 << 30
+"""Shared memory of a cluster that is started here."""
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What one worker or replica takes of the cluster. gpus: a fraction lets several share one. resources: by the names
-    that nodes were started with."""
+    """What one worker or replica takes of the cluster."""
 
     cpus: float = 1.0
+    """Ray's CPUs."""
+
     gpus: float = 0.0
+    """Ray's GPUs; with a fraction, several workers share one."""
+
     resources: Mapping[str, float] = field(default_factory=dict)
+    """Ray's custom resources, by the names that nodes were started with."""
+
+    def amounts(self) -> dict[str, float]:
+        """All of them by Ray's names."""
+        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+
+    def actor_options(self) -> dict[str, Any]:
+        """All of them as the options of a Ray actor."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.resources)}
 
 
-def cluster_address(given: str | None) -> str | None:
-    """Where the cluster runs: at the given address, else at RAY_ADDRESS; None where this machine starts its own."""
-    return given or os.environ.get("RAY_ADDRESS") or None
+def cluster_address(address: str | None) -> str | None:
+    """The address, or RAY_ADDRESS; None if a new cluster is to be started on this machine."""
+    return address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
-def cluster(address: str | None, count: int, each: WorkerResources, least: int = 1) -> Iterator[Any]:
-    """The module ray, connected to the cluster at `address` (else RAY_ADDRESS), or to a new one of this machine that
-    ends with the block and has the CPUs for `count`. FarError where Ray is missing, nothing answers, or fewer than
-    `least` fit."""
+def cluster(address: str | None, max_workers: int, resources: WorkerResources, min_workers: int = 1) -> Iterator[Any]:
+    """The module ray, connected to a cluster.
+
+    address: of a running cluster, None for RAY_ADDRESS, or else for a new cluster that ends with the block.
+    max_workers: a new cluster has the CPUs for so many.
+    resources: of each worker.
+    Raises FarError if Ray is missing, if nothing answers, or if the cluster has room for fewer than min_workers.
+    """
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -48,41 +64,41 @@ def cluster(address: str | None, count: int, each: WorkerResources, least: int =
 
     address = cluster_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to Ray's makers
-    own: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if address is None:
         os.environ.setdefault("RAY_worker_niceness", "0")  # its workers would give way to everything else
-        own = {
-            "num_cpus": max(os.cpu_count() or 1, math.ceil(count * each.cpus)),
-            "resources": {name: amount * count for name, amount in each.resources.items()},
-            "object_store_memory": STORE_BYTES,
+        options = {
+            "num_cpus": max(os.cpu_count() or 1, math.ceil(max_workers * resources.cpus)),
+            "resources": {name: amount * max_workers for name, amount in resources.resources.items()},
+            "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
     else:
         _check_answers(address)
-    with _quiet():
+    with _errors_alone():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            ray.init(address or "local", log_to_driver=False, **own)
-        except Exception as error:  # a plain one where its processes take too long to start
+            ray.init(address or "local", log_to_driver=False, **options)
+        except Exception as error:  # Ray raises a plain Exception if its processes take too long to start
             where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
             reason = str(error).strip().split("\n")[0]
             raise FarError(f"{where} ({reason}); see ray status, or choose another --address") from error
         try:
             for number, handler in handlers.items():  # ray.init has set its own
                 signal.signal(number, handler)
-            _check_room(each, least, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            _check_capacity(resources, min_workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])
             yield ray
         finally:
             ray.shutdown()
 
 
 def _check_answers(address: str) -> None:
-    """FarError where nothing listens at HOST:PORT, for which Ray itself would wait minutes."""
+    """Raise FarError if nothing listens at HOST:PORT, for which Ray itself would wait minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise FarError(
             f"no Ray cluster answers at {address} ({error.strerror or error}); start one with: ray start --head, or "
@@ -90,43 +106,39 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _check_room(each: WorkerResources, least: int, nodes: Sequence[Mapping[str, float]]) -> None:
-    """FarError where fewer than `least` fit into what the nodes have, whatever else runs there."""
-    there = sum((Counter(node) for node in nodes), Counter[str]())
-    for name, amount in _wanted(each).items():
-        if amount > there[name]:
+def _check_capacity(resources: WorkerResources, min_workers: int, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raise FarError if the nodes have room for fewer than min_workers, whatever else runs there."""
+    totals = sum((Counter(node) for node in nodes), Counter[str]())
+    for name, amount in resources.amounts().items():
+        if amount > totals[name]:
             raise FarError(
-                f"{amount:g} {name} each: the cluster has {there[name]:g} in all; ask for less, or add a node "
+                f"{amount:g} {name} each: the cluster has {totals[name]:g} in all; ask for less, or add a node "
                 "that has it: ray start --address HOST:PORT"
             )
-    room = sum(_fitting(each, node) for node in nodes)
-    if room < least:
-        each_takes = ", ".join(f"{amount:g} {name}" for name, amount in _wanted(each).items() if amount)
+    capacity = sum(_workers_on(node, resources) for node in nodes)
+    if capacity < min_workers:
+        amounts = ", ".join(f"{amount:g} {name}" for name, amount in resources.amounts().items() if amount)
         raise FarError(
-            f"{each_takes} each: the cluster has room for {room}, not for {least}; ask for fewer or for less each, or "
-            "add a node: ray start --address HOST:PORT"
+            f"{amounts} each: the cluster has room for {capacity}, not for {min_workers}; ask for fewer or for less "
+            "each, or add a node: ray start --address HOST:PORT"
         )
 
 
-def _wanted(each: WorkerResources) -> dict[str, float]:
-    return {"CPU": each.cpus, "GPU": each.gpus, **each.resources}
-
-
-def _fitting(each: WorkerResources, node: Mapping[str, float]) -> int:
-    """How many fit into a node. One that takes a part of a GPU does not take it from two."""
-    most = sys.maxsize
-    for name, amount in _wanted(each).items():
-        here = node.get(name, 0)
+def _workers_on(node: Mapping[str, float], resources: WorkerResources) -> int:
+    """How many workers a node has room for; a fraction of a GPU comes from one GPU, never from two."""
+    count = sys.maxsize
+    for name, amount in resources.amounts().items():
+        available = node.get(name, 0)
         if name == "GPU" and 0 < amount < 1:
-            most = min(most, math.floor(here) * math.floor(1 / amount + 1e-9))
+            count = min(count, math.floor(available) * math.floor(1 / amount + 1e-9))
         elif amount:
-            most = min(most, math.floor(here / amount + 1e-9))
-    return most
+            count = min(count, math.floor(available / amount + 1e-9))
+    return count
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray, which tells much of itself, tells errors alone."""
+def _errors_alone() -> Iterator[None]:
+    """Within the block, loggers print errors only: Ray logs much of what it does."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -15,21 +15,21 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from far_runtime import __version__
-from far_runtime.serve.errors import SAID, handle_errors, only
+from far_runtime.serve.errors import ERROR_RESPONSES, add_exception_handlers, error_responses
 from far_runtime.serve.events import (
-    EVENTS,
-    OWN,
-    EventStream,
-    Watched,
-    check_alone,
-    described,
-    events,
-    levels_queue,
+    EVENT_STREAM,
+    STREAM_EVENTS,
+    EventStreamResponse,
+    LevelStream,
+    check_single_picture,
+    event_stream_schema,
+    level_queue,
     openai_events,
-    openais,
+    stream_levels,
+    stream_partial_images,
 )
-from far_runtime.serve.metrics import Measured
-from far_runtime.serve.middleware import BodyGuard, HostGuard, KeyGuard
+from far_runtime.serve.metrics import MetricsMiddleware
+from far_runtime.serve.middleware import ApiKeyMiddleware, BodyLimitMiddleware, HostMiddleware
 from far_runtime.serve.models import Model
 from far_runtime.serve.schema import (
     Completed,
@@ -37,22 +37,22 @@ from far_runtime.serve.schema import (
     GenerationRequest,
     Health,
     ImageRequest,
-    ImagesAnswer,
+    ImagesResponse,
     Level,
     ModelCard,
     ModelList,
     PartialImage,
 )
-from far_runtime.serve.service import QueuedRequest, Service, answer, base64_file, drawn_in_time, until_gone
+from far_runtime.serve.service import QueuedRequest, Service, cancel_on_disconnect, images_response, wait_for_results
 
 EDITS = "/v1/images/edits"
-STREAM = (
+STREAM_DESCRIPTION = (
     "Server-sent events: `level` (a Level) for every picture and step of the loop, `picture` (an Image) for every "
-    "finished one, then `done` (Timings), or `error` (an ErrorBody)."
+    "finished picture, then `done` (Timings); or `error` (an ErrorBody)."
 )
-STREAMED = (
+IMAGES_DESCRIPTION = (
     "The pictures; with `stream`, server-sent events: up to `partial_images` times `image_generation.partial_image` (a "
-    "PartialImage; of an edit `image_edit.partial_image`), then `image_generation.completed` (a Completed), or `error`."
+    "PartialImage; of an edit `image_edit.partial_image`), then `image_generation.completed` (a Completed); or `error`."
 )
 PAGE = Path(__file__).with_name("page")
 PAGE_HEADERS = {
@@ -62,31 +62,31 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-BEARER = HTTPBearer(auto_error=False, description="A key of the file that --keys names.")
-ROUTES = APIRouter()
+BEARER = HTTPBearer(auto_error=False, description="An API key from the file given to --keys.")
+ROUTER = APIRouter()
 
 
-def service_of(request: Request) -> Service:
-    """The server's."""
+def get_service(request: Request) -> Service:
+    """The service of the application."""
     service: Service = request.app.state.service
     return service
 
 
-Served = Annotated[Service, Depends(service_of)]
+ServiceDep = Annotated[Service, Depends(get_service)]
 
 
-def caller_of(
-    request: Request, service: Served, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+def get_client(
+    request: Request, service: ServiceDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 ) -> object:
-    """Who asks; 401 without a right key where the server has keys."""
-    return service.caller(request, given.credentials if given else None)
+    """Whose rate the request counts to; 401 without a valid key if the server has keys."""
+    return service.authenticate(request, credentials.credentials if credentials else None)
 
 
-Caller = Annotated[object, Depends(caller_of)]
+ClientDep = Annotated[object, Depends(get_client)]
 
 
 def create_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI:
-    """The application, which closes the models when it ends. hosts: names by which it may be called (None: any)."""
+    """The application, which closes the models when it ends; hosts: host names that it answers to, None for any."""
     limits, metrics = service.limits, service.metrics
 
     @asynccontextmanager
@@ -94,148 +94,169 @@ def create_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI
         yield
         await asyncio.gather(*(asyncio.to_thread(model.batcher.close, limits.grace) for model in service.models))
 
-    about = "Pictures from FAR, MAR and VAR bundles, by OpenAI's images API."
+    # FastAPI's own documentation pages load assets from elsewhere, so they are off.
     app = FastAPI(
-        title="far-deploy", version=__version__, description=about, lifespan=lifespan, docs_url=None, redoc_url=None
-    )  # their pages load assets from elsewhere
+        title="far-deploy",
+        version=__version__,
+        description="Pictures from FAR, MAR and VAR bundles, by OpenAI's images API.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.service = service
-    app.include_router(ROUTES)
+    app.include_router(ROUTER)
     app.mount("/page", StaticFiles(directory=PAGE))
-    handle_errors(app, metrics)
+    add_exception_handlers(app, metrics)
 
-    def refused(reason: str) -> None:
+    def on_reject(reason: str) -> None:
         metrics.rejections.labels(reason).inc()
 
-    of = {EDITS: limits.upload}
-    app.add_middleware(BodyGuard, most=limits.body, of=of, seconds=limits.body_seconds, refused=refused)
+    # The middleware that is added last sees a request first.
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_bytes=limits.max_body,
+        max_bytes_by_path={EDITS: limits.max_upload},
+        timeout=limits.body_timeout,
+        on_reject=on_reject,
+    )
     if service.keys is not None:
         keys = service.keys
-        app.add_middleware(KeyGuard, known=lambda key: keys.which(key) is not None, refused=refused)
+        app.add_middleware(ApiKeyMiddleware, is_valid=lambda key: keys.index(key) is not None, on_reject=on_reject)
     if hosts is not None:
-        app.add_middleware(HostGuard, hosts=hosts)
-    app.add_middleware(Measured, metrics=metrics)
-    describe(app, keys=service.keys is not None)
+        app.add_middleware(HostMiddleware, hosts=hosts)
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
+    customize_openapi(app, has_keys=service.keys is not None)
     return app
 
 
-def pictures(what: str) -> dict[int | str, dict[str, Any]]:
-    """What a route answers that sends pictures, or a stream of one."""
-    return {**SAID, 200: {"content": {EVENTS: described(openais(what))}, "description": STREAMED}}
+def images_responses(prefix: str) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route that sends pictures, or a stream of one; prefix: see `openai_events`."""
+    content = {EVENT_STREAM: event_stream_schema(openai_events(prefix))}
+    return {**ERROR_RESPONSES, 200: {"content": content, "description": IMAGES_DESCRIPTION}}
 
 
-@ROUTES.get("/", response_class=FileResponse, include_in_schema=False)
+@ROUTER.get("/", response_class=FileResponse, include_in_schema=False)
 async def page() -> FileResponse:
-    """The page."""
+    """The page to draw with."""
     return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
 
 
-@ROUTES.post(
-    "/v1/images/generations", response_model=ImagesAnswer, responses=pictures("image_generation"), tags=["images"]
-)
-async def generations(
-    wanted: GenerationRequest, request: Request, service: Served, caller: Caller
-) -> ImagesAnswer | StreamingResponse:
-    """Draw pictures and send them all together, or one as a stream."""
-    if wanted.stream:
-        check_alone(wanted)
-        levels, on_level = levels_queue()
-        made = service.order(wanted, caller, on_level if wanted.partial_images else None)
-        return EventStream(openai_events(Watched(made, levels, service), "image_generation"), made)
-    return await sent(service.order(wanted, caller), request, service.limits.deadline)
-
-
-async def sent(made: QueuedRequest, request: Request, seconds: float) -> ImagesAnswer:
-    """The answer to an order, within so many seconds."""
-    try:
-        drawn = await until_gone(request, drawn_in_time(made, seconds))
-    finally:
-        made.leave()
-    files = await asyncio.gather(*(base64_file(one.pixels, made.request.output_format, one) for one in drawn))
-    return answer(made, drawn, files)
-
-
-@ROUTES.post(EDITS, response_model=ImagesAnswer, responses=pictures("image_edit"), tags=["images"])
-async def edits(
-    wanted: Annotated[EditRequest, Form(media_type="multipart/form-data")], request: Request, service: Served,
-    caller: Caller,
-) -> ImagesAnswer | StreamingResponse:  # fmt: skip
-    """Draw a part of a picture anew, and send the pictures all together, or one as a stream."""
-    if wanted.stream:
-        check_alone(wanted)
-        levels, on_level = levels_queue()
-        made = await service.order_edit(wanted, caller, on_level if wanted.partial_images else None)
-        return EventStream(openai_events(Watched(made, levels, service), "image_edit"), made)
-    return await sent(await service.order_edit(wanted, caller), request, service.limits.deadline)
-
-
-@ROUTES.post(
-    "/v1/generate/stream",
-    response_class=StreamingResponse,
-    responses={**SAID, 200: {"content": {EVENTS: described(OWN)}, "description": STREAM}},
+@ROUTER.post(
+    "/v1/images/generations",
+    response_model=ImagesResponse,
+    responses=images_responses("image_generation"),
     tags=["images"],
 )
-async def stream(wanted: ImageRequest, service: Served, caller: Caller) -> StreamingResponse:
+async def generations(
+    body: GenerationRequest, request: Request, service: ServiceDep, client: ClientDep
+) -> ImagesResponse | StreamingResponse:
+    """Draw pictures and send all of them at once, or one as a stream."""
+    if body.stream:
+        check_single_picture(body)
+        levels, on_level = level_queue()
+        queued = service.submit(body, client, on_level if body.partial_images else None)
+        events = stream_partial_images(LevelStream(queued, levels, service), "image_generation")
+        return EventStreamResponse(events, queued)
+    return await finish(service.submit(body, client), request, service.limits.deadline)
+
+
+@ROUTER.post(EDITS, response_model=ImagesResponse, responses=images_responses("image_edit"), tags=["images"])
+async def edits(
+    body: Annotated[EditRequest, Form(media_type="multipart/form-data")],
+    request: Request,
+    service: ServiceDep,
+    client: ClientDep,
+) -> ImagesResponse | StreamingResponse:
+    """Draw a part of a picture, and send all results at once, or one as a stream."""
+    if body.stream:
+        check_single_picture(body)
+        levels, on_level = level_queue()
+        queued = await service.submit_edit(body, client, on_level if body.partial_images else None)
+        events = stream_partial_images(LevelStream(queued, levels, service), "image_edit")
+        return EventStreamResponse(events, queued)
+    return await finish(await service.submit_edit(body, client), request, service.limits.deadline)
+
+
+async def finish(queued: QueuedRequest, request: Request, timeout: float) -> ImagesResponse:
+    """Wait for a request's pictures, at most `timeout` seconds, and encode them."""
+    try:
+        results = await cancel_on_disconnect(request, wait_for_results(queued, timeout))
+    finally:
+        queued.cancel()
+    return await images_response(queued, results)
+
+
+@ROUTER.post(
+    "/v1/generate/stream",
+    response_class=StreamingResponse,
+    responses={
+        **ERROR_RESPONSES,
+        200: {"content": {EVENT_STREAM: event_stream_schema(STREAM_EVENTS)}, "description": STREAM_DESCRIPTION},
+    },
+    tags=["images"],
+)
+async def stream(body: ImageRequest, service: ServiceDep, client: ClientDep) -> StreamingResponse:
     """Draw pictures and send every level as it is computed."""
-    levels, on_level = levels_queue()
-    made = service.order(wanted, caller, on_level)
-    return EventStream(events(Watched(made, levels, service)), made)
+    levels, on_level = level_queue()
+    queued = service.submit(body, client, on_level)
+    return EventStreamResponse(stream_levels(LevelStream(queued, levels, service)), queued)
 
 
-@ROUTES.get("/v1/models", response_model=ModelList, responses=only(401), tags=["models"])
-async def list_models(service: Served, caller: Caller) -> ModelList:
-    """What is served, the default first."""
-    return ModelList(data=[card(model) for model in service.models])
+@ROUTER.get("/v1/models", response_model=ModelList, responses=error_responses(401), tags=["models"])
+async def list_models(service: ServiceDep, client: ClientDep) -> ModelList:
+    """The models of this server, the default one first."""
+    return ModelList(data=[model_card(model) for model in service.models])
 
 
-@ROUTES.get("/v1/models/{name}", response_model=ModelCard, responses=only(401, 404), tags=["models"])
-async def one_model(name: str, service: Served, caller: Caller) -> ModelCard:
-    """One of them."""
-    return card(service.model(name))
+@ROUTER.get("/v1/models/{name}", response_model=ModelCard, responses=error_responses(401, 404), tags=["models"])
+async def retrieve_model(name: str, service: ServiceDep, client: ClientDep) -> ModelCard:
+    """A model by its name."""
+    return model_card(service.model(name))
 
 
-@ROUTES.get("/healthz", response_model=Health, tags=["server"])
+@ROUTER.get("/healthz", response_model=Health, tags=["server"])
 async def healthz() -> Health:
     """Whether the server answers."""
     return Health(status="ok")
 
 
-@ROUTES.get("/readyz", response_model=Health, responses={503: {"model": Health}}, tags=["server"])
-async def readyz(service: Served, response: Response) -> Health:
+@ROUTER.get("/readyz", response_model=Health, responses={503: {"model": Health}}, tags=["server"])
+async def readyz(service: ServiceDep, response: Response) -> Health:
     """Whether every model draws."""
     dead = [model.name for model in service.models if not model.batcher.alive]
     response.status_code = 503 if dead else 200
     return Health(status=f"not drawing: {', '.join(dead)}" if dead else "ok")
 
 
-@ROUTES.get("/metrics", response_class=Response, tags=["server"], responses={200: {"content": {"text/plain": {}}}})
-async def show_metrics(service: Served) -> Response:
-    """Counters for Prometheus."""
+@ROUTER.get("/metrics", response_class=Response, tags=["server"], responses={200: {"content": {"text/plain": {}}}})
+async def show_metrics(service: ServiceDep) -> Response:
+    """Metrics in Prometheus's format."""
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def card(model: Model) -> ModelCard:
-    """A model as it is listed."""
-    return ModelCard(id=model.name, created=model.created, far=model.about())
+def model_card(model: Model) -> ModelCard:
+    """A model as OpenAI's API lists it."""
+    return ModelCard(id=model.name, created=model.created, far=model.info())
 
 
-def describe(app: FastAPI, keys: bool) -> None:
-    """An OpenAPI document that says what is so: wrong requests are answered with 400, not 422, and keys are asked for
-    where the server has some."""
-    made = app.openapi
+def customize_openapi(app: FastAPI, has_keys: bool) -> None:
+    """Let the OpenAPI document say what the server does: invalid requests are answered with 400 in place of FastAPI's
+    422, keys are asked for only if the server has some, and the data of events has schemas."""
+    default_openapi = app.openapi
 
-    def document() -> dict[str, Any]:
+    def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = made()
+            schema = default_openapi()
             for path in schema["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
-                    if not keys:
+                    if not has_keys:
                         operation.pop("security", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
-            for model in (Level, PartialImage, Completed):  # data of events
+            for model in (Level, PartialImage, Completed):
                 schema["components"]["schemas"][model.__name__] = model.model_json_schema()
             app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = document  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Errors of the API, in OpenAI's form."""
+"""Error responses of the API, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -11,96 +11,97 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from far_runtime.errors import FarError
-from far_runtime.serve.batching import LOG, Closed, Failed, OutOfRange, QueueFull
+from far_runtime.serve.batching import LOG
+from far_runtime.serve.exceptions import (
+    DeadlineExceeded,
+    GenerationFailed,
+    ModelNotFound,
+    OutOfRange,
+    QueueFull,
+    ShuttingDown,
+)
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.schema import ErrorBody
 
-
-class Late(FarError):
-    """A picture was not there in time."""
-
-
-class Unknown(FarError):
-    """No such model."""
-
-
-STATUS: dict[type[FarError], tuple[int, str, str]] = {
+ERROR_CODES: dict[type[FarError], tuple[int, str, str]] = {
     QueueFull: (429, "rate_limit_error", "queue_full"),
-    Closed: (503, "server_error", "closing"),
+    ShuttingDown: (503, "server_error", "closing"),
     OutOfRange: (500, "server_error", "out_of_range"),
-    Failed: (500, "server_error", "internal_error"),
-    Late: (504, "server_error", "deadline"),
-    Unknown: (404, "invalid_request_error", "model_not_found"),
+    GenerationFailed: (500, "server_error", "internal_error"),
+    DeadlineExceeded: (504, "server_error", "deadline"),
+    ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     FarError: (400, "invalid_request_error", "invalid_value"),
 }
-"""Status, type and code of an error; a kind that is not named has its parent's."""
+"""Status, type and code of an exception; a class that is not listed has its parent's."""
 
-SAID: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The request cannot be: what is wrong, and what is expected"},
-    401: {"model": ErrorBody, "description": "No key, or an unknown one"},
-    403: {"model": ErrorBody, "description": "Asked by a page of another site"},
-    404: {"model": ErrorBody, "description": "No such model"},
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request is invalid; the message says what is expected"},
+    401: {"model": ErrorBody, "description": "The API key is missing or unknown"},
+    403: {"model": ErrorBody, "description": "The request comes from a page of another site"},
+    404: {"model": ErrorBody, "description": "The server has no such model"},
     408: {"model": ErrorBody, "description": "The body came too slowly"},
-    421: {"model": ErrorBody, "description": "Called by a name that is not the server's"},
+    421: {"model": ErrorBody, "description": "The Host header is not a name of this server"},
     413: {"model": ErrorBody, "description": "The body is too large"},
-    429: {"model": ErrorBody, "description": "Too many pictures wait, or were drawn for this key: see Retry-After"},
-    500: {"model": ErrorBody, "description": "A fault of the server"},
+    429: {"model": ErrorBody, "description": "The queue is full or the key's rate is used up; see Retry-After"},
+    500: {"model": ErrorBody, "description": "The server failed"},
     503: {"model": ErrorBody, "description": "The server is shutting down"},
-    504: {"model": ErrorBody, "description": "Not drawn within the deadline"},
+    504: {"model": ErrorBody, "description": "The pictures were not drawn within the deadline"},
 }
+"""The error responses of every route that draws, as the OpenAPI document has them."""
 
 
-def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Some of the errors that are SAID."""
-    return {status: SAID[status] for status in statuses}
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ones of ERROR_RESPONSES that a route may send."""
+    return {status: ERROR_RESPONSES[status] for status in statuses}
 
 
-def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers of an error."""
+def error_response(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers of the response to an exception."""
     headers: dict[str, str] = {}
     if isinstance(error, FarError):
-        status, kind, code = next(STATUS[each] for each in type(error).__mro__ if each in STATUS)
+        status, error_type, code = next(ERROR_CODES[parent] for parent in type(error).__mro__ if parent in ERROR_CODES)
         message = str(error)
         if isinstance(error, QueueFull):
-            headers = {"Retry-After": str(math.ceil(error.wait))}
+            headers = {"Retry-After": str(math.ceil(error.retry_after))}
     elif isinstance(error, HTTPException):
         status, message, headers = error.status_code, str(error.detail), dict(error.headers or {})
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
+        error_type = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
         code = {401: "invalid_api_key", 429: "rate_limit"}.get(status, "http_error")
     else:
-        status, kind, code = 500, "server_error", "internal_error"
-        message = str(Failed())
-    return status, {"error": {"message": message, "type": kind, "param": None, "code": code}}, headers
+        status, error_type, code = 500, "server_error", "internal_error"
+        message = str(GenerationFailed())
+    return status, {"error": {"message": message, "type": error_type, "param": None, "code": code}}, headers
 
 
-def note(error: Exception, metrics: Metrics) -> None:
-    """Count a refusal, and log a fault of the server."""
+def record_error(error: Exception, metrics: Metrics) -> None:
+    """Count a rejected request, and log a failure of the server."""
     if isinstance(error, QueueFull):
         metrics.rejections.labels("queue").inc()
-    elif isinstance(error, Late):
+    elif isinstance(error, DeadlineExceeded):
         metrics.rejections.labels("deadline").inc()
-    elif error_of(error)[0] == 500 and not isinstance(error, Failed):  # which is in the log
+    elif error_response(error)[0] == 500 and not isinstance(error, GenerationFailed):  # those the batcher has logged
         LOG.error("request failed", exc_info=error)
 
 
-def handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Every error in OpenAI's form."""
+def add_exception_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Let the application answer every exception in OpenAI's form."""
 
-    async def known(request: Request, error: Exception) -> JSONResponse:
-        note(error, metrics)
-        status, body, headers = error_of(error)
+    async def exception_handler(request: Request, error: Exception) -> JSONResponse:
+        record_error(error, metrics)
+        status, body, headers = error_response(error)
         return JSONResponse(body, status, headers)
 
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
+    async def validation_exception_handler(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        place = first["loc"][1] if len(first["loc"]) > 1 else None  # a number: where in the text it is no JSON
-        field = place if isinstance(place, str) else None
+        # For a body that is not JSON, the location is a position in the text.
+        location = first["loc"][1] if len(first["loc"]) > 1 else None
+        field = location if isinstance(location, str) else None
         message = f"{field or 'the body'}: {first['msg']}"
         detail = {"message": message, "type": "invalid_request_error", "param": field, "code": "invalid_value"}
         return JSONResponse({"error": detail}, 400)
 
-    app.add_exception_handler(FarError, known)
-    app.add_exception_handler(HTTPException, known)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, known)
+    app.add_exception_handler(FarError, exception_handler)
+    app.add_exception_handler(HTTPException, exception_handler)
+    app.add_exception_handler(RequestValidationError, validation_exception_handler)
+    app.add_exception_handler(Exception, exception_handler)

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from far_runtime.errors import FarError
-from far_runtime.serve.batching import JobResult, Pixels
-from far_runtime.serve.errors import error_of, note
+from far_runtime.serve.errors import error_response, record_error
+from far_runtime.serve.jobs import JobResult, Pixels
 from far_runtime.serve.metrics import Metrics
 from far_runtime.serve.schema import (
     Completed,
@@ -26,142 +26,165 @@ from far_runtime.serve.schema import (
     PartialImage,
     Timings,
 )
-from far_runtime.serve.service import OnLevel, QueuedRequest, Service, base64_file, drawn_in_time, picture_of, timings
+from far_runtime.serve.service import (
+    OnLevel,
+    QueuedRequest,
+    Service,
+    encode_base64,
+    encode_result,
+    timings_of,
+    wait_for_results,
+)
 
-EVENTS = "text/event-stream"
+EVENT_STREAM = "text/event-stream"
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-MOST_LEVELS = 64
-"""Levels of a stream that wait to be sent; a client that reads too slowly for them misses the oldest."""
+MAX_WAITING_LEVELS = 64
+"""Levels of a stream that wait to be sent; a client that reads more slowly misses the oldest ones."""
 
-OWN: dict[str, type[BaseModel]] = {"level": Level, "picture": Image, "done": Timings, "error": ErrorBody}
-"""The events of /v1/generate/stream, with their data."""
-
-LevelPictures = tuple[int, int, Pixels]
-"""Which of the pictures, the number of the step, the picture after it."""
+STREAM_EVENTS: dict[str, type[BaseModel]] = {"level": Level, "picture": Image, "done": Timings, "error": ErrorBody}
+"""The events of /v1/generate/stream, and their data."""
 
 
 @dataclass(frozen=True)
-class Watched:
-    """An order whose levels are sent as they come, by a service."""
+class LevelUpdate:
+    """A picture after a step of the loop."""
 
-    made: QueuedRequest
-    levels: asyncio.Queue[LevelPictures]
+    index: int
+    """Which picture of the request."""
+
+    step: int
+    """The number of the step."""
+
+    pixels: Pixels
+    """[H, W, 3]."""
+
+
+@dataclass(frozen=True)
+class LevelStream:
+    """A queued request whose levels are sent as they are computed."""
+
+    queued: QueuedRequest
+    """The request."""
+
+    levels: asyncio.Queue[LevelUpdate]
+    """Its levels that wait to be sent."""
+
     service: Service
+    """The service that draws it."""
 
 
-def openais(what: str) -> dict[str, type[BaseModel]]:
-    """The events of a stream by OpenAI's API, with their data; what: image_generation or image_edit."""
-    return {f"{what}.partial_image": PartialImage, f"{what}.completed": Completed, "error": ErrorBody}
+def openai_events(prefix: str) -> dict[str, type[BaseModel]]:
+    """The events of a stream of OpenAI's API, and their data; prefix: image_generation or image_edit."""
+    return {f"{prefix}.partial_image": PartialImage, f"{prefix}.completed": Completed, "error": ErrorBody}
 
 
-def described(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
-    """What an OpenAPI document says of an answer of such events, in the words of OpenAPI 3.2."""
+def event_stream_schema(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """The content of a response with these events, as OpenAPI 3.2 describes it."""
 
-    def one(name: str, data: type[BaseModel]) -> dict[str, Any]:
+    def event_schema(name: str, data: type[BaseModel]) -> dict[str, Any]:
         content = {"$ref": f"#/components/schemas/{data.__name__}"}
         text = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
         return {"type": "object", "required": ["event", "data"], "properties": {"event": {"const": name}, "data": text}}
 
-    return {"itemSchema": {"oneOf": [one(name, data) for name, data in events.items()]}}
+    return {"itemSchema": {"oneOf": [event_schema(name, data) for name, data in events.items()]}}
 
 
-def levels_queue() -> tuple[asyncio.Queue[LevelPictures], OnLevel]:
-    """A queue of levels, and what the drawing thread calls to put one there."""
+def level_queue() -> tuple[asyncio.Queue[LevelUpdate], OnLevel]:
+    """A queue of levels, and what the batcher's thread calls to put one there."""
     loop = asyncio.get_running_loop()
-    levels: asyncio.Queue[LevelPictures] = asyncio.Queue(MOST_LEVELS)
+    levels: asyncio.Queue[LevelUpdate] = asyncio.Queue(MAX_WAITING_LEVELS)
 
-    def put(level: LevelPictures) -> None:
+    def put(update: LevelUpdate) -> None:
         if levels.full():
             levels.get_nowait()
-        levels.put_nowait(level)
+        levels.put_nowait(update)
 
     def on_level(index: int, step: int, pixels: Pixels) -> None:
-        loop.call_soon_threadsafe(put, (index, step, pixels.copy()))
+        loop.call_soon_threadsafe(put, LevelUpdate(index, step, pixels.copy()))
 
     return levels, on_level
 
 
-def check_alone(wanted: GenerationRequest) -> None:
-    """FarError for several pictures, which OpenAI's events do not tell apart."""
-    if wanted.n > 1:
-        raise FarError(f"n {wanted.n}: a stream of this route has one picture; use n 1, or /v1/generate/stream")
+def check_single_picture(request: GenerationRequest) -> None:
+    """Raise FarError for several pictures, which OpenAI's events do not tell apart."""
+    if request.n > 1:
+        raise FarError(f"n {request.n}: a stream of this route has one picture; use n 1, or /v1/generate/stream")
 
 
-async def events(stream: Watched) -> AsyncIterator[str]:
-    """`level` for every picture and step, `picture` for each finished one, `done`; or `error`."""
-    made = stream.made
-    names, kind = made.model.steps(made.settings), made.request.output_format
+async def stream_levels(stream: LevelStream) -> AsyncIterator[str]:
+    """The events of /v1/generate/stream: `level` for every picture and step, `picture` for each finished picture,
+    then `done`; or `error`."""
+    queued = stream.queued
+    names = queued.model.step_names(queued.settings)
     try:
-        async with aclosing(_progress(stream)) as progress:
-            async for shown in progress:
-                if isinstance(shown, tuple):
-                    index, step, pixels = shown
-                    file = await base64_file(pixels, kind)
-                    level = Level(index=index, step=step, steps=len(names), name=names[step], b64_json=file)
-                    yield event("level", level.model_dump_json())
+        async with aclosing(_updates(stream)) as updates:
+            async for update in updates:
+                if isinstance(update, LevelUpdate):
+                    file = await encode_base64(update.pixels, queued.request.output_format)
+                    name = names[update.step]
+                    level = Level(index=update.index, step=update.step, steps=len(names), name=name, b64_json=file)
+                    yield format_event("level", level)
                     continue
-                for i, one in enumerate(shown):
-                    picture = picture_of(made, i, one, await base64_file(one.pixels, kind, one))
-                    yield event("picture", picture.model_dump_json())
-                yield event("done", timings(shown).model_dump_json())
+                for i, result in enumerate(update):
+                    yield format_event("picture", await encode_result(queued, i, result))
+                yield format_event("done", timings_of(update))
     except Exception as error:
-        yield failed(error, stream.service.metrics)
+        yield error_event(error, stream.service.metrics)
 
 
-async def openai_events(stream: Watched, what: str) -> AsyncIterator[str]:
-    """The events of OpenAI's API: `what`.partial_image for some of the steps, `what`.completed; or `error`."""
-    made = stream.made
-    kind, size = made.request.output_format, made.model.size
-    steps = sorted(chosen_steps(len(made.model.steps(made.settings)), getattr(made.request, "partial_images", 0)))
+async def stream_partial_images(stream: LevelStream, prefix: str) -> AsyncIterator[str]:
+    """The events of OpenAI's API: `prefix`.partial_image for some of the steps, then `prefix`.completed; or `error`."""
+    queued = stream.queued
+    count = getattr(queued.request, "partial_images", 0)
+    steps = sorted(partial_image_steps(len(queued.model.step_names(queued.settings)), count))
+    output_format = queued.request.output_format
 
-    def sent(shown: LevelPictures | list[JobResult], file: str) -> PartialImage | Completed:
-        now = int(time.time())
-        if isinstance(shown, list):
-            picture = picture_of(made, 0, shown[0], file).model_dump()
-            return Completed(type=f"{what}.completed", created_at=now, size=size, output_format=kind, **picture)
-        return PartialImage(
-            type=f"{what}.partial_image", partial_image_index=steps.index(shown[1]), b64_json=file, created_at=now,
-            size=size, output_format=kind,
-        )  # fmt: skip
+    def common(event: str) -> dict[str, Any]:
+        return {
+            "type": f"{prefix}.{event}", "created_at": int(time.time()), "size": queued.model.size,
+            "output_format": output_format,
+        }  # fmt: skip
 
     try:
-        async with aclosing(_progress(stream)) as progress:
-            async for shown in progress:
-                if isinstance(shown, list):
-                    file = await base64_file(shown[0].pixels, kind, shown[0])
-                elif shown[1] in steps:
-                    file = await base64_file(shown[2], kind)
-                else:
-                    continue
-                body = sent(shown, file)
-                yield event(body.type, body.model_dump_json())
+        async with aclosing(_updates(stream)) as updates:
+            async for update in updates:
+                if isinstance(update, list):
+                    image = await encode_result(queued, 0, update[0])
+                    completed = Completed(**common("completed"), **image.model_dump())
+                    yield format_event(completed.type, completed)
+                elif update.step in steps:
+                    file = await encode_base64(update.pixels, output_format)
+                    partial_image = PartialImage(
+                        **common("partial_image"), b64_json=file, partial_image_index=steps.index(update.step)
+                    )
+                    yield format_event(partial_image.type, partial_image)
     except Exception as error:
-        yield failed(error, stream.service.metrics)
+        yield error_event(error, stream.service.metrics)
 
 
-def chosen_steps(steps: int, count: int) -> Collection[int]:
-    """At most `count` of a loop's steps, evenly spread and without the last, which ends with the finished picture."""
+def partial_image_steps(steps: int, count: int) -> Collection[int]:
+    """At most `count` of a loop's steps, evenly spread, without the last one, which ends with the finished picture."""
     places = ((i + 1) * steps // (count + 1) - 1 for i in range(count))
     return {step for step in places if 0 <= step < steps - 1}
 
 
-def event(name: str, data: str) -> str:
-    """A server-sent event; data is one line."""
-    return f"event: {name}\ndata: {data}\n\n"
+def format_event(name: str, data: BaseModel) -> str:
+    """A server-sent event."""
+    return f"event: {name}\ndata: {data.model_dump_json()}\n\n"
 
 
-def failed(error: Exception, metrics: Metrics) -> str:
-    """The event of an error, which is noted."""
-    note(error, metrics)
-    _, body, _ = error_of(error)
-    return event("error", ErrorBody.model_validate(body).model_dump_json())
+def error_event(error: Exception, metrics: Metrics) -> str:
+    """The event of an exception, which is also recorded."""
+    record_error(error, metrics)
+    _, body, _ = error_response(error)
+    return format_event("error", ErrorBody.model_validate(body))
 
 
-async def _progress(stream: Watched) -> AsyncGenerator[LevelPictures | list[JobResult], None]:
-    """The levels as they come and at last all pictures; the order is left when the client goes."""
+async def _updates(stream: LevelStream) -> AsyncGenerator[LevelUpdate | list[JobResult], None]:
+    """The levels as they are computed, at last all results; the request is cancelled when the client disconnects."""
     levels = stream.levels
-    work = asyncio.ensure_future(drawn_in_time(stream.made, stream.service.limits.deadline))
-    reading: asyncio.Future[LevelPictures] | None = None
+    work = asyncio.ensure_future(wait_for_results(stream.queued, stream.service.limits.deadline))
+    reading: asyncio.Future[LevelUpdate] | None = None
     try:
         while not (work.done() and levels.empty()):
             reading = asyncio.ensure_future(levels.get())
@@ -175,19 +198,18 @@ async def _progress(stream: Watched) -> AsyncGenerator[LevelPictures | list[JobR
         work.cancel()
         if reading is not None:
             reading.cancel()
-        stream.made.leave()
+        stream.queued.cancel()
 
 
-class EventStream(StreamingResponse):
-    """Events as an answer. made: the order behind them, which is left when the answer ends, however it does: a client
-    may be gone before the first event."""
+class EventStreamResponse(StreamingResponse):
+    """A stream of events, which cancels its request when it ends: a client may be gone before the first event."""
 
-    def __init__(self, found: AsyncIterator[str], made: QueuedRequest) -> None:
-        super().__init__(found, media_type=EVENTS, headers=UNBUFFERED)
-        self._made = made
+    def __init__(self, events: AsyncIterator[str], queued: QueuedRequest) -> None:
+        super().__init__(events, media_type=EVENT_STREAM, headers=UNBUFFERED)
+        self._queued = queued
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._made.leave()
+            self._queued.cancel()

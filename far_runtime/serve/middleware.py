@@ -1,4 +1,4 @@
-"""What stands before the application: a limit on the size and the time of a request's body."""
+"""Middlewares that reject a request before the application sees it: its body, its API key, its origin."""
 
 from __future__ import annotations
 
@@ -12,112 +12,122 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+OnReject = Callable[[str], None]
+"""Called with the reason for which a request is rejected."""
+
+INVALID_KEY = "the API key is missing or unknown; send Authorization: Bearer KEY"
 
 
-NO_KEY = "no key, or an unknown one; send Authorization: Bearer KEY"
+class BodyLimitMiddleware:
+    """Reads the whole body of a request first, so that neither a large body nor a slow one holds a place in the queue.
 
-
-class BodyGuard:
-    """Reads a request's body before the application sees it: at most `most` bytes (else 413), or those that `of` has
-    for its path, within `seconds` (else 408), so that neither a large body nor a slow one takes a place. refused: told
-    of the reason."""
+    app: what comes next.
+    max_bytes: size of the largest body; a larger one is answered with 413.
+    max_bytes_by_path: the same for single paths.
+    timeout: seconds within which the body has to arrive; a slower one is answered with 408.
+    """
 
     def __init__(
-        self, app: App, most: int, of: Mapping[str, int], seconds: float, refused: Callable[[str], None]
+        self, app: App, max_bytes: int, max_bytes_by_path: Mapping[str, int], timeout: float, on_reject: OnReject
     ) -> None:
-        self.app, self.most, self.of, self.seconds, self.refused = app, most, of, seconds, refused
+        self.app, self.max_bytes, self.max_bytes_by_path = app, max_bytes, max_bytes_by_path
+        self.timeout, self.on_reject = timeout, on_reject
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self.app(scope, receive, send)
             return
-        most = self.of.get(scope["path"], self.most)
+        max_bytes = self.max_bytes_by_path.get(scope["path"], self.max_bytes)
         try:
-            body = await asyncio.wait_for(self._body(scope, receive, most), self.seconds)
+            body = await asyncio.wait_for(_read_body(scope, receive, max_bytes), self.timeout)
         except asyncio.TimeoutError:
-            self.refused("slow_body")
-            await refuse(send, 408, "slow_body", f"the body did not come within {self.seconds:g} s; send it faster")
+            self.on_reject("slow_body")
+            await reject(send, 408, "slow_body", f"the body did not arrive within {self.timeout:g} s; send it faster")
             return
         if body is None:
-            self.refused("large_body")
-            await refuse(send, 413, "large_body", f"the body has more than {most} bytes; send less")
+            self.on_reject("large_body")
+            await reject(send, 413, "large_body", f"the body has more than {max_bytes} bytes; send less")
             return
-        given = False
+        replayed = False
 
         async def replay() -> Message:
-            nonlocal given
-            if given:
-                return await receive()  # the client leaves
-            given = True
+            nonlocal replayed
+            if replayed:
+                return await receive()  # returns when the client disconnects
+            replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self.app(scope, replay, send)
 
-    async def _body(self, scope: Scope, receive: Receive, most: int) -> bytes | None:
-        """The whole body; None where it is too large. What came before a client left is what came."""
-        said = dict(scope["headers"]).get(b"content-length", b"0")
-        if not said.isdigit() or int(said) > most:
+
+async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes | None:
+    """The body, or what had arrived when the client disconnected; None if it is too large."""
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if not length.isdigit() or int(length) > max_bytes:
+        return None
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+        if size > max_bytes:
             return None
-        parts, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                break
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            if size > most:
-                return None
-        return b"".join(parts)
+    return b"".join(parts)
 
 
-class KeyGuard:
-    """Reads no body of a request under /v1 that has no right key. known: whether a key is one; refused: told of the
-    reason."""
+class ApiKeyMiddleware:
+    """Answers a request under /v1 without a valid key with 401, before its body is read."""
 
-    def __init__(self, app: App, known: Callable[[str], bool], refused: Callable[[str], None]) -> None:
-        self.app, self.known, self.refused = app, known, refused
+    def __init__(self, app: App, is_valid: Callable[[str], bool], on_reject: OnReject) -> None:
+        self.app, self.is_valid, self.on_reject = app, is_valid, on_reject
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1/") and scope["method"] not in ("GET", "HEAD"):
-            kind, _, key = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").partition(" ")
-            if kind.lower() != "bearer" or not self.known(key.strip()):
-                self.refused("key")
-                await refuse(send, 401, "invalid_api_key", NO_KEY, "authentication_error")
+            scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").partition(" ")
+            if scheme.lower() != "bearer" or not self.is_valid(key.strip()):
+                self.on_reject("key")
+                await reject(send, 401, "invalid_api_key", INVALID_KEY, "authentication_error")
                 return
         await self.app(scope, receive, send)
 
 
-class HostGuard:
-    """Answers only to the names by which it may be called, so that no web page can reach a server of this machine by a
-    name of its own that leads here; and to no request that a browser sends for a page of another site."""
+class HostMiddleware:
+    """Answers only requests to the server's own host names (else 421) and from its own pages (else 403).
+
+    Without it, any web page could reach a server on the user's machine through a DNS name that resolves to 127.0.0.1.
+    """
 
     def __init__(self, app: App, hosts: frozenset[str]) -> None:
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"]) if scope["type"] == "http" else {}
-        if scope["type"] == "http" and host_of(headers.get(b"host", b"")) not in self.hosts:
+        if scope["type"] == "http" and host_name(headers.get(b"host", b"")) not in self.hosts:
             names = ", ".join(sorted(self.hosts))
-            await refuse(send, 421, "wrong_host", f"called by a name that is not one of {names}; see far serve --host")
+            message = f"the Host header is none of {names}; see far serve --host"
+            await reject(send, 421, "wrong_host", message)
             return
         origin = headers.get(b"origin")
-        elsewhere = origin is not None and host_of(origin.partition(b"://")[2]) not in self.hosts
-        if elsewhere or headers.get(b"sec-fetch-site") == b"cross-site":
-            await refuse(send, 403, "wrong_origin", "asked by a page of another site; this server answers none")
+        is_foreign = origin is not None and host_name(origin.partition(b"://")[2]) not in self.hosts
+        if is_foreign or headers.get(b"sec-fetch-site") == b"cross-site":
+            message = "the request comes from a page of another site, which this server does not answer"
+            await reject(send, 403, "wrong_origin", message)
             return
         await self.app(scope, receive, send)
 
 
-def host_of(header: bytes) -> str:
-    """The name or address of a Host header, without the port."""
+def host_name(header: bytes) -> str:
+    """The name or address in a Host header, without the port."""
     text = header.decode("latin-1").strip().lower()
     return text[1 : text.find("]")] if text.startswith("[") else text.partition(":")[0]
 
 
-async def refuse(send: Send, status: int, code: str, message: str, kind: str = "invalid_request_error") -> None:
-    """Answer with an error and hang up."""
-    detail = {"message": message, "type": kind, "param": None, "code": code}
+async def reject(send: Send, status: int, code: str, message: str, error_type: str = "invalid_request_error") -> None:
+    """Answer with an error in OpenAI's form and close the connection."""
+    detail = {"message": message, "type": error_type, "param": None, "code": code}
     body = json.dumps({"error": detail}).encode()
     length = (b"content-length", str(len(body)).encode())
     headers = [(b"content-type", b"application/json"), length, (b"connection", b"close")]

@@ -1,10 +1,10 @@
-"""The bundles that a server draws from, each with its engine and its queue."""
+"""The models of a server: bundles, each with its engine and its queue."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +19,55 @@ from far_runtime.model_name import check_name
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.presets import preset_names, preset_of
 from far_runtime.sampling.settings import plan_of, resolve_settings, sampler_of
-from far_runtime.serve.batching import Batcher, Watcher
-
-
-@dataclass(frozen=True)
-class Queueing:
-    """How pictures wait: `Batcher`'s largest, patience and room."""
-
-    max_batch: int = 8
-    max_wait: float = 0.01
-    max_queue: int = 64
+from far_runtime.serve.batching import Batcher, BatcherObserver, QueueConfig
 
 
 @dataclass(frozen=True)
 class Model:
-    """A bundle under the name that requests call it by."""
+    """A bundle that requests ask for by name."""
 
     name: str
+    """The name in requests and in /v1/models."""
+
     bundle: Bundle
+    """What it draws from."""
+
     batcher: Batcher
+    """Its queue and its pipeline."""
+
     created: int
+    """When it was opened, in seconds since 1970."""
 
     @property
     def manifest(self) -> Manifest:
-        """The bundle's."""
+        """The bundle's manifest."""
         return self.bundle.manifest
 
     @property
     def size(self) -> str:
-        """Of its pictures, as OpenAI's API writes it: 64x64."""
+        """The size of its pictures, as OpenAI's API writes it: 64x64."""
         side = self.manifest.model["image_size"]
         return f"{side}x{side}"
 
-    def subject(self, prompt: str | None, label: int | str | None, negative: str, anything: bool = False) -> Subject:
-        """What is to be drawn; FarError where it cannot be. A model of labels takes a prompt for a class's name.
-        anything: whether nothing may be asked for, as in an edit."""
+    @property
+    def can_edit(self) -> bool:
+        """Whether the bundle has what editing needs."""
+        return any(graph.stage == "encode" for graph in self.manifest.graphs)
+
+    def check_editing(self) -> None:
+        """Raise FarError if the model cannot edit."""
+        if not self.can_edit:
+            raise FarError(f"{self.name}: its bundle has no encode stage, so it cannot edit; export it with one")
+
+    def subject(self, prompt: str | None, label: int | str | None, negative: str, allow_null: bool = False) -> Subject:
+        """What a request asks for; a model of class labels reads the prompt as the name of a class.
+
+        allow_null: whether prompt and label may both be missing, as in an edit.
+        Raises FarError for what the model cannot draw.
+        """
         if negative and not takes_text(self.manifest):
             raise FarError(f"negative: {self.name} draws from class labels; leave it out")
-        if anything and label is None and not prompt:
+        if allow_null and label is None and not prompt:
             return null_subject(self.manifest, negative)
         if takes_text(self.manifest):
             if label is not None:
@@ -64,33 +75,23 @@ class Model:
             if not prompt:
                 raise FarError("no prompt; say what to draw")
             return resolve_subjects(self.manifest, prompts=[prompt], negative=negative)[0]
-        wanted = prompt if label is None else label
-        if wanted is None:
+        class_label = prompt if label is None else label
+        if class_label is None:
             raise FarError("neither prompt nor label; say what to draw")
         with fields_for_options():
-            return resolve_subjects(self.manifest, labels=[wanted])[0]
+            return resolve_subjects(self.manifest, labels=[class_label])[0]
 
-    def check_editing(self) -> None:
-        """FarError where it cannot edit."""
-        if not self.edits:
-            raise FarError(f"{self.name}: its bundle has no encode stage, so it cannot edit; export it with one")
-
-    @property
-    def edits(self) -> bool:
-        """Whether it can draw into pictures."""
-        return any(graph.stage == "encode" for graph in self.manifest.graphs)
-
-    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All sampling settings; FarError for those that cannot be."""
+    def settings(self, requested: Mapping[str, Any]) -> dict[str, Any]:
+        """The resolved sampling settings of a request; raises FarError for invalid ones."""
         with fields_for_options():
-            return resolve_settings(self.manifest, {name: as_option(name, value) for name, value in given.items()})
+            return resolve_settings(self.manifest, {name: as_option(name, value) for name, value in requested.items()})
 
-    def steps(self, settings: Mapping[str, Any]) -> list[str]:
-        """The names of the loop's steps."""
+    def step_names(self, settings: Mapping[str, Any]) -> list[str]:
+        """The names of the loop's steps, such as "level 3"."""
         return [step.name for step in plan_of(self.manifest, settings)]
 
-    def about(self) -> dict[str, Any]:
-        """What a client wants to know of it."""
+    def info(self) -> dict[str, Any]:
+        """What /v1/models says of the model."""
         manifest = self.manifest
         return {
             "system": manifest.system,
@@ -105,28 +106,36 @@ class Model:
             "engine": self.batcher.pipeline.engine.name,
             "precision": manifest.precision,
             "bundle": manifest.id,
-            "editing": self.edits,
-            "largest_batch": self.batcher.max_batch,
+            "editing": self.can_edit,
+            "largest_batch": self.batcher.config.max_batch,
         }
 
 
 def open_model(
-    name: str, bundle: Bundle, engine: str, options: EngineOptions, queueing: Queueing, watcher: Watcher | None = None
+    name: str,
+    bundle: Bundle,
+    engine: str,
+    options: EngineOptions,
+    queue: QueueConfig,
+    observer: BatcherObserver | None = None,
 ) -> Model:
-    """A bundle with its engine, ready to draw; FarError for an engine that cannot be had, and for a bundle that lacks
-    what reads its text."""
+    """Open a bundle's engine and start its batcher.
+
+    queue: its max_batch is lowered to what the bundle's graphs take.
+    Raises FarError for an engine that is not available, and for a text-to-image bundle without its text encoder.
+    """
     if takes_text(bundle.manifest):
         check_encoder(bundle.manifest, bundle.path)
         load_tokenizer(bundle.path)
-    measured = timed(open_engine(bundle, engine, options))
-    pipeline = Pipeline(bundle, measured, options.threads)
-    max_batch = min(queueing.max_batch, bundle.manifest.largest_batch)
-    batcher = Batcher(pipeline, max_batch, queueing.max_wait, queueing.max_queue, measured.seconds, watcher)
+    timed_engine = timed(open_engine(bundle, engine, options))
+    pipeline = Pipeline(bundle, timed_engine, options.threads)
+    queue = replace(queue, max_batch=min(queue.max_batch, bundle.manifest.largest_batch))
+    batcher = Batcher(pipeline, queue, timed_engine.seconds, observer)
     return Model(name, bundle, batcher, int(time.time()))
 
 
-def named(source: str) -> tuple[str, Path]:
-    """Name and folder of NAME=BUNDLE or BUNDLE; FarError for a name that does not fit an address."""
+def parse_source(source: str) -> tuple[str, Path]:
+    """Name and folder of a source, NAME=BUNDLE or BUNDLE; raises FarError for a name that a URL cannot hold."""
     name, equals, path = source.partition("=")
     if not equals:
         name, path = Path(source).resolve().name, source
@@ -134,9 +143,9 @@ def named(source: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def check_names(sources: Sequence[str]) -> None:
-    """FarError where two bundles have the same name."""
-    names = [named(source)[0] for source in sources]
+def check_unique_names(sources: Sequence[str]) -> None:
+    """Raise FarError if two sources have the same name."""
+    names = [parse_source(source)[0] for source in sources]
     for name in names:
         if names.count(name) > 1:
             raise FarError(f"two bundles are called {name}; give them names: NAME=BUNDLE")

@@ -1,4 +1,4 @@
-"""The same application on Ray Serve: replicas behind its proxy, each with engines and a queue of its own."""
+"""The same application on Ray Serve: replicas behind its proxy, each with its own engines and queue."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ from far_runtime.serve.app import create_app
 from far_runtime.serve.config import ServerConfig
 
 APP = "far-deploy"
-BESIDES = 100
-"""Requests that a replica takes beyond the pictures that it draws and lets wait, so that it is the one to refuse."""
+EXTRA_REQUESTS = 100
+"""Requests that a replica accepts beyond those that it draws and queues, so that the replica itself rejects them."""
 
-POLL, PATIENCE, DELETE_SECONDS = 0.2, 40.0, 20.0
-"""Seconds between two looks at the replicas; of silence before the wait for them is spoken of; and for which Serve may
-take longer to end them than their grace."""
+POLL_SECONDS = 0.2
+"""Between two looks at the state of the replicas."""
+
+SLOW_START_SECONDS = 40.0
+"""After which the command says what it is waiting for."""
+
+DELETE_SECONDS = 20.0
+"""That Serve may take to end the replicas, beyond their grace."""
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
+
+Address = tuple[str, int]
+"""Host and port."""
 
 
 class Replica:
@@ -35,85 +43,98 @@ class Replica:
     app: FastAPI
 
     def check_health(self) -> None:
-        """RuntimeError where a model does not draw any longer: Serve then starts another replica."""
+        """Raise RuntimeError if a model draws no longer; Serve then starts another replica."""
         dead = [model.name for model in self.app.state.service.models if not model.batcher.alive]
         if dead:
             raise RuntimeError(f"not drawing: {', '.join(dead)}")
 
 
-def application(setting: ServerConfig, replicas: tuple[int, int], each: WorkerResources) -> Any:
-    """The Serve application: replicas from the first number to the second, by the load."""
+def application(config: ServerConfig, replicas: tuple[int, int], resources: WorkerResources) -> Any:
+    """The Serve application; replicas: fewest and most, between which the load decides."""
     from ray import serve
 
     def build() -> FastAPI:
-        service, _ = setting.service()
-        return create_app(service, setting.hosts)
+        service, _ = config.open_service()
+        return create_app(service, config.hosts)
 
-    least, most = replicas
-    max_batch, max_queue, grace = setting.queueing.max_batch, setting.queueing.max_queue, setting.limits.grace
-    options: dict[str, Any] = {"num_replicas": most}
-    if least != most:
-        options = {
-            "autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": max_batch}
+    min_replicas, max_replicas = replicas
+    max_batch, max_queue = config.queue.max_batch, config.queue.max_queue
+    scaling: dict[str, Any] = {"num_replicas": max_replicas}
+    if min_replicas != max_replicas:
+        autoscaling = {
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "target_ongoing_requests": max_batch,
         }
-    resources = {"num_cpus": each.cpus, "num_gpus": each.gpus, "resources": dict(each.resources)}
-    made = serve.deployment(serve.ingress(build)(Replica)).options(
+        scaling = {"autoscaling_config": autoscaling}
+    deployment = serve.deployment(serve.ingress(build)(Replica)).options(
         name=APP,
-        ray_actor_options=resources,
-        max_ongoing_requests=max_batch + max_queue + BESIDES,
-        graceful_shutdown_timeout_s=grace,
+        ray_actor_options=resources.actor_options(),
+        max_ongoing_requests=max_batch + max_queue + EXTRA_REQUESTS,
+        graceful_shutdown_timeout_s=config.limits.grace,
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=QUIET,
-        **options,
+        **scaling,
     )
-    return made.bind()
+    return deployment.bind()
 
 
 def serve_on_ray(
-    setting: ServerConfig, place: Callable[[tuple[str, int] | None], tuple[str, int]], replicas: tuple[int, int],
-    each: WorkerResources, address: str | None, proxies: str, ready: Callable[[tuple[str, int]], None],
-) -> None:  # fmt: skip
-    """Serve until SIGTERM or SIGINT, then take no more requests, let those that run finish, and leave the cluster as it
-    was. place: given host and port of the proxies that run already, or None, says where they are to be. proxies:
-    HeadOnly, or EveryNode. ready: called when every replica draws. FarError where they do not, or where the cluster
-    serves this application already."""
-    ending = threading.Event()
-    with cluster(address, replicas[1], each, replicas[0]) as ray:
+    config: ServerConfig,
+    choose_address: Callable[[Address | None], Address],
+    replicas: tuple[int, int],
+    resources: WorkerResources,
+    cluster_at: str | None,
+    proxy_location: str,
+    on_ready: Callable[[Address], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT, then let running requests finish and leave the cluster as it was.
+
+    choose_address: where the proxies are to listen; called with the address of those that run already, or None.
+    replicas: fewest and most.
+    resources: of each replica.
+    cluster_at: address of the cluster, None for RAY_ADDRESS or a new cluster on this machine.
+    proxy_location: HeadOnly or EveryNode.
+    on_ready: called with the proxies' address when enough replicas draw.
+    Raises FarError if the replicas do not start, or if the cluster runs this application already.
+    """
+    stopping = threading.Event()
+    with cluster(cluster_at, replicas[1], resources, replicas[0]) as ray:
         from ray import serve
 
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # SIGINT raises KeyboardInterrupt
-        lasting = cluster_address(address) is not None
-        running = _proxies_of_others()
+        joined_cluster = cluster_address(cluster_at) is not None
+        running_at = _running_proxies()
         if APP in serve.status().applications:
             raise FarError(
-                "far serve runs on this cluster already; end that one first, or, if it was killed, what it left: "
-                f"serve.delete({APP!r}) in Python"
+                "far serve runs on this cluster already; end that command first, or, if it was killed, remove its "
+                f"replicas: serve.delete({APP!r}) in Python"
             )
-        host, port = place(running)
+        host, port = choose_address(running_at)
         try:
-            target = serve.RunTarget(application(setting, replicas, each), APP, "/", QUIET)
+            target = serve.RunTarget(application(config, replicas, resources), APP, "/", QUIET)
             try:
-                if running is None:
-                    serve.start(proxies, {"host": host, "port": port}, logging_config=QUIET)
+                if running_at is None:
+                    serve.start(proxy_location, {"host": host, "port": port}, logging_config=QUIET)
                 serve.run_many(
                     [target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
                 )
             except (RuntimeError, TimeoutError, serve.exceptions.RayServeException, ray.exceptions.RayError) as error:
                 reason = str(error).strip().split("\n")[-1]
-                raise FarError(f"Ray Serve does not take the replicas: {reason}") from error
+                raise FarError(f"Ray Serve does not accept the replicas: {reason}") from error
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: ending.set())
-            if _started(serve, ending):
-                ready((host, port))
-                ending.wait()
+                signal.signal(number, lambda *_: stopping.set())
+            if _wait_until_running(serve, stopping):
+                on_ready((host, port))
+                stopping.wait()
         finally:
-            _end(serve, setting.limits.grace)
-            if lasting and running is None and not serve.status().applications:
+            _delete_replicas(serve, config.limits.grace)
+            if joined_cluster and running_at is None and not serve.status().applications:
                 serve.shutdown()
 
 
-def _proxies_of_others() -> tuple[str, int] | None:
-    """Host and port of the proxies, where Serve runs in the cluster; FarError where it runs without."""
+def _running_proxies() -> Address | None:
+    """The address of the proxies if Serve runs in the cluster already; raises FarError if it runs without any."""
     from ray import serve
     from ray.serve.context import _get_global_client
 
@@ -122,46 +143,48 @@ def _proxies_of_others() -> tuple[str, int] | None:
         return None
     options = client.http_config
     if options.host is None or not serve.status().proxies:
-        raise FarError("Ray Serve runs in the cluster without an HTTP proxy; start it anew with one: serve shutdown")
+        raise FarError("Ray Serve runs in the cluster without an HTTP proxy; end it with: serve shutdown")
     return options.host, options.port
 
 
-def _started(serve: Any, ending: threading.Event) -> bool:
-    """Wait until the least number of replicas draws; False if the end came first. FarError where they do not start."""
-    told = time.monotonic() + PATIENCE
-    while not ending.wait(POLL):
-        application = serve.status().applications.get(APP)
-        if application is None:
+def _wait_until_running(serve: Any, stopping: threading.Event) -> bool:
+    """Wait until the fewest replicas draw; False if `stopping` is set first. Raises FarError if they do not start."""
+    slow_at = time.monotonic() + SLOW_START_SECONDS
+    while not stopping.wait(POLL_SECONDS):
+        status = serve.status().applications.get(APP)
+        if status is None:
             continue
-        if application.status == "RUNNING":
+        if status.status == "RUNNING":
             return True
-        if application.status == "DEPLOY_FAILED":
-            raise FarError(f"the replicas do not start: {_reason(application)}")
-        if time.monotonic() > told:
-            told = math.inf
-            say(f"the replicas are not there yet; Ctrl-C ends the wait. {_state_of(application)}")
+        if status.status == "DEPLOY_FAILED":
+            raise FarError(f"the replicas do not start: {_failure_reason(status)}")
+        if time.monotonic() > slow_at:
+            slow_at = math.inf
+            say(f"still waiting for the replicas; Ctrl-C ends the wait. {_deployment_messages(status)}")
     return False
 
 
-def _end(serve: Any, grace: float) -> None:
-    """End the replicas, for which they have their grace; the proxies go on, so that answers reach their readers."""
+def _delete_replicas(serve: Any, grace: float) -> None:
+    """End the replicas within `grace` seconds; the proxies go on, so that responses reach their clients."""
     if APP in serve.status().applications:
         serve.delete(APP, _blocking=False)
     end = time.monotonic() + grace + DELETE_SECONDS
     while APP in serve.status().applications and time.monotonic() < end:
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
-def _reason(application: Any) -> str:
-    """Why, out of the replicas' tracebacks that Serve keeps; its own words where there are none."""
-    lines: list[str] = [line.strip() for one in application.deployments.values() for line in one.message.split("\n")]
+def _failure_reason(status: Any) -> str:
+    """The message of the FarError in a replica's traceback, which Serve keeps; Serve's own message if there is none."""
+    lines: list[str] = [
+        line.strip() for deployment in status.deployments.values() for line in deployment.message.split("\n")
+    ]
     for line in reversed(lines):
-        _, found, reason = line.partition("FarError: ")
-        if found:
+        _, separator, reason = line.partition("FarError: ")
+        if separator:
             return reason
-    return " ".join(str(application.message).split())
+    return " ".join(str(status.message).split())
 
 
-def _state_of(application: Any) -> str:
-    """What Serve says of the replicas that it waits for."""
-    return " ".join(" ".join(str(one.message).split()) for one in application.deployments.values())
+def _deployment_messages(status: Any) -> str:
+    """What Serve says of the replicas, in one line."""
+    return " ".join(" ".join(str(deployment.message).split()) for deployment in status.deployments.values())

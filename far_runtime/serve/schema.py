@@ -106,7 +106,7 @@ class Timings(BaseModel):
     stages: dict[str, float]
 
 
-class ImagesAnswer(BaseModel):
+class ImagesResponse(BaseModel):
     """Pictures in the order of their seeds. created: seconds since 1970."""
 
     created: int

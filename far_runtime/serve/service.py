@@ -1,4 +1,4 @@
-"""What becomes of a request for pictures: it is checked, queued, waited for and answered."""
+"""What becomes of a request for pictures: it is validated, queued, waited for and answered."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import base64
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,230 +15,294 @@ from fastapi import HTTPException, Request
 
 from far_runtime.conditioning.subjects import Subject, is_null
 from far_runtime.errors import FarError, fields_for_options
+from far_runtime.images.metadata import PictureMetadata
 from far_runtime.images.writing import picture_bytes
 from far_runtime.sampling.noise import random_seed
 from far_runtime.sampling.settings import batch_key
-from far_runtime.serve.auth import Keys, Rate
-from far_runtime.serve.batching import EditJob, Job, JobResult, Pixels
-from far_runtime.serve.errors import Late, Unknown
+from far_runtime.serve.auth import ApiKeys, RateLimiter
+from far_runtime.serve.exceptions import DeadlineExceeded, ModelNotFound
+from far_runtime.serve.jobs import EditJob, Job, JobResult, Pixels
+from far_runtime.serve.jobs import OnLevel as OnJobLevel
 from far_runtime.serve.metrics import Metrics
-from far_runtime.serve.middleware import NO_KEY
+from far_runtime.serve.middleware import INVALID_KEY
 from far_runtime.serve.models import Model
-from far_runtime.serve.schema import EditRequest, Image, ImageRequest, ImagesAnswer, Timings
-from far_runtime.serve.uploads import edit_of
+from far_runtime.serve.schema import EditRequest, Image, ImageRequest, ImagesResponse, Timings
+from far_runtime.serve.uploads import read_edit
 
 OnLevel = Callable[[int, int, Pixels], None]
-"""Called, on the drawing thread, with which of the pictures, the step's number and the picture after it."""
+"""Called on the batcher's thread with the picture's index in its request, the step's number, and the picture."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for. pictures: of one request. prompt: characters. body: bytes; upload: of a request with
-    files; pixels: of each of these. deadline: seconds until a picture has to be drawn. body_seconds: until a body has
-    to be there. grace: seconds to finish in after SIGTERM."""
+    """What a client may ask for."""
 
-    pictures: int = 8
-    prompt: int = 500
-    body: int = 1 << 20
-    upload: int = 16 << 20
-    pixels: int = 16_000_000
+    max_pictures: int = 8
+    """Pictures of one request."""
+
+    max_prompt: int = 500
+    """Characters of a prompt."""
+
+    max_body: int = 1 << 20
+    """Bytes of a request without files."""
+
+    max_upload: int = 16 << 20
+    """Bytes of a request with files."""
+
+    max_pixels: int = 16_000_000
+    """Pixels of an uploaded picture."""
+
     deadline: float = 120.0
-    body_seconds: float = 20.0
+    """Seconds within which a request's pictures have to be drawn."""
+
+    body_timeout: float = 20.0
+    """Seconds within which a request's body has to arrive."""
+
     grace: float = 60.0
-
-
-@dataclass(frozen=True)
-class QueuedRequest:
-    """A request that can be: its model, settings and tickets."""
-
-    request: ImageRequest
-    model: Model
-    settings: dict[str, Any]
-    seed: int
-    tickets: list[Job]
-
-    def leave(self) -> None:
-        """Nobody waits for it any longer."""
-        for ticket in self.tickets:
-            ticket.leave()
+    """Seconds that running requests have to finish after SIGTERM."""
 
 
 @dataclass(frozen=True)
 class ValidatedRequest:
-    """A request that can be: its model, subject, resolved settings and first seed."""
+    """A request that the model can draw."""
 
     request: ImageRequest
+    """The request as it came."""
+
     model: Model
+    """The model that it asks for."""
+
     subject: Subject
+    """What its pictures show."""
+
     settings: dict[str, Any]
+    """Resolved sampling settings."""
+
     seed: int
+    """Seed of the first picture."""
+
+
+@dataclass(frozen=True)
+class QueuedRequest:
+    """A request whose pictures are in the queue."""
+
+    request: ImageRequest
+    """The request as it came."""
+
+    model: Model
+    """The model that draws it."""
+
+    settings: dict[str, Any]
+    """Resolved sampling settings."""
+
+    seed: int
+    """Seed of the first picture."""
+
+    jobs: list[Job]
+    """One job for each picture."""
+
+    def cancel(self) -> None:
+        """Cancel all of its jobs."""
+        for job in self.jobs:
+            job.cancel()
 
 
 @dataclass(frozen=True)
 class Service:
-    """What a server has: open models, the first of which is the default, and whom it draws for, how much. decoding:
-    held while sent pictures are decoded."""
+    """Models, and who may ask them for how many pictures."""
 
     models: Sequence[Model]
+    """Open models; the first one is the default."""
+
     metrics: Metrics
+    """Where rejections are counted."""
+
     limits: Limits
-    keys: Keys | None = None
-    rate: Rate | None = None
+    """What a client may ask for."""
+
+    keys: ApiKeys | None = None
+    """The API keys, None to serve everyone."""
+
+    rate_limiter: RateLimiter | None = None
+    """The rate of each client, None for no limit."""
+
     decoding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while uploaded pictures are decoded, since a small file may hold many pixels."""
 
     def model(self, name: str | None) -> Model:
-        """A model by its name, or the default; Unknown for another."""
+        """The model of a name, or the default for None; raises ModelNotFound."""
         for model in self.models:
             if name in (None, model.name):
                 return model
-        raise Unknown(f"model {name!r}: not served here; take one of {', '.join(model.name for model in self.models)}")
+        names = ", ".join(model.name for model in self.models)
+        raise ModelNotFound(f"model {name!r}: not served here; use one of {names}")
 
-    def caller(self, request: Request, key: str | None) -> object:
-        """Whose rate a request counts to: the key's, without keys the address's; HTTPException 401 for a wrong one."""
+    def authenticate(self, http_request: Request, key: str | None) -> object:
+        """Whose rate a request counts to: its API key, or its address if the server has no keys.
+
+        Raises HTTPException 401 for a missing or unknown key.
+        """
         if self.keys is None:
-            return request.client.host if request.client else ""
-        number = None if key is None else self.keys.which(key)
-        if number is None:
+            return http_request.client.host if http_request.client else ""
+        position = None if key is None else self.keys.index(key)
+        if position is None:
             self.metrics.rejections.labels("key").inc()
-            raise HTTPException(401, NO_KEY)
-        return number
+            raise HTTPException(401, INVALID_KEY)
+        return position
 
-    def order(self, wanted: ImageRequest, caller: object, on_level: OnLevel | None = None) -> QueuedRequest:
-        """Check a request and queue its pictures. FarError where it cannot be, HTTPException 429 where it may not."""
-        checked = self.check(wanted)
-        with self.spent(caller, wanted.n):
-            return self.queue(checked, on_level)
+    def submit(self, request: ImageRequest, client: object, on_level: OnLevel | None = None) -> QueuedRequest:
+        """Validate a request and queue its pictures.
 
-    async def order_edit(self, wanted: EditRequest, caller: object, on_level: OnLevel | None = None) -> QueuedRequest:
-        """The same for an edit, whose pictures are decoded one request at a time, after everything else is found right:
-        a small file may be many pixels."""
-        checked = self.check(wanted, editing=True)
-        model = checked.model
+        Raises FarError for an invalid request, QueueFull, and HTTPException 429 where the client's rate is used up.
+        """
+        validated = self.validate(request)
+        with self._rate_limited(client, request.n):
+            return self._enqueue(validated, on_level)
+
+    async def submit_edit(self, request: EditRequest, client: object, on_level: OnLevel | None = None) -> QueuedRequest:
+        """Validate an edit and queue its pictures; raises what `submit` raises.
+
+        The uploaded pictures are decoded last, when everything else was found right.
+        """
+        validated = self.validate(request, editing=True)
+        model = validated.model
         model.check_editing()
-        with self.spent(caller, wanted.n):
-            model.batcher.check_room(wanted.n)
-            image, mask = await wanted.image.read(), await wanted.mask.read() if wanted.mask else None
-            size, most = model.manifest.model["image_size"], self.limits.pixels
+        with self._rate_limited(client, request.n):
+            model.batcher.check_capacity(request.n)
+            image, mask = await request.image.read(), await request.mask.read() if request.mask else None
+            size, max_pixels = model.manifest.model["image_size"], self.limits.max_pixels
             with fields_for_options():
                 async with self.decoding:
-                    edit = await asyncio.to_thread(edit_of, image, mask, wanted.outpaint, size, most)
-            return self.queue(checked, on_level, EditJob(edit, wanted.feather))
+                    edit = await asyncio.to_thread(read_edit, image, mask, request.outpaint, size, max_pixels)
+            return self._enqueue(validated, on_level, EditJob(edit, request.feather))
 
-    def check(self, wanted: ImageRequest, editing: bool = False) -> ValidatedRequest:
-        """What a request comes to; FarError where it cannot be."""
-        model, limits = self.model(wanted.model), self.limits
-        if wanted.n > limits.pictures:
-            raise FarError(f"n {wanted.n}: this server draws up to {limits.pictures} pictures at a request")
-        if max(len(wanted.prompt or ""), len(wanted.negative)) > limits.prompt:
-            raise FarError(f"a prompt of more than {limits.prompt} characters; shorten it")
-        if wanted.size not in (None, "auto", model.size):
-            raise FarError(f"size {wanted.size!r}: {model.name} draws {model.size}; leave it out")
-        subject = model.subject(wanted.prompt, wanted.label, wanted.negative, anything=editing)
-        if editing and wanted.guidance is not None and is_null(model.manifest, subject):
-            raise FarError("guidance leads towards a prompt or label; give one, or leave it out")
-        settings = model.settings(wanted.sampling())
-        seed = random_seed() if wanted.seed is None else wanted.seed
-        if seed + wanted.n > 2**64:
-            raise FarError(f"seed {seed}: with n {wanted.n} the last seed is beyond 18446744073709551615")
-        return ValidatedRequest(wanted, model, subject, settings, seed)
+    def validate(self, request: ImageRequest, editing: bool = False) -> ValidatedRequest:
+        """Resolve a request's model, subject, settings and seed; raises FarError for an invalid request."""
+        model, limits = self.model(request.model), self.limits
+        if request.n > limits.max_pictures:
+            raise FarError(f"n {request.n}: this server draws up to {limits.max_pictures} pictures per request")
+        if max(len(request.prompt or ""), len(request.negative)) > limits.max_prompt:
+            raise FarError(f"the prompt has more than {limits.max_prompt} characters; shorten it")
+        if request.size not in (None, "auto", model.size):
+            raise FarError(f"size {request.size!r}: {model.name} draws {model.size}; leave it out")
+        subject = model.subject(request.prompt, request.label, request.negative, allow_null=editing)
+        if editing and request.guidance is not None and is_null(model.manifest, subject):
+            raise FarError("guidance leads towards a prompt or label; give one, or leave guidance out")
+        settings = model.settings(request.sampling())
+        seed = random_seed() if request.seed is None else request.seed
+        if seed + request.n > 2**64:
+            raise FarError(f"seed {seed}: with n {request.n} the last seed is beyond 18446744073709551615")
+        return ValidatedRequest(request=request, model=model, subject=subject, settings=settings, seed=seed)
 
-    def queue(
-        self, checked: ValidatedRequest, on_level: OnLevel | None, edited: EditJob | None = None
+    def _enqueue(
+        self, validated: ValidatedRequest, on_level: OnLevel | None, edit: EditJob | None = None
     ) -> QueuedRequest:
-        """Queue the pictures of a request that was checked; QueueFull or Closed where that cannot be."""
-        wanted, model, settings, seed = checked.request, checked.model, checked.settings, checked.seed
+        """Queue the pictures of a request; raises QueueFull or ShuttingDown."""
+        request, model, settings = validated.request, validated.model, validated.settings
 
-        def shown(index: int) -> Callable[[int, Pixels], None] | None:
-            if on_level is None:
-                return None
-            return lambda step, pixels: on_level(index, step, pixels)
+        def on_level_of(index: int) -> OnJobLevel | None:
+            return None if on_level is None else lambda step, pixels: on_level(index, step, pixels)
 
-        kind = batch_key(model.manifest, settings)
-        tickets = [Job(checked.subject, seed + i, settings, kind, shown(i), edited) for i in range(wanted.n)]
-        model.batcher.submit(tickets)
-        return QueuedRequest(wanted, model, settings, seed, tickets)
+        settings_key = batch_key(model.manifest, settings)
+        jobs = [
+            Job(
+                subject=validated.subject,
+                seed=validated.seed + i,
+                settings=settings,
+                settings_key=settings_key,
+                on_level=on_level_of(i),
+                edit=edit,
+            )
+            for i in range(request.n)
+        ]
+        model.batcher.submit(jobs)
+        return QueuedRequest(request=request, model=model, settings=settings, seed=validated.seed, jobs=jobs)
 
     @contextmanager
-    def spent(self, caller: object, count: int) -> Iterator[None]:
-        """Count pictures to the caller's rate, unless the block raises: what is refused costs nothing. HTTPException
-        429 where the rate has no room for them."""
-        self._spend(caller, count)
+    def _rate_limited(self, client: object, count: int) -> Iterator[None]:
+        """Count pictures to a client's rate, unless the block raises: a rejected request costs nothing.
+
+        Raises HTTPException 429 where the rate is used up, FarError where `count` is beyond it at any time.
+        """
+        limiter = self.rate_limiter
+        if limiter is None:
+            yield
+            return
+        if count > limiter.per_minute:
+            raise FarError(f"n {count}: this server draws {limiter.per_minute} pictures a minute for each client")
+        if wait := math.ceil(limiter.acquire(client, count)):
+            self.metrics.rejections.labels("rate").inc()
+            message = f"the rate of {limiter.per_minute} pictures a minute is used up; try again in {wait} s"
+            raise HTTPException(429, message, {"Retry-After": str(wait)})
         try:
             yield
         except BaseException:
-            if self.rate:
-                self.rate.give(caller, count)
+            limiter.refund(client, count)
             raise
 
-    def _spend(self, caller: object, count: int) -> None:
-        if self.rate is None:
-            return
-        if count > self.rate.per_minute:
-            raise FarError(f"n {count}: this server draws {self.rate.per_minute} pictures a minute for a key")
-        if wait := math.ceil(self.rate.take(caller, count)):
-            self.metrics.rejections.labels("rate").inc()
-            message = f"{self.rate.per_minute} pictures a minute is all that may; try again in {wait} s"
-            raise HTTPException(429, message, {"Retry-After": str(wait)})
 
-
-async def drawn_in_time(made: QueuedRequest, seconds: float) -> list[JobResult]:
-    """All pictures of an order; Late where that takes too long, Failed where one could not be drawn."""
-    futures = [asyncio.wrap_future(ticket.future) for ticket in made.tickets]
+async def wait_for_results(queued: QueuedRequest, timeout: float) -> list[JobResult]:
+    """The results of a request's jobs; raises DeadlineExceeded after `timeout` seconds, GenerationFailed for a picture
+    that could not be drawn."""
+    futures = [asyncio.wrap_future(job.future) for job in queued.jobs]
     try:
-        done, waiting = await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        done, pending = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
         if errors := [error for future in done if (error := future.exception())]:
             raise errors[0]
-        if waiting:
-            raise Late(f"not drawn within {seconds:g} s; ask for fewer pictures or steps, or later")
+        if pending:
+            raise DeadlineExceeded(f"not drawn within {timeout:g} s; ask for fewer pictures or steps, or try later")
         return [future.result() for future in futures]
     finally:
         for future in futures:
             future.cancel()
 
 
-async def until_gone(request: Request, work: Any) -> list[JobResult]:
-    """The work's result; 499 (nobody reads it) where the client leaves before."""
+async def cancel_on_disconnect(http_request: Request, work: Awaitable[list[JobResult]]) -> list[JobResult]:
+    """The result of `work`; raises HTTPException 499, which nobody reads, if the client disconnects first."""
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+    async def disconnected() -> None:
+        while (await http_request.receive())["type"] != "http.disconnect":
             pass
 
-    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise HTTPException(499, "the client has left")
-        return list(await task)
+            raise HTTPException(499, "the client has disconnected")
+        return await task
     finally:
         task.cancel()
-        leaving.cancel()
+        watch.cancel()
 
 
-async def base64_file(pixels: Pixels, kind: str, drawn: JobResult | None = None) -> str:
-    """A picture as a file in base64, made on another thread."""
-    settings = None if drawn is None else drawn.settings
-    return base64.b64encode(await asyncio.to_thread(picture_bytes, pixels, kind, settings)).decode()
+async def encode_base64(pixels: Pixels, output_format: str, settings: PictureMetadata | None = None) -> str:
+    """A picture as a file in base64, encoded on another thread."""
+    return base64.b64encode(await asyncio.to_thread(picture_bytes, pixels, output_format, settings)).decode()
 
 
-def picture_of(made: QueuedRequest, index: int, drawn: JobResult, file: str) -> Image:
-    """A picture as it is sent."""
-    return Image(b64_json=file, seed=made.seed + index, settings=drawn.settings.to_dict())
+async def encode_result(queued: QueuedRequest, index: int, result: JobResult) -> Image:
+    """A finished picture of a request as it is sent."""
+    file = await encode_base64(result.pixels, queued.request.output_format, result.settings)
+    return Image(b64_json=file, seed=queued.seed + index, settings=result.settings.to_dict())
 
 
-def timings(drawn: Sequence[JobResult]) -> Timings:
-    """Of an order's pictures, which may have been drawn in several batches."""
-    batches = {(one.seconds, *one.stages.values()): one for one in drawn}.values()
-    names = list(dict.fromkeys(name for one in batches for name in one.stages))
-    stages = {name: sum(one.stages.get(name, 0.0) for one in batches) for name in names}
-    return Timings(waited=max(one.waited for one in drawn), drawing=sum(one.seconds for one in batches), stages=stages)
+def timings_of(results: Sequence[JobResult]) -> Timings:
+    """The seconds of a request, whose pictures may have been drawn in several batches."""
+    batches = {(result.seconds, *result.stages.values()): result for result in results}.values()
+    names = list(dict.fromkeys(name for batch in batches for name in batch.stages))
+    return Timings(
+        waited=max(result.waited for result in results),
+        drawing=sum(batch.seconds for batch in batches),
+        stages={name: sum(batch.stages.get(name, 0.0) for batch in batches) for name in names},
+    )
 
 
-def answer(made: QueuedRequest, drawn: Sequence[JobResult], files: Sequence[str]) -> ImagesAnswer:
-    """What is sent for an order."""
-    return ImagesAnswer(
+async def images_response(queued: QueuedRequest, results: Sequence[JobResult]) -> ImagesResponse:
+    """The response to a request whose pictures are finished."""
+    return ImagesResponse(
         created=int(time.time()),
-        model=made.model.name,
-        data=[picture_of(made, i, one, file) for i, (one, file) in enumerate(zip(drawn, files, strict=True))],
-        timings=timings(drawn),
-        warnings=list(dict.fromkeys(warning for one in drawn for warning in one.warnings)),
+        model=queued.model.name,
+        data=await asyncio.gather(*(encode_result(queued, i, result) for i, result in enumerate(results))),
+        timings=timings_of(results),
+        warnings=list(dict.fromkeys(warning for result in results for warning in result.warnings)),
     )

@@ -1,6 +1,6 @@
-"""Edits over the API: what was sent becomes a picture of the model's size and the part of it to draw anew.
+"""Uploaded pictures: they become a picture of the model's size and the part of it to draw.
 
-A sent file is decoded to pixels, and what is sent back is encoded from pixels: nothing else of it goes on.
+An uploaded file is decoded to pixels, and what is sent back is encoded from pixels: nothing else of the file is kept.
 """
 
 from __future__ import annotations
@@ -15,37 +15,45 @@ from far_runtime.images.edit import Edit, in_paint, out_paint, parse_margins
 from far_runtime.images.reading import ImageFile, as_mask, as_picture, open_picture, transparent
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""What may be sent: few decoders, all of them much used."""
+"""Formats of uploaded pictures: few decoders, all of them widely used."""
 
 
-def edit_of(image: bytes, mask: bytes | None, outpaint: str | None, size: int, most: int) -> Edit:
-    """The edit at size x size pixels. most: pixels of a sent picture.
+def read_edit(image: bytes, mask: bytes | None, outpaint: str | None, size: int, max_pixels: int) -> Edit:
+    """The edit that an upload asks for.
 
-    As OpenAI's API has it, the transparent part of the mask is drawn anew, or of the picture where there is no mask; as
-    `far edit` has it, the white part of a mask that is transparent nowhere. Raises FarError for what is no picture, too
-    large, and where it is not plain what to draw.
+    The part to draw is the transparent part of the mask, or of the image where there is no mask, as in OpenAI's API;
+    the white part of a mask without transparency, as in `far edit`; or the margins of `outpaint`.
+
+    image, mask: files.
+    outpaint: margins, such as "left=16,top=8".
+    size: the edit has size x size pixels.
+    max_pixels: pixels of the largest picture that is decoded.
+    Raises FarError for files that are not pictures or are too large, and where it is unclear what to draw.
     """
-    picture = _decoded(image, "image", most)
-    given = ImageFile(Path("image"), as_picture(picture), _digest(image))
+    picture = _decode(image, "image", max_pixels)
+    image_file = ImageFile(Path("image"), as_picture(picture), _sha256(image))
     if outpaint is not None:
         if mask is not None:
             raise FarError(
-                "mask and outpaint are both given; a mask says what to draw anew, outpaint what to add: use one"
+                "mask and outpaint exclude each other: a mask says which part to draw, outpaint what to add; use one"
             )
-        return out_paint(given, parse_margins(outpaint), size)
+        return out_paint(image_file, parse_margins(outpaint), size)
     if mask is not None:
-        drawn = _decoded(mask, "mask", most)
-        clear = transparent(drawn)
-        return in_paint(given, ImageFile(Path("mask"), as_mask(drawn) if clear is None else clear, _digest(mask)), size)
+        mask_picture = _decode(mask, "mask", max_pixels)
+        clear = transparent(mask_picture)
+        change = as_mask(mask_picture) if clear is None else clear
+        return in_paint(image_file, ImageFile(Path("mask"), change, _sha256(mask)), size)
     clear = transparent(picture)
     if clear is None:
-        raise FarError("neither mask nor outpaint, and the image is transparent nowhere; say what to draw anew")
-    return in_paint(given, ImageFile(Path("image"), clear, given.sha256), size)
+        raise FarError(
+            "neither mask nor outpaint, and the image has no transparent part; say which part to draw with one of them"
+        )
+    return in_paint(image_file, ImageFile(Path("image"), clear, image_file.sha256), size)
 
 
-def _decoded(data: bytes, field: str, most: int) -> Image.Image:
-    return open_picture(data, field, field, FORMATS, most)
+def _decode(data: bytes, field: str, max_pixels: int) -> Image.Image:
+    return open_picture(data, field, field, FORMATS, max_pixels)
 
 
-def _digest(data: bytes) -> str:
+def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

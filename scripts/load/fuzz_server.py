@@ -38,7 +38,7 @@ from schemathesis.core.result import Ok
 
 from far_runtime.errors import FarError
 from far_runtime.sampling.options import SAMPLING
-from far_runtime.serve.events import OWN, openais
+from far_runtime.serve.events import STREAM_EVENTS, openai_events
 from far_runtime.serve.schema import ErrorBody
 from far_runtime.storage.atomic import check_file, whole_file
 from serve_process import Seen, serving
@@ -54,7 +54,7 @@ CHECKED = (
 BROKEN, RIGHT, LIKELY = "broken", "right", "likely"
 """LIKELY: right, and about what is there: the served model, a class of it, settings that its system has."""
 MODES = (BROKEN, RIGHT, BROKEN, LIKELY)
-EVENTS = {**OWN, **openais("image_generation"), **openais("image_edit")}
+EVENTS = {**STREAM_EVENTS, **openai_events("image_generation"), **openai_events("image_edit")}
 LAST = ("done", "error", "image_generation.completed", "image_edit.completed")
 ROW = 20
 """Requests of one route and mode in a row, each such row with a seed of its own."""

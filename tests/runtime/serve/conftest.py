@@ -17,9 +17,10 @@ import uvicorn
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.base import EngineOptions
 from far_runtime.serve.app import create_app
-from far_runtime.serve.auth import Keys, Rate
-from far_runtime.serve.metrics import Metrics, ModelWatcher
-from far_runtime.serve.models import Model, Queueing, open_model
+from far_runtime.serve.auth import ApiKeys, RateLimiter
+from far_runtime.serve.batching import QueueConfig
+from far_runtime.serve.metrics import Metrics, ModelMetrics
+from far_runtime.serve.models import Model, open_model
 from far_runtime.serve.service import Limits, Service
 
 Serve = Callable[..., AbstractContextManager[str]]
@@ -43,36 +44,41 @@ def running(service: Service, hosts: frozenset[str] | None = None) -> Iterator[s
 
 @contextlib.contextmanager
 def served(
-    *bundles: Path, limits: Limits | None = None, keys: Keys | None = None, rate: Rate | None = None,
-    hosts: frozenset[str] | None = None, queueing: Queueing | None = None,
-    change: Callable[[Model], None] = lambda model: None,
-) -> Iterator[str]:  # fmt: skip
-    """A server of these bundles, under the names of their folders. change: what a test does to a model beforehand."""
+    *bundles: Path,
+    limits: Limits | None = None,
+    keys: ApiKeys | None = None,
+    rate_limiter: RateLimiter | None = None,
+    hosts: frozenset[str] | None = None,
+    queue: QueueConfig | None = None,
+    prepare: Callable[[Model], None] = lambda model: None,
+) -> Iterator[str]:
+    """The address of a server of these bundles, under the names of their folders; prepare: called with each model."""
     metrics, options, models = Metrics(), EngineOptions(threads=1), []
     for path in bundles:
-        watcher = ModelWatcher(metrics, path.name)
-        model = open_model(path.name, open_bundle(path), "onnxruntime", options, queueing or Queueing(), watcher)
-        change(model)
+        observer = ModelMetrics(metrics, path.name)
+        model = open_model(path.name, open_bundle(path), "onnxruntime", options, queue or QueueConfig(), observer)
+        prepare(model)
         models.append(model)
-    with running(Service(models, metrics, limits or Limits(), keys, rate), hosts) as address:
+    service = Service(models, metrics, limits=limits or Limits(), keys=keys, rate_limiter=rate_limiter)
+    with running(service, hosts) as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def serve() -> Serve:
-    """`served`, for tests that want a server of their own."""
+    """`served`, for tests that need their own server."""
     return served
 
 
 @pytest.fixture(scope="session")
 def address(tiny: Any) -> Iterator[str]:
     """A server of the tiny FAR and the tiny FAR-T2I."""
-    with served(tiny.bundle, tiny.t2i_bundle) as found:
-        yield found
+    with served(tiny.bundle, tiny.t2i_bundle) as address:
+        yield address
 
 
 @pytest.fixture
 def client(address: str) -> Iterator[httpx.Client]:
-    """Asks that server."""
-    with httpx.Client(base_url=address, timeout=60) as opened:
-        yield opened
+    """A client of that server."""
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield client

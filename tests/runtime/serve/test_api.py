@@ -21,9 +21,10 @@ from PIL import Image
 from far_runtime.engines.base import EngineOptions
 from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
-from far_runtime.serve.auth import Keys, Rate
-from far_runtime.serve.events import chosen_steps
-from far_runtime.serve.models import Model, Queueing
+from far_runtime.serve.auth import ApiKeys, RateLimiter
+from far_runtime.serve.batching import QueueConfig
+from far_runtime.serve.events import partial_image_steps
+from far_runtime.serve.models import Model
 from far_runtime.serve.service import Limits
 
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
@@ -78,11 +79,11 @@ def test_a_model_of_text_takes_prompts(client: httpx.Client, tiny: Any) -> None:
 def test_a_seed_gives_the_same_picture_at_any_load(client: httpx.Client, address: str) -> None:
     asked = [{"label": i % 10, "seed": i, "steps": 2, "guidance": 1.5 + i % 3} for i in range(24)]
     alone = [client.post(GENERATE, json=one).json()["data"][0]["b64_json"] for one in asked]
-    merge_guidance: dict[int, str] = {}
+    in_batches: dict[int, str] = {}
 
     def ask(i: int) -> None:
         with httpx.Client(base_url=address, timeout=60) as own:
-            merge_guidance[i] = own.post(GENERATE, json=asked[i]).json()["data"][0]["b64_json"]
+            in_batches[i] = own.post(GENERATE, json=asked[i]).json()["data"][0]["b64_json"]
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
     for thread in threads:
@@ -90,12 +91,11 @@ def test_a_seed_gives_the_same_picture_at_any_load(client: httpx.Client, address
     for thread in threads:
         thread.join()
     sizes = {
-        json.loads(Image.open(io.BytesIO(base64.b64decode(f))).info["far-deploy"])["batch"]
-        for f in merge_guidance.values()
+        json.loads(Image.open(io.BytesIO(base64.b64decode(f))).info["far-deploy"])["batch"] for f in in_batches.values()
     }
     assert max(sizes) > 1  # they did run together
     for i, file in enumerate(alone):
-        difference = pixels_of(file).astype(int) - pixels_of(merge_guidance[i])
+        difference = pixels_of(file).astype(int) - pixels_of(in_batches[i])
         assert abs(difference).max() <= 1  # the engine's rounding
 
 
@@ -140,7 +140,7 @@ def test_openais_client_streams_a_picture_as_it_sharpens(
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 3), (2, 3), (4, 2), (8, 1), (8, 3), (10, 3), (64, 3)])
 def test_partial_images_are_spread_over_the_steps_before_the_last(steps: int, count: int) -> None:
-    chosen = sorted(chosen_steps(steps, count))
+    chosen = sorted(partial_image_steps(steps, count))
     assert len(chosen) == min(count, steps - 1)
     assert all(0 <= step < steps - 1 for step in chosen)
     gaps = np.diff([-1, *chosen, steps - 1])
@@ -255,7 +255,7 @@ def test_keys_are_asked_for_and_each_has_its_rate(serve: Any, tiny: Any, tmp_pat
     keys.write_text("# ours\nfirst-key-of-sixteen\nsecond-key-of-sixteen\n")
     now = [0.0]
     with (
-        serve(tiny.bundle, keys=Keys.read(keys), rate=Rate(3, lambda: now[0])) as address,
+        serve(tiny.bundle, keys=ApiKeys.read(keys), rate_limiter=RateLimiter(3, lambda: now[0])) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
 
@@ -317,9 +317,9 @@ def waiting_at(client: httpx.Client, count: int) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again_and_a_late_picture_is_given_up(serve: Any, tiny: Any) -> None:
-    gate, queueing = threading.Event(), Queueing(max_batch=1, max_queue=2)
+    gate, queue = threading.Event(), QueueConfig(max_batch=1, max_queue=2)
     with (
-        serve(tiny.bundle, queueing=queueing, limits=Limits(deadline=3), change=hold(gate)) as address,
+        serve(tiny.bundle, queue=queue, limits=Limits(deadline=3), prepare=hold(gate)) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
         threads, answers = in_background(address, 1)
@@ -339,9 +339,9 @@ def test_a_full_queue_says_when_to_come_again_and_a_late_picture_is_given_up(ser
 
 
 def test_a_client_that_leaves_frees_its_place(serve: Any, tiny: Any) -> None:
-    gate, queueing = threading.Event(), Queueing(max_batch=1, max_queue=1)
+    gate, queue = threading.Event(), QueueConfig(max_batch=1, max_queue=1)
     with (
-        serve(tiny.bundle, queueing=queueing, change=hold(gate)) as address,
+        serve(tiny.bundle, queue=queue, prepare=hold(gate)) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
         threads, answers = in_background(address, 1)
@@ -384,7 +384,7 @@ def test_an_engine_that_fails_is_told_without_its_insides_and_the_next_request_i
 
         engine.run = failing  # type: ignore[method-assign]
 
-    with serve(tiny.bundle, change=change) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with serve(tiny.bundle, prepare=change) as address, httpx.Client(base_url=address, timeout=60) as client:
         answer = client.post(GENERATE, json={"label": 0})
         assert answer.status_code == 500
         assert "secret" not in answer.text
@@ -397,7 +397,7 @@ def test_an_engine_that_fails_is_told_without_its_insides_and_the_next_request_i
 
 
 def test_large_slow_and_half_sent_bodies_are_refused(serve: Any, tiny: Any) -> None:
-    limits = Limits(body=1000, body_seconds=0.5)
+    limits = Limits(max_body=1000, body_timeout=0.5)
     with serve(tiny.bundle, limits=limits) as address, httpx.Client(base_url=address, timeout=60) as client:
         large = client.post(GENERATE, content=b" " * 1001)
         assert (large.status_code, error_of(large)["code"]) == (413, "large_body")

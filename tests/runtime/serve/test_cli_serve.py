@@ -16,10 +16,11 @@ import pytest
 
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import main
-from far_runtime.cli.serve import place_of_proxies
+from far_runtime.cli.serve import proxy_address
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
-from far_runtime.serve.models import Queueing, open_model
+from far_runtime.serve.batching import QueueConfig
+from far_runtime.serve.models import open_model
 
 COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import main; main(sys.argv[1:])", "serve"]
 
@@ -47,12 +48,12 @@ def test_sigterm_lets_what_runs_finish(tiny: Any) -> None:
         (["{b}", "{b}"], "NAME=BUNDLE"),
         (["nowhere"], "no such bundle"),
         (["no/such name={b}"], "letters"),
-        (["{b}", "--keys", "{tmp}/none"], "a key a line"),
+        (["{b}", "--keys", "{tmp}/none"], "one key per line"),
         (["{b}", "--keys", "{tmp}/empty"], "has no key"),
-        (["{b}", "--keys", "{tmp}/short"], "line 2 is short"),
+        (["{b}", "--keys", "{tmp}/short"], "line 2 is too short"),
         (["{b}", "--port", "{taken}"], "choose another --port"),
         (["{b}", "--engine", "onnx"], "unknown"),
-        (["{b}", "--grace", "nan"], "no number of seconds"),
+        (["{b}", "--grace", "nan"], "is not a number of seconds"),
         (["{b}", "--deadline", "inf"], "0<x<=86400"),
     ],
 )
@@ -75,16 +76,16 @@ def test_a_bundle_that_cannot_read_its_prompts_is_not_served(tiny: Any) -> None:
     without = tuple(graph for graph in bundle.manifest.graphs if graph.stage != "text")
     silent = replace(bundle, manifest=replace(bundle.manifest, graphs=without))
     with pytest.raises(FarError, match="has no text encoder, so it takes no prompts; export it again"):
-        open_model("silent", silent, "onnxruntime", EngineOptions(threads=1), Queueing())
+        open_model("silent", silent, "onnxruntime", EngineOptions(threads=1), QueueConfig())
 
 
 def test_rays_proxies_listen_where_they_do_already_or_where_it_is_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(FarError, match="choose another --port"):
-            place_of_proxies("127.0.0.1", port, None)
-        assert place_of_proxies("127.0.0.1", port, ("localhost", 8123)) == ("localhost", 8123)
-    host, free = place_of_proxies("127.0.0.1", 0, None)
+            proxy_address("127.0.0.1", port, None)
+        assert proxy_address("127.0.0.1", port, ("localhost", 8123)) == ("localhost", 8123)
+    host, free = proxy_address("127.0.0.1", 0, None)
     assert host == "127.0.0.1" and free > 0
 
 
@@ -92,5 +93,5 @@ def test_rays_proxies_listen_where_they_do_already_or_where_it_is_free() -> None
     ("asked", "there", "who"), [("127.0.0.1", "0.0.0.0", "other machines"), ("0.0.0.0", "::1", "this machine alone")]
 )
 def test_rays_proxies_are_for_other_machines_only_if_that_is_said(asked: str, there: str, who: str) -> None:
-    with pytest.raises(FarError, match=rf"listens at {there}:8000, for {who}; say so with --host {there}"):
-        place_of_proxies(asked, 8000, (there, 8000))
+    with pytest.raises(FarError, match=rf"listens at {there}:8000, for {who}; confirm that with --host {there}"):
+        proxy_address(asked, 8000, (there, 8000))

@@ -20,10 +20,10 @@ from far_runtime.engines.base import EngineOptions
 from far_runtime.images.edit import Edit, compose
 from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
-from far_runtime.serve.auth import Keys, Rate
-from far_runtime.serve.models import Queueing
+from far_runtime.serve.auth import ApiKeys, RateLimiter
+from far_runtime.serve.batching import QueueConfig
 from far_runtime.serve.service import Limits
-from far_runtime.serve.uploads import edit_of
+from far_runtime.serve.uploads import read_edit
 
 EDITS, SIZE = "/v1/images/edits", 16
 PICTURE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
@@ -47,7 +47,7 @@ WHITE, CLEAR = file_of(np.where(CHANGE, 255, 0).astype(np.uint8)), cut_out(PICTU
 
 @pytest.fixture(scope="module")
 def address(serve: Any, tiny: Any) -> Iterator[str]:
-    with serve(tiny.bundle, tiny.t2i_bundle, limits=Limits(upload=200_000, pixels=10_000)) as found:
+    with serve(tiny.bundle, tiny.t2i_bundle, limits=Limits(max_upload=200_000, max_pixels=10_000)) as found:
         yield found
 
 
@@ -94,7 +94,7 @@ def test_openais_client_edits_as_far_edit_does(address: str, tiny: Any, tmp_path
 def test_what_is_drawn_anew_is_told_in_four_ways(
     client: httpx.Client, files: dict[str, bytes], fields: dict[str, str], change: Any
 ) -> None:
-    edit = edit_of(files["image"], files.get("mask"), fields.get("outpaint"), SIZE, 10_000)
+    edit = read_edit(files["image"], files.get("mask"), fields.get("outpaint"), SIZE, 10_000)
     assert (edit.change == change).all()
     answer = client.post(EDITS, data={"label": "2", "seed": "1", "steps": "2", **fields}, files=files)
     assert answer.status_code == 200, answer.text
@@ -165,7 +165,7 @@ PAIR = {"image": file_of(PICTURE), "mask": WHITE}
         ({"image": file_of(PICTURE), "mask": file_of(PICTURE[:8])}, {}, "mask: 16 x 8 pixels, image has 16 x 16"),
         ({"image": file_of(PICTURE), "mask": file_of(0 * PICTURE)}, {}, "mask: nothing to change"),
         ({"image": file_of(PICTURE)}, {}, "neither mask nor outpaint"),
-        (PAIR, {"outpaint": "top=4"}, "mask and outpaint are both given"),
+        (PAIR, {"outpaint": "top=4"}, "mask and outpaint exclude each other"),
         ({"image": file_of(PICTURE)}, {"outpaint": "up=4"}, "outpaint up=4: side 'up'"),
         ({"image": file_of(PICTURE)}, {"outpaint": "top=16"}, "leaves no picture"),
         (PAIR, {"guidance": "3"}, "guidance leads towards a prompt or label"),
@@ -190,7 +190,7 @@ def test_a_larger_upload_is_refused(client: httpx.Client) -> None:
 def test_nothing_is_decoded_for_a_request_that_may_not_be(serve: Any, tiny: Any) -> None:
     broken = {"image": b"no picture"}
     with (
-        serve(tiny.bundle, rate=Rate(1), queueing=Queueing(max_queue=1)) as address,
+        serve(tiny.bundle, rate_limiter=RateLimiter(1), queue=QueueConfig(max_queue=1)) as address,
         httpx.Client(base_url=address) as client,
     ):
         assert "cannot be read as a picture" in client.post(EDITS, files=broken, data={"label": "1"}).text
@@ -199,14 +199,17 @@ def test_nothing_is_decoded_for_a_request_that_may_not_be(serve: Any, tiny: Any)
         )  # what failed cost nothing
         assert client.post(EDITS, files=broken, data={"label": "1"}).status_code == 429
         assert "99" in client.post(EDITS, files=broken, data={"label": "99"}).text
-    with serve(tiny.bundle, queueing=Queueing(max_queue=1)) as address, httpx.Client(base_url=address) as client:
+    with serve(tiny.bundle, queue=QueueConfig(max_queue=1)) as address, httpx.Client(base_url=address) as client:
         answer = client.post(EDITS, files=broken, data={"label": "1", "n": "2"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
 
 
 def test_no_body_is_read_without_a_key(serve: Any, tiny: Any) -> None:
-    limits = Limits(upload=1000)
-    with serve(tiny.bundle, keys=Keys(["k" * 16]), limits=limits) as address, httpx.Client(base_url=address) as client:
+    limits = Limits(max_upload=1000)
+    with (
+        serve(tiny.bundle, keys=ApiKeys(["k" * 16]), limits=limits) as address,
+        httpx.Client(base_url=address) as client,
+    ):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic " + "k" * 16}):
             answer = client.post(EDITS, content=bytes(5000), headers=headers)
             assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
@@ -231,7 +234,7 @@ def test_greys_of_16_bits_are_clear_where_their_file_says_so() -> None:
     grey[CHANGE] = 513
     data = io.BytesIO()
     Image.fromarray(grey).save(data, "PNG", transparency=513)
-    edit = edit_of(data.getvalue(), None, None, SIZE, 10_000)
+    edit = read_edit(data.getvalue(), None, None, SIZE, 10_000)
     assert (edit.change == CHANGE).all()
     assert (edit.image[~CHANGE] == round(40_000 / 257)).all()
 
@@ -242,7 +245,7 @@ def test_a_bundle_that_cannot_edit_says_so(serve: Any, tiny: Any, tmp_path: Path
         graphs = tuple(graph for graph in manifest.graphs if graph.stage != "encode")
         object.__setattr__(manifest, "graphs", graphs)
 
-    with serve(tiny.bundle, change=without_encode) as address, httpx.Client(base_url=address) as client:
+    with serve(tiny.bundle, prepare=without_encode) as address, httpx.Client(base_url=address) as client:
         assert client.get("/v1/models").json()["data"][0]["far"]["editing"] is False
         answer = client.post(EDITS, files=PAIR)
     assert answer.status_code == 400

@@ -28,8 +28,9 @@ from far_runtime.cli.serve import listen
 from far_runtime.engines.base import EngineOptions
 from far_runtime.serve import events as streams
 from far_runtime.serve.app import create_app
+from far_runtime.serve.batching import QueueConfig
 from far_runtime.serve.metrics import Metrics
-from far_runtime.serve.models import Model, Queueing, open_model
+from far_runtime.serve.models import Model, open_model
 from far_runtime.serve.service import Limits, Service
 
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
@@ -148,7 +149,7 @@ def test_a_picture_that_fails_in_the_middle_of_a_batch_fails_alone(
     serve: Any, tiny: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     found: dict[tuple[str, int], httpx.Response] = {}
-    with serve(tiny.bundle, queueing=Queueing(4, 20.0), change=poisoned(2)) as address:
+    with serve(tiny.bundle, queue=QueueConfig(4, 20.0), prepare=poisoned(2)) as address:
 
         def ask(route: str, seed: int) -> None:
             found[route, seed] = httpx.post(f"{address}{route}", json={**DRAWN, "seed": seed}, timeout=60)
@@ -187,7 +188,7 @@ def test_numbers_out_of_range_are_a_fault_of_the_server_and_speak_of_no_option(
 
         engine.run = infinite  # type: ignore[method-assign]
 
-    with serve(tiny.bundle, change=change) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with serve(tiny.bundle, prepare=change) as address, httpx.Client(base_url=address, timeout=60) as client:
         answer = client.post(GENERATE, json=DRAWN)
         error = answer.json()["error"]
         assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "out_of_range")
@@ -199,8 +200,8 @@ def test_numbers_out_of_range_are_a_fault_of_the_server_and_speak_of_no_option(
 
 def test_a_client_that_reads_slowly_misses_levels_but_no_picture(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen levels, of which four may wait while nothing is read."""
-    monkeypatch.setattr(streams, "MOST_LEVELS", 4)
-    model = open_model("tiny", open_bundle(tiny.bundle), "onnxruntime", EngineOptions(threads=1), Queueing())
+    monkeypatch.setattr(streams, "MAX_WAITING_LEVELS", 4)
+    model = open_model("tiny", open_bundle(tiny.bundle), "onnxruntime", EngineOptions(threads=1), QueueConfig())
     app = create_app(Service([model], Metrics(), Limits()))
     body = json.dumps({**DRAWN, "n": 4}).encode()
     ends: list[asyncio.Event] = []
@@ -248,7 +249,7 @@ def test_a_client_that_reads_slowly_misses_levels_but_no_picture(tiny: Any, monk
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux hangs up by itself")
 def test_an_order_is_left_where_the_client_is_gone_before_the_first_event() -> None:
     left: list[bool] = []
-    made: Any = SimpleNamespace(leave=lambda: left.append(True))
+    made: Any = SimpleNamespace(cancel=lambda: left.append(True))
 
     async def nothing() -> AsyncIterator[str]:
         yield "never sent"
@@ -261,14 +262,14 @@ def test_an_order_is_left_where_the_client_is_gone_before_the_first_event() -> N
 
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
     with contextlib.suppress(Exception):  # whatever the framework makes of it
-        asyncio.run(streams.EventStream(nothing(), made)(scope, disconnected, gone))
+        asyncio.run(streams.EventStreamResponse(nothing(), made)(scope, disconnected, gone))
     assert left == [True]
 
 
 def test_a_client_that_reads_nothing_is_hung_up_on(tiny: Any) -> None:
-    model = open_model("tiny", open_bundle(tiny.bundle), "onnxruntime", EngineOptions(threads=1), Queueing())
+    model = open_model("tiny", open_bundle(tiny.bundle), "onnxruntime", EngineOptions(threads=1), QueueConfig())
     app = create_app(Service([model], Metrics(), Limits()))
-    listening = listen("127.0.0.1", 0, stalled=0.5)
+    listening = listen("127.0.0.1", 0, stall_seconds=0.5)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, args=([listening],))
