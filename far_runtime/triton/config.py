@@ -1,5 +1,5 @@
-"""config.pbtxt: what Triton is told of a model, in protobuf's text format (inference.ModelConfig of triton's common
-repository, model_config.proto)."""
+"""config.pbtxt, Triton's configuration of a model: inference.ModelConfig in protobuf's text format (model_config.proto
+in Triton's common repository)."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ DTYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 """Triton's names for the dtypes of stage inputs and outputs."""
 
 VERSION = 1
-"""Of every model in a repository: the name of the folder with its files."""
+"""The version of every model, which is the name of the folder with its files."""
 
 
-class Word(str):
-    """The value of an enumeration, which stands without quotes."""
+class Enum(str):
+    """The value of a protobuf enumeration, which is written without quotes."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What computes the stages.
-
-    name: as `--engine` has it. library: Triton's backend. kind: where its instances are. accelerator: the execution
-    provider that ONNX Runtime uses beside its own for that kind, by our name; none: "".
-    """
+    """A backend of Triton's that runs the stages."""
 
     name: str
+    """Our name of the engine, as `--engine` takes it."""
+
     library: str
+    """Triton's name of the backend."""
+
     kind: str
+    """KIND_CPU or KIND_GPU: where its instances run."""
+
     accelerator: str = ""
+    """The execution provider that ONNX Runtime uses beside its default one, by our name; "" for none."""
 
     @property
     def platform(self) -> str:
-        """Triton's word for the kind of model file."""
+        """Triton's name for the format of the model file."""
         return "tensorrt_plan" if self.library == "tensorrt" else "onnxruntime_onnx"
 
     @property
     def file(self) -> str:
-        """The model's file in its version folder."""
+        """The name of the model file."""
         return "model.plan" if self.library == "tensorrt" else "model.onnx"
 
 
@@ -60,49 +63,60 @@ BACKENDS = {
 }
 
 
-def backend_of(name: str) -> Backend:
-    """The backend of an engine's name; FarError for one that Triton does not have."""
-    name = "onnxruntime" if name == "onnxruntime:cpu" else name
-    if name not in BACKENDS:
-        raise FarError(f"engine {name!r}: Triton runs {', '.join(BACKENDS)}; take one of these")
-    return BACKENDS[name]
+def get_backend(engine: str) -> Backend:
+    """The backend of an engine's name; raises FarError for an engine that Triton does not have."""
+    engine = "onnxruntime" if engine == "onnxruntime:cpu" else engine
+    if engine not in BACKENDS:
+        raise FarError(f"engine {engine!r}: Triton runs {', '.join(BACKENDS)}; use one of these")
+    return BACKENDS[engine]
 
 
 @dataclass(frozen=True)
-class Serving:
-    """How a repository's models are run.
-
-    gpus: device numbers; none: an instance on every GPU. instances: of each stage (on each GPU). threads: of an
-    instance on the CPU; None: ONNX Runtime's choice. loops: processes of the loop, each draws one batch at a time.
-    largest: pictures of a batch. wait: milliseconds for which a request waits for company. queue: requests that may
-    wait. tensors: where they are between stages on a GPU, "host" or "device". environment: the loop's Python
-    environment, as EXECUTION_ENV_PATH takes it; "": the server's own.
-    """
+class ServingConfig:
+    """How Triton runs the models of a repository."""
 
     gpus: tuple[int, ...] = ()
+    """Device numbers; empty for all GPUs."""
+
     instances: int = 1
+    """Instances of each stage, on each GPU."""
+
     threads: int | None = None
+    """Threads of an instance on the CPU; None for ONNX Runtime's default."""
+
     loops: int = 1
-    largest: int = 8
-    wait: float = 10.0
-    queue: int = 64
+    """Processes that run the sampling loop, each of which draws one batch at a time."""
+
+    max_batch: int = 8
+    """Pictures of a batch."""
+
+    max_wait_ms: float = 10.0
+    """How long a request waits for others to fill its batch, in milliseconds."""
+
+    max_queue: int = 64
+    """Requests that may wait."""
+
     tensors: str = "host"
+    """Where tensors are kept between stages on a GPU: "host" or "device"."""
+
     environment: str = ""
+    """The Python environment of the loop (Triton's EXECUTION_ENV_PATH); "" for the server's own."""
 
 
 def stage_model(prefix: str, graph: Graph) -> str:
-    """The name of a graph's model."""
+    """The name of the model of a graph."""
     return f"{prefix}_{graph.name}"
 
 
-def stage_config(name: str, graph: Graph, backend: Backend, serving: Serving, profiles: int = 1) -> dict[str, Any]:
-    """The configuration of one graph. profiles: how many optimisation profiles its TensorRT plan has.
+def stage_config(
+    name: str, graph: Graph, backend: Backend, serving: ServingConfig, profiles: int = 1
+) -> dict[str, Any]:
+    """The configuration of a stage's model; profiles: how many optimization profiles its TensorRT engine has.
 
-    max_batch_size is 0, and the dims are the whole shape: a stage has pictures along one axis and, with guidance, twice
-    as many rows along another, and takes numbers of shape [1] beside them, which Triton's own batching cannot put
-    together. What is drawn together is put together by the loop.
+    Triton does not batch stages (max_batch_size 0, dims with the batch axis): with guidance some tensors have twice as
+    many rows as pictures, and numbers of shape [1] have no batch axis. The loop makes the batches.
     """
-    group: dict[str, Any] = {"count": serving.instances, "kind": Word(backend.kind)}
+    group: dict[str, Any] = {"count": serving.instances, "kind": Enum(backend.kind)}
     if serving.gpus and backend.kind == "KIND_GPU":
         group["gpus"] = list(serving.gpus)
     if backend.library == "tensorrt" and profiles > 1:
@@ -123,30 +137,35 @@ def stage_config(name: str, graph: Graph, backend: Backend, serving: Serving, pr
     return config
 
 
-def loop_config(name: str, manifest: Manifest, backend: Backend, serving: Serving) -> dict[str, Any]:
-    """The configuration of the loop: pictures in a batch, requests of several clients together."""
+def loop_config(name: str, manifest: Manifest, backend: Backend, serving: ServingConfig) -> dict[str, Any]:
+    """The configuration of the loop's model, which Triton batches: one picture per row."""
     side = manifest.model["image_size"]
-    text = takes_text(manifest)
-    shown = "PROMPT" if text else "LABEL"
-    inputs: list[dict[str, Any]] = [{"name": shown, "data_type": Word("TYPE_STRING"), "dims": [1]}]
-    optional = [("SEED", "TYPE_UINT64"), ("SAMPLING", "TYPE_STRING"), *([("NEGATIVE", "TYPE_STRING")] if text else [])]
-    inputs += [{"name": key, "data_type": Word(kind), "dims": [1], "optional": True} for key, kind in optional]
+    reads_text = takes_text(manifest)
+    optional_inputs = [("SEED", "TYPE_UINT64"), ("SAMPLING", "TYPE_STRING")]
+    if reads_text:
+        optional_inputs.append(("NEGATIVE", "TYPE_STRING"))
     parameters = {"STAGES": name, "ENGINE": backend.name, "TENSORS": serving.tensors}
     if serving.environment:
         parameters["EXECUTION_ENV_PATH"] = serving.environment
     return {
         "name": name,
         "backend": "python",
-        "max_batch_size": serving.largest,
-        "input": inputs,
-        "output": [
-            {"name": "PIXELS", "data_type": Word("TYPE_UINT8"), "dims": [side, side, 3]},
-            {"name": "SETTINGS", "data_type": Word("TYPE_STRING"), "dims": [1]},
+        "max_batch_size": serving.max_batch,
+        "input": [
+            {"name": "PROMPT" if reads_text else "LABEL", "data_type": Enum("TYPE_STRING"), "dims": [1]},
+            *(
+                {"name": input_name, "data_type": Enum(dtype), "dims": [1], "optional": True}
+                for input_name, dtype in optional_inputs
+            ),
         ],
-        "instance_group": [{"count": serving.loops, "kind": Word("KIND_CPU")}],
+        "output": [
+            {"name": "PIXELS", "data_type": Enum("TYPE_UINT8"), "dims": [side, side, 3]},
+            {"name": "SETTINGS", "data_type": Enum("TYPE_STRING"), "dims": [1]},
+        ],
+        "instance_group": [{"count": serving.loops, "kind": Enum("KIND_CPU")}],
         "dynamic_batching": {
-            "max_queue_delay_microseconds": round(serving.wait * 1000),
-            "default_queue_policy": {"max_queue_size": serving.queue},
+            "max_queue_delay_microseconds": round(serving.max_wait_ms * 1000),
+            "default_queue_policy": {"max_queue_size": serving.max_queue},
         },
         "parameters": _parameters(parameters),
     }
@@ -154,27 +173,30 @@ def loop_config(name: str, manifest: Manifest, backend: Backend, serving: Servin
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     dims = [-1 if isinstance(axis, str) else axis for axis in spec.shape]
-    return {"name": spec.name, "data_type": Word(DTYPES[spec.dtype]), "dims": dims}
+    return {"name": spec.name, "data_type": Enum(DTYPES[spec.dtype]), "dims": dims}
 
 
 def _accelerators(backend: Backend, graph: Graph) -> dict[str, Any]:
-    """The execution providers; CUDA's takes what TensorRT's leaves, with the options that `far generate` gives them."""
+    """The execution providers, with the options that `far generate` gives them.
+
+    Beside TensorRT's stands CUDA's, for the nodes that TensorRT does not take.
+    """
     names = [backend.accelerator, *(["cuda"] if backend.accelerator == "tensorrt" else [])]
-    where = "gpu_execution_accelerator" if backend.kind == "KIND_GPU" else "cpu_execution_accelerator"
-    chosen = []
+    accelerators = []
     for name in names:
         options = {} if name == "openvino" else provider_options(name, graph)
         parameters = [{"key": key, "value": value} for key, value in options.items() if value]
-        chosen.append({"name": name, **({"parameters": parameters} if parameters else {})})
-    return {where: chosen}
+        accelerators.append({"name": name, **({"parameters": parameters} if parameters else {})})
+    device = "gpu" if backend.kind == "KIND_GPU" else "cpu"
+    return {f"{device}_execution_accelerator": accelerators}
 
 
 def _parameters(values: Mapping[str, str]) -> list[dict[str, Any]]:
     return [{"key": key, "value": {"string_value": value}} for key, value in values.items()]
 
 
-def text_of(message: Mapping[str, Any]) -> str:
-    """A message in protobuf's text format: mappings are messages, sequences repeated fields."""
+def to_text(message: Mapping[str, Any]) -> str:
+    """A message in protobuf's text format, from mappings for messages and sequences for repeated fields."""
     return "\n".join(_lines(message)) + "\n"
 
 
@@ -184,8 +206,8 @@ def _lines(message: Mapping[str, Any]) -> Iterator[str]:
             yield from _block(name, value)
         elif isinstance(value, Sequence) and not isinstance(value, str):
             if value and isinstance(value[0], Mapping):
-                for one in value:
-                    yield from _block(name, one)
+                for item in value:
+                    yield from _block(name, item)
             else:
                 yield f"{name}: [{', '.join(map(_scalar, value))}]"
         else:
@@ -199,7 +221,7 @@ def _block(name: str, message: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, Word):
+    if isinstance(value, Enum):
         return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -1,4 +1,4 @@
-"""The loop as a model of Triton's Python backend. Imported within the server alone."""
+"""The loop as a model of Triton's Python backend; imported within the server alone."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from far_runtime.conditioning.text import TOKENIZER, load_tokenizer
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
 from far_runtime.triton.engine import TritonEngine
-from far_runtime.triton.handler import Drawer
+from far_runtime.triton.handler import RequestHandler
 
 
 class TritonPythonModel:
-    """Draws pictures through the stages' models, by the loop that all engines run."""
+    """Draws pictures by the same loop as all engines, through the models of the stages."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Read the manifest beside model.py. TritonModelException, with which the server refuses to load the model,
-        where it is damaged or a library is missing."""
+        """Open the bundle beside model.py.
+
+        Raises TritonModelException, with which the server refuses to load the model, if the bundle is damaged or a
+        library is missing.
+        """
         parameters = {
             key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()
         }
@@ -35,20 +38,22 @@ class TritonPythonModel:
             self._pipeline = Pipeline(bundle, engine, cache_bytes=0 if on_device else LIMIT)
         except FarError as error:
             raise utils.TritonModelException(str(error)) from error
-        self._drawer = Drawer(self._pipeline, utils)
+        self._handler = RequestHandler(self._pipeline, utils)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """A response for each of the requests that the server puts together."""
-        return self._drawer.answer(requests)
+        """The responses to the requests of a batch."""
+        return self._handler.answer(requests)
 
     def finalize(self) -> None:
-        """Called when the model is unloaded."""
+        """Called when the server unloads the model."""
         self._pipeline.close()
 
 
 def open_loop(folder: Path) -> Bundle:
-    """The bundle of a version folder, which has the manifest and the tokenizer and none of the graphs; FarError for one
-    that changed, and where the library for prompts is missing."""
+    """The bundle in a version folder, which has the manifest and the tokenizer but no graphs.
+
+    Raises FarError if a file has changed since the export, or if the library that reads prompts is missing.
+    """
     manifest = read_manifest(folder)
     if takes_text(manifest) and any(graph.stage == "text" for graph in manifest.graphs):
         if (folder / TOKENIZER).is_file() and record_of(folder / TOKENIZER) != manifest.files.get(TOKENIZER):

@@ -1,4 +1,4 @@
-"""`far export-triton`: a folder that a Triton server serves: every stage a model, and the loop a model over them."""
+"""`far export-triton`: a model repository, with a model for every stage and one for the loop that calls them."""
 
 from __future__ import annotations
 
@@ -19,90 +19,100 @@ from far_runtime.storage.atomic import whole_folder
 from far_runtime.triton.config import (
     VERSION,
     Backend,
-    Serving,
-    backend_of,
+    ServingConfig,
+    get_backend,
     loop_config,
     stage_config,
     stage_model,
-    text_of,
+    to_text,
 )
-from far_runtime.triton.plans import Plans, plans_of
+from far_runtime.triton.engine_files import EngineFiles, find_engine_files
 
-EDITING = ("encode", "tokenize")
+EDITING_STAGES = ("encode", "tokenize")
 """Stages that drawing never calls."""
 
-NOT_IN_THE_LOOP = ("__pycache__", "bench", "build", "serve", "cli*.py")
-"""What of far_runtime the loop's copy is without."""
+NOT_COPIED = ("__pycache__", "bench", "builder", "cli", "sample", "serve")
+"""Folders of far_runtime that the loop does not need."""
 
-SATURATION = (
+SATURATION_WARNING = (
     "warning: on x86-64 without VNNI, sums of INT8 products overflow under Triton, whose backend cannot be told to "
-    "take ONNX Runtime's slower kernels; serve there from an export with --precision fp32, or on a processor with VNNI"
+    "use ONNX Runtime's slower kernels; serve there from an export with --precision fp32, or on a processor with VNNI"
 )
 CONFIG = "config.pbtxt"
-LOOP = '''"""The sampling loop of {name}, over the models {name}_*. Written by far export-triton."""
+MODEL_PY = '''"""The sampling loop of {name}, over the models {name}_*. Written by far export-triton."""
 
 from far_runtime.triton.model import TritonPythonModel as TritonPythonModel
 '''
 
 Report = Callable[[str], None]
+"""Called with a line for the user."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to write. name: of the loop's model, and the beginning of the stages'; "": the bundle's folder's. engine:
-    one of BACKENDS. plans: the TensorRT engine's name; None: the newest. copy: a copy of the weights in every model,
-    in place of links to one of them. runtime: a copy of far_runtime beside the loop. editing: also the stages that
-    drawing never calls."""
+class RepositoryOptions:
+    """What a model repository holds."""
 
     name: str = ""
+    """Name of the loop's model, and what the stages' names begin with; "" for the name of the bundle's folder."""
+
     engine: str = "onnxruntime"
+    """What runs the stages, one of BACKENDS."""
+
     plans: str | None = None
+    """Name of the TensorRT engine to use; None for the newest."""
+
     copy: bool = False
+    """Whether every model has its own copy of the weights, in place of hard links to one file."""
+
     runtime: bool = True
+    """Whether far_runtime is copied beside the loop."""
+
     editing: bool = False
-    serving: Serving = field(default_factory=Serving)
+    """Whether the stages that drawing never calls are exported too."""
+
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    """How Triton runs the models."""
 
 
-def write_repository(bundle: Bundle, target: Path, options: Options, report: Report = lambda line: None) -> str:
-    """Write a model repository of a bundle; returns the loop's name. The folder appears whole or not at all.
+def write_repository(
+    bundle: Bundle, target: Path, options: RepositoryOptions, report: Report = lambda line: None
+) -> str:
+    """Write the model repository of a bundle to a new folder, which appears whole or not at all.
 
-    report: called with a line for the user. Raises FarError for a name or an engine that cannot be, a precision that
-    the engine does not compute, plans that were not built, and a folder that is there already.
+    Returns the name of the loop's model.
+    Raises FarError for an invalid name or engine, for a precision that the engine does not compute, if no TensorRT
+    engine was built, and if the folder exists.
     """
     check_system(bundle)
     name = options.name or bundle.path.resolve().name
     check_name(name, "--name NAME")
-    backend = backend_of(options.engine)
+    backend = get_backend(options.engine)
     check_precision(bundle, backend)
-    plans = plans_of(bundle, options.plans) if backend.library == "tensorrt" else None
-    serving = fitted(bundle, options.serving, plans)
-    if plans is not None:
-        report(plans.line)
+    engine_files = find_engine_files(bundle, options.plans) if backend.library == "tensorrt" else None
+    serving = limit_batch(bundle, options.serving, engine_files)
+    if engine_files is not None:
+        report(engine_files.requirements)
     if bundle.manifest.precision == "int8" and backend.kind == "KIND_CPU":
-        report(SATURATION)
-    graphs = [graph for graph in bundle.manifest.graphs if options.editing or graph.stage not in EDITING]
-    files = Files(options.copy)
+        report(SATURATION_WARNING)
+    graphs = [graph for graph in bundle.manifest.graphs if options.editing or graph.stage not in EDITING_STAGES]
+    files = ModelFiles(options.copy)
     with whole_folder(target) as folder:
         for graph in graphs:
             model = stage_model(name, graph)
-            config = stage_config(model, graph, backend, serving, plans.profiles(graph.name) if plans else 1)
-            version = _model(folder, model, text_of(config))
-            _put(bundle, graph, backend, plans, files, version)
-        version = _model(folder, name, text_of(loop_config(name, bundle.manifest, backend, serving)))
-        (version / "model.py").write_text(LOOP.format(name=name), encoding="utf-8")
-        shutil.copyfile(bundle.path / MANIFEST, version / MANIFEST)
-        if TOKENIZER in bundle.manifest.files:
-            shutil.copyfile(bundle.path / TOKENIZER, version / TOKENIZER)
-        if options.runtime:
-            source = Path(far_runtime.__file__).parent
-            shutil.copytree(source, version / source.name, ignore=shutil.ignore_patterns(*NOT_IN_THE_LOOP))
-    report(files.line)
-    report(f"{target}: {len(graphs)} stages and the loop {name}, which draws up to {serving.largest} pictures at once")
+            profiles = engine_files.profiles(graph.name) if engine_files else 1
+            version = _make_model(folder, model, to_text(stage_config(model, graph, backend, serving, profiles)))
+            _put_graph(bundle, graph, version / backend.file, engine_files, files)
+        version = _make_model(folder, name, to_text(loop_config(name, bundle.manifest, backend, serving)))
+        _put_loop(bundle, name, version, options.runtime)
+    report(files.summary)
+    report(
+        f"{target}: {len(graphs)} stages and the loop {name}, which draws up to {serving.max_batch} pictures at once"
+    )
     return name
 
 
 def check_precision(bundle: Bundle, backend: Backend) -> None:
-    """FarError where the backend does not compute the bundle's precision."""
+    """Raise FarError if the backend does not compute the bundle's precision."""
     if bundle.manifest.precision == "bf16" and backend.name == "onnxruntime":
         raise FarError(
             f"{bundle.path}: is in BF16, for which onnxruntime has no kernels on the CPU; use --engine "
@@ -110,61 +120,72 @@ def check_precision(bundle: Bundle, backend: Backend) -> None:
         )
 
 
-def fitted(bundle: Bundle, serving: Serving, plans: Plans | None) -> Serving:
-    """With no more pictures at once than the graphs were exported for, or their plans built."""
-    built = [plans.largest] if plans else []
-    return replace(serving, largest=min(serving.largest, bundle.manifest.largest_batch, *built))
+def limit_batch(bundle: Bundle, serving: ServingConfig, engine_files: EngineFiles | None) -> ServingConfig:
+    """The same with no larger batch than the graphs and the engine files take."""
+    built = [engine_files.max_batch] if engine_files else []
+    return replace(serving, max_batch=min(serving.max_batch, bundle.manifest.largest_batch, *built))
 
 
-def _model(folder: Path, name: str, config: str) -> Path:
-    """Make a model's folder with its configuration; returns the folder of its one version."""
+def _make_model(folder: Path, name: str, config: str) -> Path:
+    """Make a model's folder with its configuration; returns the folder of its only version."""
     version = folder / name / str(VERSION)
     version.mkdir(parents=True)
     (folder / name / CONFIG).write_text(config, encoding="utf-8")
     return version
 
 
-def _put(bundle: Bundle, graph: Graph, backend: Backend, plans: Plans | None, files: Files, version: Path) -> None:
-    """A graph's file under the name that Triton looks for; weights under the name that the graph calls them by, which
-    ONNX Runtime looks for beside the graph."""
-    if plans is not None:
-        plans.engine.read(graph.name)  # its checksum
-        files.put(plans.engine.file(graph.name), version / backend.file)
+def _put_graph(bundle: Bundle, graph: Graph, target: Path, engine_files: EngineFiles | None, files: ModelFiles) -> None:
+    """Put a graph, or its TensorRT engine file, into a version folder, and the weights beside the graph, where ONNX
+    Runtime looks for them."""
+    if engine_files is not None:
+        engine_files.engine.read(graph.name)  # compares its checksum
+        files.put(engine_files.engine.file(graph.name), target)
         return
-    files.put(bundle.path / graph.file, version / backend.file)
+    files.put(bundle.path / graph.file, target)
     if WEIGHTS in bundle.manifest.files and WEIGHTS.encode() in (bundle.path / graph.file).read_bytes():
-        files.put(bundle.path / WEIGHTS, version / WEIGHTS)
+        files.put(bundle.path / WEIGHTS, target.with_name(WEIGHTS))
 
 
-class Files:
-    """Puts files into the repository. One that several models need is copied once; the others get hard links to that
-    copy, or, where they are not wanted or the file system has none, copies too.
+def _put_loop(bundle: Bundle, name: str, version: Path, runtime: bool) -> None:
+    """Write the loop's files; runtime: whether far_runtime is among them."""
+    (version / "model.py").write_text(MODEL_PY.format(name=name), encoding="utf-8")
+    shutil.copyfile(bundle.path / MANIFEST, version / MANIFEST)
+    if TOKENIZER in bundle.manifest.files:
+        shutil.copyfile(bundle.path / TOKENIZER, version / TOKENIZER)
+    if runtime:
+        package = Path(far_runtime.__file__).parent
+        shutil.copytree(package, version / package.name, ignore=shutil.ignore_patterns(*NOT_COPIED))
 
-    Links within the repository alone: a bundle whose own weights had a second name would be refused by onnx, which
-    takes that for an attack. No symbolic links: ONNX Runtime (from 1.24 on) does not follow them out of a model's
-    folder.
+
+class ModelFiles:
+    """Copies files into the repository; further copies of the same file become hard links to the first.
+
+    Links never lead to the bundle's own files: onnx refuses weights with a second name, which it takes for an attack.
+    Symbolic links would not do: ONNX Runtime (from 1.24 on) does not follow them out of a model's folder.
+
+    copy: whether to write copies in place of links, as is done on file systems without hard links.
     """
 
     def __init__(self, copy: bool) -> None:
         self._copy = copy
-        self._first: dict[Path, Path] = {}
-        self._linked = self._written = 0
+        self._first_copies: dict[Path, Path] = {}
+        self._linked_bytes = self._written_bytes = 0
 
     @property
-    def line(self) -> str:
-        """What was done."""
-        linked = f", {self._linked / 1e6:.1f} MB more as hard links" if self._linked else ""
-        return f"{self._written / 1e6:.1f} MB of models written{linked}"
+    def summary(self) -> str:
+        """How much was written, as a line for the user."""
+        linked = f", {self._linked_bytes / 1e6:.1f} MB more as hard links" if self._linked_bytes else ""
+        return f"{self._written_bytes / 1e6:.1f} MB of models written{linked}"
 
     def put(self, source: Path, target: Path) -> None:
-        """Make `target` a file of the same content."""
+        """Make `target` a file with the content of `source`."""
         size = source.stat().st_size
-        first = self._first.get(source)
-        if first is not None and not self._copy:
+        first_copy = self._first_copies.get(source)
+        if first_copy is not None and not self._copy:
             with contextlib.suppress(OSError):
-                os.link(first, target)
-                self._linked += size
+                os.link(first_copy, target)
+                self._linked_bytes += size
                 return
         shutil.copyfile(source, target)
-        self._first[source] = target
-        self._written += size
+        self._first_copies[source] = target
+        self._written_bytes += size

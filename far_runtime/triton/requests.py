@@ -13,59 +13,83 @@ from far_runtime.errors import FarError, as_option, fields_for_options
 from far_runtime.sampling.noise import random_seed
 from far_runtime.sampling.settings import batch_key, resolve_settings
 
-MOST_TEXT, MOST_SAMPLING = 1000, 10_000
-"""Characters of a prompt or label, and of the sampling settings."""
+MAX_TEXT = 1000
+"""Characters of a prompt or label."""
+
+MAX_SAMPLING = 10_000
+"""Characters of the sampling settings."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A picture that is asked for. place: which of the requests, and which of its pictures. settings: resolved ones.
-    kind: what the pictures of one batch have in common."""
+class Job:
+    """One picture to draw."""
 
-    place: tuple[int, int]
+    position: tuple[int, int]
+    """Which request, and which of its pictures."""
+
     subject: Subject
+    """What it shows."""
+
     seed: int
+    """Seed of its noise."""
+
     settings: dict[str, Any]
-    kind: Hashable
+    """Resolved sampling settings."""
+
+    settings_key: Hashable
+    """Equal for settings that may share a batch."""
 
 
-def wanted_of(manifest: Manifest, request: int, inputs: Mapping[str, Sequence[Any]]) -> list[Wanted]:
-    """The pictures of a request from its inputs by name, a value a picture; FarError for what cannot be."""
-    text = takes_text(manifest)
-    shown = "PROMPT" if text else "LABEL"
-    found: list[Wanted] = []
-    for i, raw in enumerate(inputs[shown]):
+def parse_request(manifest: Manifest, request: int, inputs: Mapping[str, Sequence[Any]]) -> list[Job]:
+    """The pictures of a request, from its inputs by name with one value per picture.
+
+    request: the number of the request.
+    Raises FarError for invalid inputs.
+    """
+    reads_text = takes_text(manifest)
+    subject_input = "PROMPT" if reads_text else "LABEL"
+    jobs: list[Job] = []
+    for i, subject_value in enumerate(inputs[subject_input]):
         row = {name: values[i] for name, values in inputs.items()}
-        name = text_of(shown, raw, MOST_TEXT)
-        negative = text_of("NEGATIVE", row.get("NEGATIVE", b""), MOST_TEXT)
+        name = decode_text(subject_input, subject_value, MAX_TEXT)
+        negative = decode_text("NEGATIVE", row.get("NEGATIVE", b""), MAX_TEXT)
         seed = int(row["SEED"]) if "SEED" in row else random_seed()
-        given = sampling_of(text_of("SAMPLING", row.get("SAMPLING", b""), MOST_SAMPLING))
+        requested = parse_sampling(decode_text("SAMPLING", row.get("SAMPLING", b""), MAX_SAMPLING))
+        labels, prompts = ([], [name]) if reads_text else ([name], [])
         with fields_for_options():
-            subject = resolve_subjects(manifest, [] if text else [name], [name] if text else [], negative)[0]
-            settings = resolve_settings(manifest, {key: as_option(key, value) for key, value in given.items()})
-        found.append(Wanted((request, i), subject, seed, settings, batch_key(manifest, settings)))
-    return found
+            subject = resolve_subjects(manifest, labels, prompts, negative)[0]
+            settings = resolve_settings(manifest, {key: as_option(key, value) for key, value in requested.items()})
+        job = Job(
+            position=(request, i),
+            subject=subject,
+            seed=seed,
+            settings=settings,
+            settings_key=batch_key(manifest, settings),
+        )
+        jobs.append(job)
+    return jobs
 
 
-def text_of(name: str, raw: Any, most: int) -> str:
-    """An element of a TYPE_STRING tensor; FarError unless it is UTF-8 of at most so many characters."""
+def decode_text(name: str, value: Any, max_length: int) -> str:
+    """The text in an element of a TYPE_STRING tensor; raises FarError unless it is UTF-8 of at most max_length
+    characters."""
     try:
-        text = raw.decode() if isinstance(raw, bytes) else str(raw)
+        text = value.decode() if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError as error:
         raise FarError(f"{name}: not UTF-8; send text in it") from error
-    if len(text) > most:
-        raise FarError(f"{name}: {len(text)} characters; at most {most} are taken")
+    if len(text) > max_length:
+        raise FarError(f"{name}: {len(text)} characters; send at most {max_length}")
     return text
 
 
-def sampling_of(text: str) -> dict[str, Any]:
-    """Sampling settings from a JSON object, by the names of `far generate` with _ for -; "": none are given."""
+def parse_sampling(text: str) -> dict[str, Any]:
+    """Sampling settings from a JSON object, by the names of `far generate`'s options with _ for -; {} for ""."""
     if not text.strip():
         return {}
     try:
-        given = json.loads(text)
+        settings = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FarError(f'SAMPLING: not JSON ({error}); send an object, as {{"steps": 10}}') from error
-    if not isinstance(given, dict):
+    if not isinstance(settings, dict):
         raise FarError('SAMPLING: expected an object of settings by name, as {"steps": 10}')
-    return given
+    return settings

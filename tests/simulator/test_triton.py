@@ -13,16 +13,16 @@ import pytest
 from far_runtime.bundle import open_bundle
 from far_runtime.images.metadata import PictureMetadata
 from far_runtime.pipeline import Pipeline
-from far_runtime.triton.config import Serving
+from far_runtime.triton.config import ServingConfig
 from far_runtime.triton.engine import StageFailed, TritonEngine
-from far_runtime.triton.repository import Options, write_repository
+from far_runtime.triton.repository import RepositoryOptions, write_repository
 from simulated_triton import Request, Server, Tensor, TritonError, TritonModelException, seeds, strings
 
 STEPS = {"far": {"steps": 2}, "far_t2i": {"steps": 2}, "mar": {"steps": 2}, "var": {}}
 
 
 def served(bundle: Path, folder: Path, **options: Any) -> Server:
-    write_repository(open_bundle(bundle), folder, Options(name="m", **options))
+    write_repository(open_bundle(bundle), folder, RepositoryOptions(name="m", **options))
     return Server(folder)
 
 
@@ -53,7 +53,7 @@ def test_tensors_may_stay_on_the_gpu(system_bundle: Path, tmp_path: Path) -> Non
     asked = {**subject, "SEED": seeds(5), "SAMPLING": strings(json.dumps({**STEPS[manifest.system], "guidance": 2}))}
     made, moved = [], []
     for tensors in ("host", "device"):
-        serving = Serving(tensors=tensors)
+        serving = ServingConfig(tensors=tensors)
         server = served(system_bundle, tmp_path / tensors, engine="onnxruntime:cuda", serving=serving)
         with server.running("m"):
             server.infer("m", asked)
@@ -200,5 +200,5 @@ def test_what_is_put_is_a_copy_and_what_lies_on_a_gpu_is_not_read(tiny: Any) -> 
     assert engine.get(held).tolist() == [[0, 3], [1, 4], [2, 5]]
     on_gpu = Tensor("hidden", held)
     on_gpu.gpu = True
-    with pytest.raises(StageFailed, match="hidden: lies on a GPU"):
+    with pytest.raises(StageFailed, match="hidden: is on a GPU"):
         engine.get(on_gpu)

@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from far_runtime.bundle import open_bundle
 from far_runtime.pipeline import Pipeline
-from far_runtime.triton.repository import Options, write_repository
+from far_runtime.triton.repository import RepositoryOptions, write_repository
 from simulated_triton import Server, TritonError
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "triton.md").read_text(encoding="utf-8")
@@ -56,7 +56,7 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 @pytest.fixture
 def served(tiny: Any, tmp_path: Path) -> Iterator[tuple[Server, str]]:
     """The simulator of a repository with the loop far-emoji, and the address of its service."""
-    write_repository(open_bundle(tiny.bundle), tmp_path / "models", Options(name="far-emoji"))
+    write_repository(open_bundle(tiny.bundle), tmp_path / "models", RepositoryOptions(name="far-emoji"))
     simulated = Server(tmp_path / "models")
     with simulated.running("far-emoji"):
         server = grpc.server(ThreadPoolExecutor(1))

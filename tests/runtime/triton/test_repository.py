@@ -24,7 +24,7 @@ from far_runtime.engines.cache.compatibility import RECIPE
 from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.triton import repository
-from far_runtime.triton.config import text_of
+from far_runtime.triton.config import to_text
 from simulated_triton import schema
 
 Far = Callable[..., Any]
@@ -132,7 +132,7 @@ def test_text_format_keeps_every_character() -> None:
     config = schema().ModelConfig()
     text = 'a "quoted" \\ name\n\té 絵'
     message = {"name": text, "parameters": [{"key": "k", "value": {"string_value": text}}], "max_batch_size": 3}
-    text_format.Parse(text_of(message), config)
+    text_format.Parse(to_text(message), config)
     assert (config.name, config.parameters["k"].string_value, config.max_batch_size) == (text, text, 3)
 
 
@@ -199,7 +199,7 @@ def test_plans_of_far_build_become_models(bundle_copy: Path, far: Far) -> None:
             "no tensorrt engine to serve (none was built); build one on the GPU that will serve with: far build",
         ),
         (["2:4:8"], {}, "built for 2 to 8 pictures, and a request may come alone"),
-        (["1:4:8"], {"stripped": True}, "its plans are without weights"),
+        (["1:4:8"], {"stripped": True}, "its engine files are without weights"),
     ],
 )
 def test_plans_that_triton_cannot_run(
@@ -295,12 +295,12 @@ def test_a_full_disk_leaves_nothing(tiny: Any, far: Far, tmp_path: Path, monkeyp
 SLOW = """
 import sys, time
 from far_runtime.triton import repository
-put = repository.Files.put
+put = repository.ModelFiles.put
 def slow(self, source, target):
     put(self, source, target)
     print("put", flush=True)
     time.sleep(60)
-repository.Files.put = slow
+repository.ModelFiles.put = slow
 from far_runtime.cli.main import main
 main(sys.argv[1:])
 """
@@ -349,8 +349,9 @@ print(loop._pipeline.engine.name)
 def test_the_loop_starts_with_numpy_and_its_copy_of_far_runtime_alone(tiny: Any, far: Far, tmp_path: Path) -> None:
     assert far("export-triton", tiny.bundle, "-o", "m", "--name", "m").code == 0
     version = tmp_path / "m" / "m" / "1"
-    for name in ("serve", "bench", "build", "cli.py", "__pycache__"):
-        assert not (version / "far_runtime" / name).exists()
+    copied = {path.name for path in (version / "far_runtime").rglob("*")}
+    assert copied.isdisjoint({"serve", "sample", "bench", "builder", "cli", "__pycache__"})
+    assert {"sampling", "pipeline.py", "handler.py"} <= copied
     values = {"STAGES": "m", "ENGINE": "onnxruntime", "TENSORS": "host"}
     config = json.dumps({"parameters": {key: {"string_value": value} for key, value in values.items()}})
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
