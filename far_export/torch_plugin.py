@@ -23,9 +23,8 @@ def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: S
     first batch size and then once more for any. More compilations than torch allows are an error, not a silent return
     to eager. Raises FarError for another variant, and without the checkpoint that the bundle was exported from.
     """
-    from far_export.cli.verify import recorded_vae, reference_text
     from far_export.load import load_pair
-    from far_export.verify.parity import check_sizes, reference_stages
+    from far_export.verify.reference import check_sizes, recorded_vae, reference_stages, reference_text
 
     if variant not in VARIANTS:
         raise FarError(f"engine torch:{variant}: unknown; use torch or torch:compile")
@@ -38,9 +37,8 @@ def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: S
     weights = manifest.source.get("checkpoint", {}).get("weights") or None
     model, decoder = load_pair(sources.checkpoint, vae, weights, manifest.source.get("config", {}), manifest.system)
     check_sizes(manifest, model.model, decoder.model)
-    stages = reference_stages(manifest, model.model, decoder.model)
     text = reference_text(manifest, model, sources.text_encoder)
-    stages += [] if text is None else [text]
+    stages = reference_stages(manifest, model.model, decoder.model, text)
     if variant == "compile":
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         stages = [replace(stage, module=torch.compile(stage.module)) for stage in stages]

@@ -161,12 +161,12 @@ def verify_demo(
     subjects: Sequence[Subject], seed: int,
 ) -> Report:  # fmt: skip
     """Verify a picture of each subject."""
-    from far_export.cli.verify import reference_text
     from far_export.load import load_pair
-    from far_export.verify.parity import verify_bundle
+    from far_export.verify.parity import SampleInputs, verify_bundle
+    from far_export.verify.reference import reference_text
     from far_runtime.sampling.settings import resolve_settings
 
     model, vae = load_pair(checkpoint, vae_file)
     text = reference_text(bundle.manifest, model, text_encoder)
-    seeds, settings = [seed] * len(subjects), resolve_settings(bundle.manifest)
-    return verify_bundle(bundle, model.model, vae.model, engine, subjects, seeds, settings, text=text)
+    inputs = SampleInputs(subjects, [seed] * len(subjects), resolve_settings(bundle.manifest))
+    return verify_bundle(bundle, model.model, vae.model, engine, inputs, text=text)

@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from far_export.stages.stage import Stage
-    from far_export.verify.parity import OnProgress
+    from far_export.verify.parity import OnProgress, SampleInputs
     from far_export.verify.results import Report
-    from far_models.checkpoint.load import Checkpoint
-    from far_runtime.bundle import Manifest
+    from far_runtime.bundle import Bundle
 
 FILE = click.Path(path_type=Path)
 DEFAULT_SUBJECTS = 2
@@ -92,10 +89,10 @@ def verify(**options: Any) -> None:
         [(option, path) for option, path in outputs if path is not None],
         {option: path for option, path in inputs.items() if path is not None},
     )
-    report, why = _run(options)
+    report, reasons = _run(options)
     console = Console(stderr=to_stdout, highlight=False)
     print_report(report, console)
-    for line in why:
+    for line in reasons:
         console.print(line, markup=False, soft_wrap=True)
     if to_stdout:
         click.echo(json_text(report), nl=False)
@@ -107,89 +104,70 @@ def verify(**options: Any) -> None:
     if written:
         console.print("written: " + ", ".join(written), markup=False, soft_wrap=True)
     if not report.passed:
-        others = len(report.failures) - 1
-        raise CheckFailed(report.failures[0] + (f" (and {others} more)" if others else ""))
+        raise CheckFailed(report.first_failure)
 
 
 def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
-    """The report, and a line on the engine if none was named."""
+    """The report, and lines on the choice of the engine where none was named."""
     from far_export.load import check_weights, load_pair
     from far_export.verify.distribution import check_distribution, check_possible
-    from far_export.verify.parity import reference_stages, verify_bundle
+    from far_export.verify.parity import VerifyOptions, verify_bundle
+    from far_export.verify.reference import recorded_vae, reference_stages, reference_text
     from far_models.checkpoint.load import parse_overrides
     from far_runtime.bundle import open_bundle
-    from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
-    from far_runtime.sampling.settings import check_system, resolve_settings
+    from far_runtime.sampling.settings import check_system
 
     bundle = open_bundle(options["bundle"])
     check_system(bundle)
     manifest = bundle.manifest
-    settings = resolve_settings(manifest, take_sampling(options))
+    inputs = _inputs(bundle, options)
     engine, engine_settings = take_engine(options)
-    engine, why = resolve_engine(engine, bundle)
-    chosen = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
-    chosen = chosen or default_subjects(manifest, DEFAULT_SUBJECTS)
-    subjects = [subject for subject in chosen for _ in range(options["count"])]
-    seeds = [options["seed"] + i for _ in chosen for i in range(options["count"])]
+    engine, reasons = resolve_engine(engine, bundle)
     checkpoint = options["checkpoint"]
     vae = options["vae"] or recorded_vae(manifest, checkpoint)
-    weights = options["weights"] or manifest.source.get("checkpoint", {}).get("weights") or None  # None: the usual ones
+    # None: the usual weights.
+    weights = options["weights"] or manifest.source.get("checkpoint", {}).get("weights") or None
     overrides = manifest.source.get("config", {}) | parse_overrides(options["config"])
     model, decoder = load_pair(checkpoint, vae, weights, overrides, manifest.system)
-    check_weights(model, options["weights"])  # what the bundle recorded is no demand: a single set will do
+    # The recorded name does not have to be there: a file with a single set of weights will do.
+    check_weights(model, options["weights"])
     text = reference_text(manifest, model, options["text_encoder"])
-    many: int | None = options["distribution"]
-    if many is not None:
-        check_possible(many)
-    with _threads(engine_settings.threads), progress_bar(sys.stderr.isatty()) as on_progress:
+    count: int | None = options["distribution"]
+    if count is not None:
+        check_possible(count)
+    with _torch_threads(engine_settings.threads), progress_bar(sys.stderr.isatty()) as on_progress:
         report = verify_bundle(
-            bundle, model.model, decoder.model, engine, subjects, seeds, settings, text=text,
-            tolerance_scale=options["tolerance_scale"], options=engine_settings, on_progress=on_progress,
+            bundle, model.model, decoder.model, engine, inputs, text=text, engine_options=engine_settings,
+            options=VerifyOptions(tolerance_scale=options["tolerance_scale"], on_progress=on_progress),
         )  # fmt: skip
-    if many is not None:
-        stages = [*reference_stages(manifest, model.model, decoder.model), *([] if text is None else [text])]
-        with _threads(engine_settings.threads):
-            found = check_distribution(
-                bundle, stages, engine, settings, many, options=engine_settings, seed=options["seed"],
+    if count is not None:
+        stages = reference_stages(manifest, model.model, decoder.model, text)
+        with _torch_threads(engine_settings.threads):
+            distribution = check_distribution(
+                bundle, stages, engine, inputs.settings, count, options=engine_settings, seed=options["seed"],
                 report=lambda line: click.echo(line, err=True),
             )  # fmt: skip
-        report = replace(report, distribution=found)
-    return report, why
+        report = replace(report, distribution=distribution)
+    return report, reasons
 
 
-def reference_text(manifest: Manifest, model: Checkpoint, folder: Path | None) -> Stage | None:
-    """The torch stage of the bundle's text encoder, where it has one; FarError where its folder is not given, or is
-    another one's."""
-    from far_export.load import text_part
-    from far_runtime.errors import FarError
+def _inputs(bundle: Bundle, options: dict[str, Any]) -> SampleInputs:
+    """What to draw: every subject `--count` times, with rising seeds."""
+    from far_export.verify.parity import SampleInputs
+    from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
+    from far_runtime.sampling.settings import resolve_settings
 
-    if folder is None and any(graph.stage == "text" for graph in manifest.graphs):
-        name = manifest.source.get("text_encoder", {}).get("folder", "DIR")
-        raise FarError(f"the bundle has a text encoder; give the folder that it came from: --text-encoder {name}")
-    part = text_part(model, manifest.model, folder)
-    if part is None:
-        return None
-    if dict(part.settings) != manifest.model.get("text"):
-        raise FarError(f"{folder}: not the text encoder that the bundle was exported with; its tokens are others")
-    return part.stage
-
-
-def recorded_vae(manifest: Manifest, checkpoint: Path) -> Path:
-    """The VAE of the name that the bundle recorded, in the checkpoint's folder; FarError where there is none."""
-    from far_runtime.errors import FarError
-
-    name = manifest.source.get("vae", {}).get("file")
-    if not name:
-        raise FarError("the bundle does not say which VAE it was exported with; give it with --vae")
-    path = checkpoint.parent / Path(name).name
-    if not path.is_file():
-        raise FarError(f"{path}: no such file; give the VAE that the bundle was exported with: --vae {Path(name).name}")
-    return path
+    manifest, count = bundle.manifest, options["count"]
+    settings = resolve_settings(manifest, take_sampling(options))
+    subjects = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
+    subjects = subjects or default_subjects(manifest, DEFAULT_SUBJECTS)
+    seeds = [options["seed"] + i for i in range(count)]
+    return SampleInputs([subject for subject in subjects for _ in seeds], seeds * len(subjects), settings)
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Give torch that many threads inside the block."""
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use this many threads inside the block; None changes nothing."""
     import torch
 
     before = torch.get_num_threads()
@@ -202,7 +180,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(show: bool) -> Iterator[OnProgress | None]:
-    """A bar over the loop's units (diffusion steps) of both runs on standard error."""
+    """A bar on standard error over the diffusion steps of both runs."""
     if not show:
         yield None
         return
@@ -216,11 +194,10 @@ def progress_bar(show: bool) -> Iterator[OnProgress | None]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The table, what failed, and a line that sums it up."""
-    from far_export.verify.html import engine_text, number, psnr_text
-    from far_export.verify.results import limit_text, psnr_limit_text, unseen
+    """Print the table, what failed, and a line with the result."""
+    from far_export.verify.rows import psnr_text, result_line, unchecked_ranges
 
-    console.print(f"{engine_text(report.candidate)} against {engine_text(report.reference)}", markup=False)
+    console.print(f"{report.candidate.text} against {report.reference.text}", markup=False)
     console.print(table(report))
     for picture in report.pictures:
         console.print(
@@ -232,20 +209,10 @@ def print_report(report: Report, console: Console) -> None:
     if report.distribution is not None:
         style = "" if report.distribution.passed else "red"
         console.print(report.distribution.sentence, style=style, markup=False, soft_wrap=True)
-    for sentence in unseen(report):
+    for sentence in unchecked_ranges(report):
         console.print(sentence, style="yellow", markup=False, soft_wrap=True)
-    worst = max(report.stages, key=lambda result: result.share)
-    count = len(report.pictures)
-    console.print(
-        f"{'passed' if report.passed else 'FAILED'}: worst stage error {number(worst.error)} ({worst.stage}, limit "
-        f"{worst.tolerance:.0e}), final latents {number(report.latents_error)} "
-        f"(limit {limit_text(report.latents_limit, '.0e')}), "
-        f"{count} picture{'s' if count != 1 else ''}, worst PSNR {psnr_text(report.worst_psnr)} "
-        f"(limit {psnr_limit_text(report.pictures[0].limit)})",
-        style="bold green" if report.passed else "bold red",
-        markup=False,
-        soft_wrap=True,
-    )
+    style = "bold green" if report.passed else "bold red"
+    console.print(result_line(report), style=style, markup=False, soft_wrap=True)
 
 
 def table(report: Report) -> Table:
@@ -254,30 +221,19 @@ def table(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from far_export.verify.html import number
-    from far_export.verify.results import limit_text
+    from far_export.verify.rows import table_rows
 
-    def verdict(passed: bool) -> Text:
-        return Text("ok", "green") if passed else Text("FAIL", "bold red")
-
-    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    rows.add_column("step")
-    rows.add_column("stage", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table.add_column("step")
+    table.add_column("stage", no_wrap=True)
     for heading in ("calls", "error", "limit", "1-cos", "max abs", "NaN/Inf"):
-        rows.add_column(heading, justify="right", no_wrap=True)
-    rows.add_column("", no_wrap=True)
-    for step, results in groupby(report.stages, key=lambda result: result.step):
-        for i, result in enumerate(results):
-            rows.add_row(
-                "" if i else result.at, result.stage, str(result.calls), number(result.error),
-                f"{result.tolerance:.0e}", number(1 - result.cosine), number(result.max_abs),
-                str(result.nonfinite + result.nonfinite_reference), verdict(result.passed),
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for rows in table_rows(report):
+        for row in rows:
+            table.add_row(
+                row.step if row is rows[0] else "", row.stage, row.calls, row.error, row.limit, row.cosine_distance,
+                row.max_abs, row.nonfinite, Text("ok", "green") if row.passed else Text("FAIL", "bold red"),
+                end_section=row.step == report.loop[-1].step_name and row is rows[-1],
             )  # fmt: skip
-        if step is not None:
-            loop = report.loop[step]
-            rows.add_row(
-                "", "latents", "", number(loop.error), limit_text(loop.limit, ".0e"), number(1 - loop.cosine),
-                number(loop.max_abs), str(loop.nonfinite + loop.nonfinite_reference), verdict(loop.passed),
-                end_section=step == len(report.loop) - 1,
-            )  # fmt: skip
-    return rows
+    return table

@@ -1,14 +1,14 @@
-"""Whether a bundle draws the same distribution of pictures as its checkpoint in FP32, told by a Frechet distance.
+"""Whether a bundle draws the same distribution of pictures as its checkpoint in FP32, measured by a Frechet distance.
 
-Three sets of pictures of the same subjects: FP32 with the seeds A, the bundle with the seeds A, and FP32 with the seeds
-B. distance(bundle A, FP32 B) stands beside distance(FP32 A, FP32 B): both compare pictures of different seeds, so the
-second says what the distance of two sets of this size is where nothing has changed, and the ratio is 1 but for the
-bundle's own error. The distance of the pairs, bundle A to FP32 A, is shown besides: it is far smaller, since the noise
-is the same.
+Three sets of pictures of the same subjects are drawn: FP32 with the seeds A, the bundle with the seeds A, and FP32 with
+the seeds B. The result is the ratio distance(bundle A, FP32 B) / distance(FP32 A, FP32 B). Both distances compare
+pictures of different seeds, so the second is what two sets of this size differ by where nothing has changed, and the
+ratio is 1 but for the bundle's own error. The distance of the bundle A to FP32 A is shown as well; it is far smaller,
+since the noise is the same.
 
-Features are the 1280 of efficientnet-lite0 (ImageNet), projected to the leading principal components of FP32 B, the set
-that both are compared with: with a few hundred pictures the covariance of all 1280 would have no full rank. The figures
-are named after that network and are no Inception FID.
+Features are the 1280 of efficientnet-lite0 (ImageNet), projected to the leading principal components of FP32 B: with a
+few hundred pictures the covariance of all 1280 would not have full rank. The figures are named after that network and
+are not comparable with the Inception FID.
 """
 
 from __future__ import annotations
@@ -37,23 +37,28 @@ from far_runtime.pipeline import Pipeline
 from far_runtime.storage.atomic import user_cache
 
 LIMIT = 1.5
-SMALLEST = 2 * COMPONENTS
-"""Fewer pictures than that do not tell the components apart."""
+"""The largest ratio that passes."""
+MIN_COUNT = 2 * COMPONENTS
+"""Pictures that a set needs so that its covariance has full rank."""
 
-Draw = Callable[[Sequence[int]], NDArray[np.uint8]]
-"""Pictures uint8 [N, H, W, 3] of the N subjects with these seeds."""
+DrawPictures = Callable[[Sequence[int]], NDArray[np.uint8]]
+"""Draws pictures uint8 [N, H, W, 3] of N subjects with these N seeds."""
 
 
 @dataclass(frozen=True)
 class DistributionResult:
-    """Distances of `count` pictures a set: bundle and FP32 with the seeds A to FP32 with the seeds B, and bundle to
-    FP32 with the same seeds. limit: of the ratio."""
+    """Frechet distances between three sets of pictures."""
 
     count: int
+    """Pictures in each set."""
     bundle: float
+    """Distance of the bundle with the seeds A to FP32 with the seeds B."""
     reference: float
+    """Distance of FP32 with the seeds A to FP32 with the seeds B."""
     paired: float
+    """Distance of the bundle to FP32 with the same seeds A."""
     limit: float = LIMIT
+    """The largest ratio that passes."""
 
     @property
     def ratio(self) -> float:
@@ -62,7 +67,7 @@ class DistributionResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the bundle is as near as it has to be."""
+        """Whether the ratio is within the limit."""
         return self.ratio <= self.limit
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +76,7 @@ class DistributionResult:
 
     @property
     def sentence(self) -> str:
-        """All figures in a line."""
+        """All figures in one line."""
         return (
             f"distribution of {self.count} pictures: distance to FP32 with other seeds {self.bundle:.2f}, of FP32 "
             f"itself {self.reference:.2f}, ratio {self.ratio:.3f} (limit {self.limit:g}); same seeds {self.paired:.2f}"
@@ -79,36 +84,48 @@ class DistributionResult:
 
 
 def compare_distributions(
-    bundle: Draw, reference: Draw, count: int, seed: int = 0, limit: float = LIMIT, cache: FeatureCache | None = None
+    draw_bundle: DrawPictures,
+    draw_reference: DrawPictures,
+    count: int,
+    seed: int = 0,
+    limit: float = LIMIT,
+    cache: FeatureCache | None = None,
 ) -> DistributionResult:
-    """Draw the three sets and compare them. Seeds A are seed .. seed + count - 1, seeds B the `count` behind them.
+    """Draw the three sets of `count` pictures and compare them.
 
-    cache: keeps the features of the FP32 sets for the next bundle of the same checkpoint. Raises FarError where the
-    feature network is not installed and for too few pictures.
+    Seeds A start at `seed`, seeds B follow them. The cache keeps the features of the FP32 sets for other bundles of the
+    same checkpoint. Raises FarError where the feature network is not installed and for too few pictures.
     """
     network = check_possible(count)
-    first, second = range(seed, seed + count), range(seed + count, seed + 2 * count)
+    seeds_a, seeds_b = range(seed, seed + count), range(seed + count, seed + 2 * count)
 
-    def of_reference(seeds: Sequence[int]) -> NDArray[np.float64]:
-        kept = cache.find(seeds) if cache else None
-        found = features(network, reference(seeds)) if kept is None else kept
-        if cache and kept is None:
-            cache.keep(seeds, found)
-        return found
+    def reference_features(seeds: Sequence[int]) -> NDArray[np.float64]:
+        cached = cache.find(seeds) if cache else None
+        if cached is not None:
+            return cached
+        computed = features(network, draw_reference(seeds))
+        if cache:
+            cache.keep(seeds, computed)
+        return computed
 
-    ours = features(network, bundle(first))
-    a, b = of_reference(first), of_reference(second)
-    basis = principal_components(b)
+    bundle_a = features(network, draw_bundle(seeds_a))
+    reference_a, reference_b = reference_features(seeds_a), reference_features(seeds_b)
+    basis = principal_components(reference_b)
+    bundle_a, reference_a, reference_b = bundle_a @ basis, reference_a @ basis, reference_b @ basis
     return DistributionResult(
-        count, frechet(ours @ basis, b @ basis), frechet(a @ basis, b @ basis), frechet(ours @ basis, a @ basis), limit
+        count=count,
+        bundle=frechet(bundle_a, reference_b),
+        reference=frechet(reference_a, reference_b),
+        paired=frechet(bundle_a, reference_a),
+        limit=limit,
     )
 
 
 def check_possible(count: int, option: str = "--distribution") -> torch.nn.Module:
-    """The feature network, before long work; FarError where it is missing, and for fewer pictures than make sense,
-    which `option` changes."""
-    if count < SMALLEST:
-        raise FarError(f"{count} pictures for the distribution: expected {SMALLEST} or more; use {option} 256")
+    """The feature network. Called before long work: raises FarError where the network is not installed, and for too few
+    pictures, whose number `option` sets."""
+    if count < MIN_COUNT:
+        raise FarError(f"{count} pictures for the distribution: expected {MIN_COUNT} or more; use {option} 256")
     return feature_network()
 
 
@@ -123,13 +140,16 @@ def check_distribution(
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> DistributionResult:
-    """The comparison of a bundle on an engine (open, or by its name) with its torch stages in FP32, over subjects
-    spread over all classes, under resolved sampling settings.
+    """Compare a bundle on an engine with its torch stages in FP32, over subjects spread over all classes.
+
+    engine: an open engine, or the name of one.
+    settings: resolved sampling settings.
+    report: called with every line of progress.
 
     The features of FP32 pictures are kept in the user's cache folder, since they are the same for every bundle of a
     checkpoint. Raises FarError as `compare_distributions` does.
     """
-    facts = {
+    cache_key = {
         "weights": weights_digest(stages),
         "system": bundle.manifest.system,
         "settings": dict(settings),
@@ -138,25 +158,25 @@ def check_distribution(
         "features": [__version__, SIDE],
     }
 
-    def drawing(opened: Callable[[], Engine]) -> Draw:
+    def draw_on(open_it: Callable[[], Engine]) -> DrawPictures:
         def draw(seeds: Sequence[int]) -> NDArray[np.uint8]:
-            with Pipeline(bundle, opened()) as pipeline:
+            with Pipeline(bundle, open_it()) as pipeline:
                 report(f"drawing {len(seeds)} pictures on {pipeline.engine.name}, seeds {seeds[0]} to {seeds[-1]}")
                 return pipeline.generate(spread_subjects(bundle.manifest, len(seeds)), seeds, **settings).images
 
         return draw
 
     return compare_distributions(
-        drawing(lambda: open_engine(bundle, engine, options) if isinstance(engine, str | None) else engine),
-        drawing(lambda: TorchEngine(stages)),
+        draw_on(lambda: open_engine(bundle, engine, options) if isinstance(engine, str | None) else engine),
+        draw_on(lambda: TorchEngine(stages)),
         count,
         seed,
-        cache=FeatureCache(user_cache() / "features", facts),
+        cache=FeatureCache(user_cache() / "features", cache_key),
     )
 
 
 def weights_digest(stages: Sequence[Stage]) -> str:
-    """SHA-256 over all tensors of the stages' modules."""
+    """SHA-256 of all tensors of the stages' modules, as hexadecimal text."""
     digest = hashlib.sha256()
     for stage in stages:
         for name, tensor in stage.module.state_dict().items():

@@ -1,11 +1,9 @@
-"""What verify found, and what is accepted.
+"""What a verification measured, with the limit and the outcome of every figure, and the JSON form of all of it.
 
-A call's error is ||a - b|| / ||b|| (`far_export.verify.parity` names two exceptions), and every call of a stage has to
-keep the tolerance that the bundle's manifest gives its graph or the exporter gives the stage, whichever is smaller,
-times `tolerance_scale`. In FP32 the latents after each step of the free run may be off by LOOP_FACTOR times the largest
-tolerance of the loop's stages (1e-3), and every picture needs the PSNR that `required_psnr` gives for that (40 dB);
-`far_export.tolerances` has those of lower precisions, where a free run may be shown and not judged (an infinite limit).
-NaN and infinity are never accepted, on either side.
+A call's error is ||a - b|| / ||b|| (`far_export.verify.lockstep` names two exceptions). Every call of a stage has to
+keep the tolerance that the bundle's manifest gives its graph or that the exporter gives the stage, whichever is
+smaller, times `tolerance_scale`. The free run has limits of its own (`far_export.tolerances`); an infinite limit means
+that the figure is shown and cannot fail. NaN and infinity always fail, on either side.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_export.onnx.tensor_ranges import FP16_MAX, TensorRange
+from far_export.onnx.tensor_ranges import TensorRange
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.sampling.base import Step
 
@@ -25,91 +23,123 @@ if TYPE_CHECKING:
     from far_export.verify.distribution import DistributionResult
 
 FORMAT = 3
+JSON_KEYS = {"step_name": "at", "substeps": "inner"}
+"""Fields whose key in the JSON form has another name."""
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """An engine's name (library:provider) and its library's version."""
+    """One of the two engines that are compared."""
 
     name: str
+    """Library and provider, as in "onnxruntime:cpu"."""
     version: str
+    """The library's version; "" where it has none."""
+
+    @property
+    def text(self) -> str:
+        """Name and version."""
+        return f"{self.name} {self.version}".strip()
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """One output of a stage at one step of the loop, in lockstep.
-
-    step, at: its number (from 0) and name in the loop; None and "" outside. error: of the worst call, number
-    `worst_call` (from 0) of `calls`; `tolerance` is for it. relative_error: over all calls together. cosine: the lowest
-    of any call. max_abs: the largest difference. nonfinite, nonfinite_reference: NaN and Inf entries of the engine and
-    of the reference in all calls; `first_...`: the number of the first such call.
-    """
+    """One output of a stage at one step of the loop, over all calls in lockstep; calls are counted from 0."""
 
     stage: str
     output: str
+    """Name of the output."""
     graph: str
+    """Name of the graph that computed it on the candidate engine."""
     step: int | None
-    at: str
+    """Index of the loop's step; None for a stage outside the loop."""
+    step_name: str
+    """The step as in "level 3"; "" outside the loop."""
     calls: int
+    """How many times the stage ran."""
     tolerance: float
+    """The largest relative error that a call may have."""
     error: float
+    """Relative error of the worst call; infinite where a value is NaN or infinite."""
     worst_call: int
     relative_error: float
+    """Relative error of the outputs of all calls taken as one vector."""
     cosine: float
+    """The lowest cosine similarity of any call."""
     max_abs: float
+    """The largest absolute error of any value."""
     nonfinite: int
+    """NaN and infinite values of the candidate engine."""
     nonfinite_reference: int
+    """NaN and infinite values of the reference."""
     first_nonfinite: int | None
+    """The first call with such a value on the candidate engine."""
     first_nonfinite_reference: int | None
+    """The first call with such a value in the reference."""
 
     @property
-    def share(self) -> float:
-        """The error as a part of the tolerance; above 1 is too much."""
+    def error_ratio(self) -> float:
+        """The error divided by the tolerance; above 1 is a failure."""
         if self.tolerance == 0:
             return math.inf if self.error else 0.0
         return self.error / self.tolerance
 
     @property
     def passed(self) -> bool:
-        """Whether every call kept the tolerance, with finite numbers on both sides."""
+        """Whether every call is within the tolerance, with finite values on both sides."""
         return self.error <= self.tolerance
 
 
 @dataclass(frozen=True)
 class LoopResult:
-    """The latents after one step of the free run against the reference's. `inner`: its units (diffusion steps);
-    `first_nonfinite`: the one (from 0) after which the engine's state first was not finite."""
+    """The latents of the free run after one step of the loop, against the reference's."""
 
     step: int
-    at: str
-    inner: int
+    """Index of the step."""
+    step_name: str
+    """The step as in "level 3"."""
+    substeps: int
+    """Diffusion steps in it, or 1."""
     limit: float
+    """The largest relative error that the latents may have; infinite where it is only shown."""
     error: float
+    """Relative error; infinite where a value is NaN or infinite."""
     cosine: float
+    """Cosine similarity."""
     max_abs: float
+    """The largest absolute error of any value."""
     nonfinite: int
+    """NaN and infinite values of the candidate engine."""
     nonfinite_reference: int
+    """NaN and infinite values of the reference."""
     first_nonfinite: int | None
+    """The diffusion step, from 0, after which the candidate's state had such a value for the first time."""
 
     @property
     def passed(self) -> bool:
-        """Whether the latents kept the limit, with finite numbers on both sides."""
+        """Whether the latents are within the limit, with finite values on both sides."""
         return math.isfinite(self.error) and self.error <= self.limit
 
 
 @dataclass(frozen=True)
 class PictureResult:
-    """One picture [H, W, 3] of both runs; psnr in dB (infinite: equal pixel for pixel), max_difference in grey
-    values."""
+    """One picture of the free run against the reference's."""
 
     label: int | None
+    """Its class; None where it was drawn from a prompt."""
     name: str
+    """The class's name, or the prompt."""
     seed: int
     limit: float
+    """PSNR that it needs, in dB; minus infinity where it is only shown."""
     psnr: float
+    """Peak signal-to-noise ratio in dB; infinite where the pictures are equal."""
     max_difference: int
+    """The largest absolute error of any pixel, of 255."""
     reference: NDArray[np.uint8] = field(repr=False, compare=False)
+    """Pixels of the reference [H, W, 3]."""
     candidate: NDArray[np.uint8] = field(repr=False, compare=False)
+    """Pixels of the candidate [H, W, 3]."""
 
     @property
     def caption(self) -> str:
@@ -119,46 +149,53 @@ class PictureResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the picture is as close as it has to be."""
+        """Whether the PSNR is high enough."""
         return self.psnr >= self.limit
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that verify found. `stages` is in the order of execution, `loop` has one entry a step; `ranges` has
-    what was looked at inside of graphs, by their names."""
+    """Everything that one verification measured."""
 
     bundle: str
+    """Name of the bundle's folder."""
     bundle_id: str
     system: str
     precision: str
     created_by: str
+    """Name and version of the exporter."""
     reference: EngineInfo
     candidate: EngineInfo
     settings: dict[str, Any]
+    """Sampling settings by name."""
     plan: tuple[Step, ...]
+    """Steps of the loop."""
     tolerance_scale: float
+    """What the tolerances were multiplied by."""
     stages: tuple[StageResult, ...]
+    """Results in lockstep, in the order of execution."""
     ranges: dict[str, TensorRange]
+    """Range of the tensors inside of graphs, by the graph's name."""
     loop: tuple[LoopResult, ...]
+    """Latents of the free run, one for each step of the plan."""
     pictures: tuple[PictureResult, ...]
     distribution: DistributionResult | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether everything kept its limit."""
+        """Whether everything is within its limit."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """A sentence for everything that broke its limit: stages first, in the order of execution, then the loop, then
-        the pictures."""
+        """A sentence for everything beyond its limit: stages in the order of execution, then graphs whose tensors
+        overflow, the loop, the pictures and the distribution."""
         sentences = [self._stage_failure(result) for result in self.stages if not result.passed]
-        told = {result.graph for result in self.stages if result.nonfinite}
+        graphs_with_nonfinite_outputs = {result.graph for result in self.stages if result.nonfinite}
         sentences += [
-            f"graph {name}: leaves the range of its numbers{self._origin(name)}"
-            for name, found in self.ranges.items()
-            if found.overflow and name not in told
+            f"graph {name}: leaves the range of its numbers{self._overflow(name)}"
+            for name, tensors in self.ranges.items()
+            if tensors.overflow and name not in graphs_with_nonfinite_outputs
         ]
         sentences += [self._loop_failure(result) for result in self.loop if not result.passed]
         sentences += [
@@ -172,13 +209,24 @@ class Report:
         return tuple(sentences)
 
     @property
+    def first_failure(self) -> str:
+        """The first of `failures`, and how many more there are."""
+        more = len(self.failures) - 1
+        return self.failures[0] + (f" (and {more} more)" if more else "")
+
+    @property
+    def worst_stage(self) -> StageResult:
+        """The stage whose error is the largest part of its tolerance."""
+        return max(self.stages, key=lambda result: result.error_ratio)
+
+    @property
     def latents_error(self) -> float:
         """Relative error of the final latents of the free run."""
         return self.loop[-1].error
 
     @property
     def latents_limit(self) -> float:
-        """What the latents' relative error may be after any step."""
+        """The largest relative error that the latents of the free run may have after any step."""
         return self.loop[-1].limit
 
     @property
@@ -186,12 +234,13 @@ class Report:
         """PSNR of the worst picture in dB."""
         return min(picture.psnr for picture in self.pictures)
 
-    def place(self, step: int) -> str:
-        """A step in words: "level 3 (step 4 of 10)"."""
-        return f"{self.plan[step].name} (step {step + 1} of {len(self.plan)})"
+    @property
+    def psnr_limit(self) -> float:
+        """PSNR that every picture needs, in dB."""
+        return self.pictures[0].limit
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: all figures, no pixels. Infinite errors, and the PSNR of equal pictures, are null."""
+        """JSON form: all figures, without pixels. Infinite errors, and the PSNR of equal pictures, are null."""
         form = {
             "format": FORMAT,
             "passed": self.passed,
@@ -214,110 +263,73 @@ class Report:
                 "tolerance_scale": self.tolerance_scale,
                 "stages": {result.graph: result.tolerance for result in self.stages},
                 "latents": self.latents_limit,
-                "psnr": self.pictures[0].limit,
+                "psnr": self.psnr_limit,
             },
-            "stages": [_figures(result) for result in self.stages],
-            "ranges": {name: asdict(found) for name, found in self.ranges.items()},
-            "loop": [_figures(result) for result in self.loop],
-            "pictures": [_figures(picture) for picture in self.pictures],
+            "stages": [_result_to_dict(result) for result in self.stages],
+            "ranges": {name: asdict(tensors) for name, tensors in self.ranges.items()},
+            "loop": [_result_to_dict(result) for result in self.loop],
+            "pictures": [_result_to_dict(picture) for picture in self.pictures],
             "latents_error": self.latents_error,
             "worst_psnr": self.worst_psnr,
         }
         if self.distribution is not None:
             form["distribution"] = self.distribution.to_dict()
-        finite: dict[str, Any] = _without_infinities(form)
+        finite: dict[str, Any] = _infinite_to_none(form)
         return finite
 
-    def _origin(self, graph: str) -> str:
-        """Where in a graph it became infinite, where that is known."""
-        found = self.ranges.get(graph)
-        return f": {found.overflow}" if found is not None and found.overflow else ""
+    def _step_text(self, step: int) -> str:
+        """A step in words: "level 3 (step 4 of 10)"."""
+        return f"{self.plan[step].name} (step {step + 1} of {len(self.plan)})"
+
+    def _overflow(self, graph: str) -> str:
+        """The first tensor of a graph that left its range, where there is one."""
+        tensors = self.ranges.get(graph)
+        return f": {tensors.overflow}" if tensors is not None and tensors.overflow else ""
 
     def _stage_failure(self, result: StageResult) -> str:
-        where = result.stage if result.step is None else f"{result.stage} at {self.place(result.step)}"
-        sides = [
-            f"{count} values of {name}{_call(result, first, 'first ')}"
-            for first, count, name in (
-                (result.first_nonfinite_reference, result.nonfinite_reference, self.reference.name),
-                (result.first_nonfinite, result.nonfinite, self.candidate.name),
+        where = result.stage if result.step is None else f"{result.stage} at {self._step_text(result.step)}"
+        nonfinite = [
+            f"{count} values of {engine.name}{_call_text(result, first_call, 'first ')}"
+            for engine, count, first_call in (
+                (self.reference, result.nonfinite_reference, result.first_nonfinite_reference),
+                (self.candidate, result.nonfinite, result.first_nonfinite),
             )
-            if first is not None
+            if first_call is not None
         ]
-        if sides:
-            return f"{where}: NaN or Inf: {'; '.join(sides)}" + self._origin(result.graph)
-        worst = _call(result, result.worst_call)
+        if nonfinite:
+            return f"{where}: NaN or Inf: {'; '.join(nonfinite)}" + self._overflow(result.graph)
+        worst = _call_text(result, result.worst_call)
         return f"{where}: relative error {result.error:.2e}{worst}, tolerance {result.tolerance:.0e}"
 
     def _loop_failure(self, result: LoopResult) -> str:
-        where = f"the loop's latents after {self.place(result.step)}"
+        where = f"the loop's latents after {self._step_text(result.step)}"
         if result.first_nonfinite is not None:
             return (
                 f"{where}: NaN or Inf of {self.candidate.name} from diffusion step {result.first_nonfinite + 1} of "
-                f"{result.inner} on"
+                f"{result.substeps} on"
             )
         if result.nonfinite_reference:
             return f"{where}: NaN or Inf of {self.reference.name}"
         return f"{where}: relative error {result.error:.2e}, limit {result.limit:.0e}"
 
 
-def summary(report: Report) -> list[str]:
-    """A line for every stage with its worst figures, and one for the free run."""
-    lines = []
-    for stage in dict.fromkeys(result.stage for result in report.stages):
-        of_stage = [result for result in report.stages if result.stage == stage]
-        worst = max(of_stage, key=lambda result: result.share)
-        calls = sum(result.calls for result in of_stage)
-        lines.append(
-            f"  {stage:<12} relative error {worst.error:.1e} (limit {worst.tolerance:.0e}), "
-            f"1 - cosine {1 - min(result.cosine for result in of_stage):.1e}, {calls} calls"
-        )
-    looked = [(found.largest, found.tensor) for found in report.ranges.values() if found.calls]
-    if looked:
-        largest, tensor = max(looked)
-        lines.append(f"  largest FP16 number {largest:.3g} (of {FP16_MAX:.0f}), in {tensor}")
-    lines += [f"  {sentence}" for sentence in unseen(report)]
-    picture = "equal" if math.isinf(report.worst_psnr) else f"{report.worst_psnr:.1f} dB"
-    limits = limit_text(report.latents_limit, ".0e"), psnr_limit_text(report.pictures[0].limit)
-    lines.append(
-        f"  {'drawn freely':<12} latents {report.latents_error:.1e} (limit {limits[0]}), "
-        f"picture {picture} (limit {limits[1]})"
-    )
-    return lines
-
-
-def limit_text(limit: float, form: str) -> str:
-    """A limit in that format, or "none" where the free run is not judged."""
-    return format(limit, form) if math.isfinite(limit) else "none"
-
-
-def psnr_limit_text(limit: float) -> str:
-    """The PSNR that a picture needs, "35 dB", or "none" where it is not judged."""
-    return limit_text(limit, ".0f") + " dB" * math.isfinite(limit)
-
-
-def unseen(report: Report) -> list[str]:
-    """A sentence where numbers inside of FP16 graphs could not be looked at, so that nobody takes them for sound."""
-    reasons = {found.unseen: name for name, found in report.ranges.items() if found.unseen}
-    if report.precision != "fp16" or not reasons:
-        return []
-    reason, graph = next(iter(reasons.items()))
-    return [f"the range of FP16 was not looked at inside of graph {graph}: {reason}"]
-
-
-def _call(result: StageResult, call: int, which: str = "") -> str:
-    """Where a stage runs many times a level: at which time."""
+def _call_text(result: StageResult, call: int, which: str = "") -> str:
+    """The diffusion step of a call, for a stage that runs many times a step of the loop."""
     return f" {which}at diffusion step {call + 1} of {result.calls}" if result.calls > 1 else ""
 
 
-def _figures(result: StageResult | LoopResult | PictureResult) -> dict[str, Any]:
-    figures = {name: value for name, value in vars(result).items() if not isinstance(value, np.ndarray)}
+def _result_to_dict(result: StageResult | LoopResult | PictureResult) -> dict[str, Any]:
+    """All fields but pixels, under the keys of the JSON form, and the outcome."""
+    figures = {
+        JSON_KEYS.get(name, name): value for name, value in vars(result).items() if not isinstance(value, np.ndarray)
+    }
     return {**figures, "passed": result.passed}
 
 
-def _without_infinities(value: Any) -> Any:
-    """The same with None for every float that JSON has no word for."""
+def _infinite_to_none(value: Any) -> Any:
+    """The same with None for NaN and infinite floats, which JSON cannot express."""
     if isinstance(value, dict):
-        return {name: _without_infinities(entry) for name, entry in value.items()}
+        return {name: _infinite_to_none(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_infinities(entry) for entry in value]
+        return [_infinite_to_none(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

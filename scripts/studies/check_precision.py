@@ -87,7 +87,8 @@ def measured(
     from far_export.load import load_pair
     from far_export.torch_engine import Fp16Engine, TorchEngine
     from far_export.verify.distribution import check_distribution
-    from far_export.verify.parity import compare_engines, own_tolerances, reference_stages
+    from far_export.verify.parity import SampleInputs, VerifyOptions, compare_engines
+    from far_export.verify.reference import exporter_tolerances, reference_stages
     from far_runtime.conditioning.subjects import spread_subjects
     from far_runtime.engines import open_engine
     from far_runtime.sampling.settings import resolve_settings
@@ -108,9 +109,9 @@ def measured(
         candidate: Any = Fp16Engine(cast_stages(reference_stages(bundle.manifest, *again), "fp16"))
     else:
         candidate = open_engine(bundle, engine)
-    own = own_tolerances(stages, bundle.manifest)
-    seeds = list(range(pictures))
-    report = compare_engines(bundle, TorchEngine(stages), candidate, subjects, seeds, settings, tolerances=own)
+    inputs = SampleInputs(subjects, range(pictures), settings)
+    verify_options = VerifyOptions(tolerances=exporter_tolerances(stages, bundle.manifest))
+    report = compare_engines(bundle, TorchEngine(stages), candidate, inputs, verify_options)
     distances = check_distribution(
         bundle, stages, candidate, settings, count, report=lambda line: click.echo(f"{precision}: {line}", err=True)
     )
@@ -123,7 +124,7 @@ def measured(
     row = {
         "key": key,
         "precision": precision,
-        "engine": f"{report.candidate.name} {report.candidate.version}",
+        "engine": report.candidate.text,
         "megabytes": sum(record.bytes for record in bundle.manifest.files.values()) / 1e6,
         "stages": by_stage,
         "psnr_mean": sum(qualities) / len(qualities),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from far_export.compare import Tally, compare, psnr
+from far_export.compare import ErrorStatistics, compare, psnr
 
 floats = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32))
 
@@ -23,8 +23,8 @@ def test_figures_of_a_known_difference() -> None:
 
 
 def test_a_small_result_of_large_terms_is_judged_by_the_terms() -> None:
-    assert compare(np.array([1.1]), np.array([1.0]), floor=100.0).error == pytest.approx(1e-3)
-    assert compare(np.array([1.1]), np.array([1.0]), floor=0.1).error == pytest.approx(0.1)
+    assert compare(np.array([1.1]), np.array([1.0]), smallest_scale=100.0).error == pytest.approx(1e-3)
+    assert compare(np.array([1.1]), np.array([1.0]), smallest_scale=0.1).error == pytest.approx(0.1)
 
 
 def test_zeros() -> None:
@@ -63,26 +63,26 @@ def test_one_grey_value_in_a_black_picture_counts_as_in_a_grey_one() -> None:
 
 @given(st.lists(st.tuples(floats, floats), min_size=1, max_size=4))
 def test_sums_over_calls_equal_one_call_with_everything(calls: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    tally = Tally()
+    statistics = ErrorStatistics()
     for got, expected in calls:
-        tally.add(compare(got, expected))
+        statistics.add(compare(got, expected))
     together = compare(np.stack([got for got, _ in calls]), np.stack([expected for _, expected in calls]))
-    assert tally.relative_error == pytest.approx(together.error, rel=1e-9)
-    assert tally.max_abs == together.max_abs
-    assert tally.calls == len(calls)
+    assert statistics.relative_error == pytest.approx(together.error, rel=1e-9)
+    assert statistics.max_abs == together.max_abs
+    assert statistics.calls == len(calls)
     errors = [compare(*call).error for call in calls]
-    assert tally.error == max(errors)
-    assert errors[tally.worst_call] == tally.error
+    assert statistics.error == max(errors)
+    assert errors[statistics.worst_call] == statistics.error
 
 
 def test_first_call_that_is_not_finite_is_remembered() -> None:
-    tally = Tally()
+    statistics = ErrorStatistics()
     for value in (1.0, np.nan, 1.0, np.inf):
-        tally.add(compare(np.array([value]), np.array([1.0])))
-    assert (tally.first_nonfinite, tally.nonfinite, tally.relative_error) == (1, 2, math.inf)
-    assert tally.first_nonfinite_reference is None
-    tally.add(compare(np.array([1.0]), np.array([np.nan])))
-    assert (tally.first_nonfinite, tally.first_nonfinite_reference) == (1, 4)
+        statistics.add(compare(np.array([value]), np.array([1.0])))
+    assert (statistics.first_nonfinite, statistics.nonfinite, statistics.relative_error) == (1, 2, math.inf)
+    assert statistics.first_nonfinite_reference is None
+    statistics.add(compare(np.array([1.0]), np.array([np.nan])))
+    assert (statistics.first_nonfinite, statistics.first_nonfinite_reference) == (1, 4)
 
 
 def test_psnr() -> None:

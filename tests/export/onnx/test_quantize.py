@@ -14,7 +14,7 @@ import pytest
 
 from far_export.onnx.calibration import BINS, CalibrationEngine, Histogram
 from far_export.onnx.quantize import PRODUCTS, TOLERANCE, products_of, quantize_bundle
-from far_export.verify.parity import compare_engines
+from far_export.verify.parity import SampleInputs, compare_engines
 from far_export.verify.results import Report
 from far_runtime.bundle import WEIGHTS, Bundle, open_bundle, write_manifest
 from far_runtime.conditioning.subjects import default_subjects
@@ -71,8 +71,8 @@ def lockstep(source: Bundle, bundle: Bundle, engine: str) -> Report:
     """Every stage of the INT8 bundle against the FP32 one's, on the same inputs."""
     reference, candidate = open_engine(source, "onnxruntime", ONE), open_engine(bundle, engine, ONE)
     try:
-        subjects = default_subjects(bundle.manifest, 1)
-        return compare_engines(bundle, reference, candidate, subjects, [0], resolve_settings(bundle.manifest))
+        inputs = SampleInputs(default_subjects(bundle.manifest, 1), [0], resolve_settings(bundle.manifest))
+        return compare_engines(bundle, reference, candidate, inputs)
     finally:
         reference.close()
         candidate.close()

@@ -16,7 +16,7 @@ from far_export.compare import compare
 from far_export.load import load_pair
 from far_export.stages.flops import count_flops
 from far_export.torch_engine import TorchEngine
-from far_export.verify.parity import reference_stages
+from far_export.verify.reference import reference_stages
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import main
 from far_runtime.engines import open_engine

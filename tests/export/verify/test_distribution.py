@@ -109,7 +109,7 @@ def test_the_same_pictures_pass_with_ratio_one_and_others_fail() -> None:
 def test_the_bundle_is_compared_with_other_seeds_than_its_own() -> None:
     drawn: dict[str, list[Sequence[int]]] = {"bundle": [], "reference": []}
 
-    def by(name: str) -> distribution.Draw:
+    def by(name: str) -> distribution.DrawPictures:
         def draw(seeds: Sequence[int]) -> NDArray[np.uint8]:
             drawn[name].append(list(seeds))
             return noise(seeds)
@@ -153,7 +153,7 @@ def test_far_verify_prints_the_distances_and_fails_beyond_the_limit(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(distribution, "SMALLEST", 4)
+    monkeypatch.setattr(distribution, "MIN_COUNT", 4)
     monkeypatch.setattr(distribution, "features", lambda network, images: images.reshape(len(images), -1).astype(float))
     command = [
         str(tiny.bundle), "--checkpoint", str(tiny.safetensors), "--vae", str(tiny.vae), "--engine", "onnxruntime",
@@ -166,6 +166,10 @@ def test_far_verify_prints_the_distances_and_fails_beyond_the_limit(
     assert figures["count"] == 4 and figures["ratio"] == pytest.approx(1, abs=1e-2) and figures["passed"]
     assert list((tmp_path / "far-deploy" / "features").glob("*.npz"))
 
-    monkeypatch.setattr(distribution, "compare_distributions", lambda *args, **kwargs: DistributionResult(4, 9, 3, 8))
+    monkeypatch.setattr(
+        distribution,
+        "compare_distributions",
+        lambda *args, **kwargs: DistributionResult(count=4, bundle=9, reference=3, paired=8),
+    )
     with pytest.raises(CheckFailed, match=r"ratio 3\.000 \(limit 1\.5\)"):
         CliRunner().invoke(verify, command, catch_exceptions=False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from far_export.verify.error_plot import COLOURS, Decades, error_plot, power_of_ten, series_of
 from far_export.verify.html import amplification, html_page
-from far_export.verify.html_plot import axes_of, error_plot, power_of_ten, series_of
 from far_export.verify.results import EngineInfo, LoopResult, PictureResult, Report, StageResult
 from far_runtime.sampling import far as loop
 
@@ -18,8 +19,40 @@ from far_runtime.sampling import far as loop
 def stage(name: str, step: int | None, error: float, tolerance: float = 1e-4) -> StageResult:
     bad = int(math.isinf(error))
     first = 0 if bad else None
-    at = "" if step is None else f"level {step}"
-    return StageResult(name, "out", name, step, at, 1, tolerance, error, 0, error, 1.0, 0.0, bad, 0, first, None)
+    step_name = "" if step is None else f"level {step}"
+    return StageResult(
+        stage=name,
+        output="out",
+        graph=name,
+        step=step,
+        step_name=step_name,
+        calls=1,
+        tolerance=tolerance,
+        error=error,
+        worst_call=0,
+        relative_error=error,
+        cosine=1.0,
+        max_abs=0.0,
+        nonfinite=bad,
+        nonfinite_reference=0,
+        first_nonfinite=first,
+        first_nonfinite_reference=None,
+    )
+
+
+def latents(step: int) -> LoopResult:
+    return LoopResult(
+        step=step,
+        step_name=f"level {step}",
+        substeps=1,
+        limit=1e-3,
+        error=1e-6,
+        cosine=1.0,
+        max_abs=0.0,
+        nonfinite=0,
+        nonfinite_reference=0,
+        first_nonfinite=None,
+    )
 
 
 def picture(difference: int, label: int = 0, name: str = "") -> PictureResult:
@@ -45,7 +78,7 @@ def report(errors: tuple[float, float], difference: int = 0, name: str = "") -> 
         tolerance_scale=1.0,
         ranges={},
         stages=(*(stage("denoise", i, error) for i, error in enumerate(errors)), stage("decode", None, 0.0, 2e-3)),
-        loop=tuple(LoopResult(i, f"level {i}", 1, 1e-3, 1e-6, 1.0, 0.0, 0, 0, None) for i in range(2)),
+        loop=tuple(latents(i) for i in range(2)),
         pictures=(picture(difference, name=name),),
     )
 
@@ -56,36 +89,65 @@ def test_differences_are_amplified_as_far_as_they_fit(most: int, factor: int) ->
     assert most * factor <= 255
 
 
-def circles(svg: str, style: str) -> list[tuple[float, float]]:
-    """Centres of the points of one line, its mark in the legend left out."""
-    found = re.findall(rf'<circle class="{style}" cx="([\d.]+)" cy="([\d.]+)" r="4"><title>', svg)
-    return [(float(x), float(y)) for x, y in found]
+def markers(svg: str, name: str) -> list[tuple[float, float]]:
+    """Places of the markers of one line, step by step; y grows upwards."""
+    found = re.findall(
+        rf'<g id="{name}-\d+"><title>{name}: [^<]+</title>.*?<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg, re.S
+    )
+    return [(float(x), -float(y)) for x, y in found]
 
 
-def test_points_lie_where_their_errors_are() -> None:
+def grid(svg: str) -> list[float]:
+    """Heights of the horizontal lines, from the lowest to the highest."""
+    lines = re.findall(r'd="M [\d.]+ ([\d.]+) \s*L [\d.]+ \1 \s*"[^>]*stroke: var\(--line\)', svg)
+    return sorted(-float(y) for y in lines)
+
+
+def test_markers_lie_where_their_errors_are() -> None:
     made = report((1e-6, 1e-5))
-    axes = axes_of(series_of(made))
-    assert (axes.bottom, axes.top, axes.rim) == (-6, -2, 0)
-    (x0, y0), (x1, y1) = circles(error_plot(made), "denoise")
-    assert x0 < x1 and y0 > y1  # a larger error is higher up
-    assert y0 == pytest.approx(axes.y(1e-6), abs=0.1) and y1 == pytest.approx(axes.y(1e-5), abs=0.1)
-    decade = axes.y(1e-6) - axes.y(1e-5)
-    assert axes.y(1e-5) - axes.y(1e-4) == pytest.approx(decade)
+    assert Decades.of(series_of(made)) == Decades(-6, -2, False)
+    svg = error_plot(made)
+    (x0, y0), (x1, y1) = markers(svg, "denoise")
+    heights = grid(svg)
+    assert len(heights) == 5 and x0 < x1
+    assert (y0, y1) == pytest.approx(heights[:2], abs=0.1)  # 1e-6 and 1e-5
+    assert np.diff(heights) == pytest.approx(heights[1] - heights[0], abs=0.1)
+    assert [y for _, y in markers(svg, "latents")] == pytest.approx([heights[0]] * 2, abs=0.1)
 
 
 def test_nan_is_drawn_above_every_error() -> None:
-    made = report((math.inf, 1e-5))
+    svg = error_plot(report((math.inf, 1e-5)))
+    (_, nan), (_, finite) = markers(svg, "denoise")
+    assert nan == pytest.approx(grid(svg)[-1], abs=0.1) and finite == pytest.approx(grid(svg)[1], abs=0.1)
+    assert "NaN, Inf</text>" in svg and "<title>denoise: NaN or Inf</title>" in svg
+    assert "NaN, Inf</text>" not in error_plot(report((1e-6, 1e-5)))
+
+
+def test_an_error_of_zero_is_drawn_at_the_bottom() -> None:
+    svg = error_plot(report((0.0, 0.0)))
+    assert [y for _, y in markers(svg, "denoise")] == pytest.approx([grid(svg)[0]] * 2, abs=0.1)
+
+
+def test_every_limit_has_a_dashed_line_and_infinite_ones_have_none() -> None:
+    made = report((1e-6, 1e-5))
     svg = error_plot(made)
-    (_, nan), (_, finite) = circles(svg, "denoise")
-    axes = axes_of(series_of(made))
-    assert nan < axes.y(10.0**axes.top) < finite
-    assert "NaN, Inf</text>" in svg and "NaN, Inf</text>" not in error_plot(report((1e-6, 1e-5)))
+    assert "limit of denoise: 1e-04</text>" in svg and "limit of latents: 1e-03</text>" in svg
+    assert svg.count("stroke-dasharray") == 2
+    shown = replace(made, loop=tuple(replace(result, limit=math.inf) for result in made.loop))
+    assert error_plot(shown).count("stroke-dasharray") == 1
 
 
-def test_no_error_at_all_is_drawn_at_the_bottom() -> None:
-    made = report((0.0, 0.0))
-    axes = axes_of(series_of(made))
-    assert {y for _, y in circles(error_plot(made), "denoise")} == {round(axes.y(10.0**axes.bottom), 1)}
+def test_the_plot_has_the_colours_of_the_page() -> None:
+    page = html_page(report((1e-6, 1e-5)))
+    svg = page[page.index("<svg") : page.index("</svg>")]
+    assert not re.search("#[0-9a-f]{6}", svg)
+    assert all(f"--{name}:" in page for name in COLOURS)
+
+
+def test_without_matplotlib_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = html_page(report((1e-6, 1e-5)))
+    assert "<svg" not in page and "pip install matplotlib" in page and "PASSED" in page
 
 
 def test_power_of_ten() -> None:
@@ -125,4 +187,4 @@ def test_the_verdict_follows_from_the_results() -> None:
     ]
     for made in bad:
         page = html_page(made)
-        assert "FAILED" in page and made.failures[0] in page.replace("&#x27;", "'")
+        assert "FAILED" in page and made.failures[0] in page.replace("&#39;", "'")

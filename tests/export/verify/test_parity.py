@@ -19,10 +19,11 @@ from far_export.load import load_pair
 from far_export.tolerances import required_psnr
 from far_export.torch_engine import TorchEngine
 from far_export.verify.lockstep import Lockstep
-from far_export.verify.parity import compare_engines, reference_stages, verify_bundle
+from far_export.verify.parity import SampleInputs, VerifyOptions, compare_engines, verify_bundle
+from far_export.verify.reference import reference_stages
 from far_export.verify.results import Report
 from far_runtime.bundle import Bundle, open_bundle
-from far_runtime.conditioning.subjects import Subject, resolve_subjects
+from far_runtime.conditioning.subjects import resolve_subjects
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
@@ -46,17 +47,16 @@ def case(request: pytest.FixtureRequest, tiny: Tiny) -> tuple[Bundle, Path]:
     return open_bundle(tiny.bundle), tiny.safetensors
 
 
-def subjects(bundle: Bundle) -> list[Subject]:
-    return resolve_subjects(bundle.manifest, LABELS)
+def inputs(bundle: Bundle, **settings: Any) -> SampleInputs:
+    return SampleInputs(resolve_subjects(bundle.manifest, LABELS), SEEDS, resolve_settings(bundle.manifest, settings))
 
 
 def run(bundle: Bundle, checkpoint: Path, vae: Path, change: Change | None = None, **settings: Any) -> Report:
     model, decoder = (loaded.model for loaded in load_pair(checkpoint, vae))
     if change is not None:
         change(model, decoder)
-    made = resolve_settings(bundle.manifest, settings)
     return verify_bundle(
-        bundle, model, decoder, "onnxruntime", subjects(bundle), SEEDS, made, options=EngineOptions(threads=1)
+        bundle, model, decoder, "onnxruntime", inputs(bundle, **settings), engine_options=EngineOptions(threads=1)
     )
 
 
@@ -77,7 +77,7 @@ def test_an_honest_bundle_passes(case: tuple[Bundle, Path], tiny: Tiny) -> None:
         result.error > 0 for result in report.stages
     )  # two libraries: equal to the last bit would be no comparison
     wanted = [f"iteration {i}" for i in (1, 2, 3, 4)] if mar else [f"level {i}" for i in report.settings["levels"]]
-    assert [result.at for result in report.loop] == wanted == [step.name for step in report.plan]
+    assert [result.step_name for result in report.loop] == wanted == [step.name for step in report.plan]
     assert report.latents_limit == pytest.approx(1e-3)
     assert report.pictures[0].limit == 40
     assert [(picture.label, picture.seed) for picture in report.pictures] == list(zip(LABELS, SEEDS, strict=True))
@@ -186,19 +186,11 @@ def test_a_reference_that_is_not_finite_is_not_excused(tiny: Tiny) -> None:
 def test_tolerances_can_be_scaled(tiny: Tiny) -> None:
     bundle = open_bundle(tiny.bundle)
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
-    made, drawn = resolve_settings(bundle.manifest), subjects(bundle)
     for scale, passed in ((1.0, True), (1e-5, False)):
         report = verify_bundle(
-            bundle,
-            model,
-            vae,
-            "onnxruntime",
-            drawn,
-            SEEDS,
-            made,
-            tolerance_scale=scale,
-            options=EngineOptions(threads=1),
-        )
+            bundle, model, vae, "onnxruntime", inputs(bundle), engine_options=EngineOptions(threads=1),
+            options=VerifyOptions(tolerance_scale=scale),
+        )  # fmt: skip
         assert report.passed is passed
         assert {r.tolerance for r in report.stages} == {1e-4 * scale, 2e-3 * scale}
         assert report.latents_limit == pytest.approx(1e-3 * scale)
@@ -221,7 +213,7 @@ def test_a_bundle_does_not_loosen_its_own_tolerances(tiny: Tiny) -> None:
 def test_fewer_steps_and_levels_and_no_guidance(tiny: Tiny) -> None:
     report = run(open_bundle(tiny.bundle), tiny.safetensors, tiny.vae, steps="1:2", levels=[0, 3], guidance=1.0)
     assert report.passed
-    assert [(r.stage, r.at, r.calls) for r in report.stages[:-1]] == [
+    assert [(r.stage, r.step_name, r.calls) for r in report.stages[:-1]] == [
         ("transformer", "level 0", 1), ("denoise", "level 0", 1),
         ("transformer", "level 3", 1), ("denoise", "level 3", 2),
     ]  # fmt: skip
@@ -234,7 +226,7 @@ def test_other_sizes_are_named(tiny: Tiny) -> None:
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
     other = FAR(replace(model.config, encoder_depth=2, head_width=48))
     with pytest.raises(FarError) as caught:
-        verify_bundle(bundle, other, vae, "onnxruntime", subjects(bundle), SEEDS, resolve_settings(bundle.manifest))
+        verify_bundle(bundle, other, vae, "onnxruntime", inputs(bundle))
     text = str(caught.value)
     assert "encoder_depth is 2, the bundle has 1" in text and "head_width is 48, the bundle has 32" in text
     assert "decoder_depth" not in text
@@ -337,5 +329,4 @@ def compare_with(
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
     reference = TorchEngine(reference_stages(bundle.manifest, model, vae))
     candidate = Spoiled(open_engine(bundle, "onnxruntime", EngineOptions(threads=1)), factor)
-    made = resolve_settings(bundle.manifest)
-    return compare_engines(bundle, reference, candidate, subjects(bundle), SEEDS, made, on_progress=on_progress)
+    return compare_engines(bundle, reference, candidate, inputs(bundle), VerifyOptions(on_progress=on_progress))
