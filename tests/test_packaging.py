@@ -44,6 +44,18 @@ def test_every_package_on_disk_is_listed(setup: configparser.ConfigParser) -> No
     assert set(lines(setup["options"]["packages"])) == on_disk
 
 
+def test_every_folder_of_data_files_is_listed(setup: configparser.ConfigParser) -> None:
+    """Pages, templates and styles; a wheel has no file that is not listed."""
+    on_disk = {
+        f"{top}/{file.parent.relative_to(root / top)}/*"
+        for top, root in SOURCE_ROOTS.items()
+        for file in (root / top).rglob("*")
+        if file.suffix in {".html", ".css", ".js", ".jinja"}
+    }
+    listed = {f"{top}/{line}" for top, text in setup["options.package_data"].items() for line in lines(text)}
+    assert on_disk and on_disk <= listed
+
+
 def test_every_folder_with_modules_is_a_package() -> None:
     folders = {file.parent for top, root in SOURCE_ROOTS.items() for file in (root / top).rglob("*.py")}
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
