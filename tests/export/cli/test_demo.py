@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from far_export.cli.demo import zoo_files
 from far_models.checkpoint.load import load_checkpoint
 from far_models.checkpoint.save import export_checkpoint
-from far_runtime.bundle import open_bundle
+from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.cli.main import main
 
 
@@ -62,12 +63,19 @@ def test_everything_is_written_and_a_failed_check_is_a_failure(
 
 
 def test_a_model_of_prompts_draws_those_of_its_folder(
-    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The export is the test above; here the bundle of the same checkpoint takes its place."""
+
+    def export(*arguments: object, text_encoder: Path, **_: object) -> Bundle:
+        assert text_encoder == tiny.bert
+        return open_bundle(shutil.copytree(tiny.t2i_bundle, out / "bundle"))
+
+    monkeypatch.setattr("far_export.export.export_bundle", export)
     folder, out = tmp_path / "zoo" / "words", tmp_path / "out"
     folder.mkdir(parents=True)
     model = load_checkpoint(tiny.t2i).model
-    export_checkpoint(model, folder / "far_t2i.safetensors", (), {}, sampling={"steps": "2"})
+    export_checkpoint(model, folder / "far_t2i.safetensors", (), {}, half=False)
     save_file(torch.load(tiny.vae, weights_only=True)["model"], folder / "vae.safetensors")
     (folder / "prompts.txt").write_text("a red apple\na green lion\n\na cat\n")
     assert demo("-o", out, "--zoo", folder.parent, "--model", "words") == 2
