@@ -1,4 +1,4 @@
-"""The folder that a run of `far sample` fills: what is there, and what is missing."""
+"""The folder that a run of `far sample` fills: which shards it has, and which are missing."""
 
 from __future__ import annotations
 
@@ -10,68 +10,75 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.errors import FarError
-from far_runtime.sample.draw import Made
-from far_runtime.sample.plan import Plan, Shard
-from far_runtime.sample.shards import found_keys
+from far_runtime.sample.draw import DrawnShard
+from far_runtime.sample.run import SampleRun, Shard
+from far_runtime.sample.shards import read_keys
 from far_runtime.storage.atomic import check_folder, whole_file
 from far_runtime.storage.lock import held_if_free
 from far_runtime.storage.run_record import check_claim, claim, read
 
-PLAN, ENGINE = "sample.json", "engine.json"
+RUN_FILE, ENGINE_FILE = "sample.json", "engine.json"
 
 
 @dataclass(frozen=True)
-class Folder:
-    """`path` holds sample.json (what is drawn), engine.json (by what, unless engines are mixed) and the shards that are
-    finished, each whole: it is written aside, flushed to the disk, and then renamed."""
+class SampleFolder:
+    """A folder with the finished shards of a run, each of them whole, and records of the run and of its engine."""
 
     path: Path
-    plan: Plan
+    """The folder."""
+
+    run: SampleRun
+    """What it is filled with."""
 
     @contextmanager
-    def opened(self, facts: Mapping[str, Any]) -> Iterator[None]:
-        """Nobody else writes in the folder meanwhile. FarError where somebody does, and where the folder is of another
-        run; what a killed run left half-written is cleared away, and which engine it had, where no shard is there."""
+    def locked(self, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Within the block, no other process writes to the folder.
+
+        What a killed run left behind is removed: half-written files, and the record of its engine if no shard is there.
+
+        facts: of the run, as `SampleRun.facts` has them.
+        Raises FarError if another process has the lock, or if the folder belongs to another run.
+        """
         check_folder(self.path)
         with held_if_free(self.path / ".lock") as free:
             if not free:
                 raise FarError(f"{self.path}: another far sample is at work there; wait for it, or choose another -o")
-            claim(self.path / PLAN, facts)
+            claim(self.path / RUN_FILE, facts)
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)
-            if not any(self._is_whole(shard) for shard in self.plan.shards):
-                (self.path / ENGINE).unlink(missing_ok=True)  # of a run that ended before its first shard was there
+            if not any(self._is_whole(shard) for shard in self.run.shards):
+                (self.path / ENGINE_FILE).unlink(missing_ok=True)
             yield
 
     def missing(self) -> tuple[list[Shard], list[str]]:
-        """Shards that are not there, and the names of files that are damaged, whose shards are counted to them."""
+        """The shards that are missing or damaged, and the file names of the damaged ones."""
         shards, damaged = [], []
-        for shard in self.plan.shards:
+        for shard in self.run.shards:
             if self._is_whole(shard):
                 continue
             shards.append(shard)
-            if (self.path / self.plan.name(shard)).exists():
-                damaged.append(self.plan.name(shard))
+            if (self.path / self.run.file_name(shard)).exists():
+                damaged.append(self.run.file_name(shard))
         return shards, damaged
 
     def _is_whole(self, shard: Shard) -> bool:
-        return found_keys(self.plan.format, self.path / self.plan.name(shard)) == self.plan.keys(shard)
+        return read_keys(self.run.format, self.path / self.run.file_name(shard)) == self.run.keys(shard)
 
-    def write(self, made: Made) -> None:
-        """Write a shard; FarError where it cannot be, and where it is by another engine than the ones before."""
-        if not self.plan.mixed:
-            claim(self.path / ENGINE, made.engine)
-        with whole_file(self.path / self.plan.name(made.shard)) as aside, aside.open("wb") as file:
-            file.write(made.data)
+    def write(self, drawn: DrawnShard) -> None:
+        """Write a shard; raises FarError if it cannot be written, or was drawn by another engine than those before."""
+        if not self.run.mixed:
+            claim(self.path / ENGINE_FILE, drawn.engine)
+        with whole_file(self.path / self.run.file_name(drawn.shard)) as aside, aside.open("wb") as file:
+            file.write(drawn.data)
             file.flush()
             os.fsync(file.fileno())
 
     def check_engine(self, engine: Mapping[str, Any]) -> None:
-        """FarError for another engine than that of the pictures that are there, unless engines are mixed."""
-        if not self.plan.mixed:
-            check_claim(self.path / ENGINE, engine)
+        """Raise FarError if the folder's shards were drawn by another engine, unless engines may be mixed."""
+        if not self.run.mixed:
+            check_claim(self.path / ENGINE_FILE, engine)
 
     @property
     def engine(self) -> dict[str, Any] | None:
-        """What drew the pictures that are there; None where there are none, or engines are mixed."""
-        return None if self.plan.mixed else read(self.path / ENGINE)
+        """The engine of the folder's shards; None if there are none, or if engines may be mixed."""
+        return None if self.run.mixed else read(self.path / ENGINE_FILE)

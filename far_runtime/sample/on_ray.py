@@ -1,4 +1,4 @@
-"""Drawing shards on Ray: Ray Data hands them to workers, each with an engine of its own, and their files come back."""
+"""Drawing shards on Ray: Ray Data hands them to workers, each with its own engine, and their files come back."""
 
 from __future__ import annotations
 
@@ -15,105 +15,125 @@ from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
 from far_runtime.machine.ray_cluster import WorkerResources, cluster
 from far_runtime.pipeline import Pipeline
-from far_runtime.sample.draw import Made, draw_shard, engine_of
-from far_runtime.sample.plan import Plan, Shard
+from far_runtime.sample.draw import DrawnShard, draw_shard, engine_facts
+from far_runtime.sample.run import SampleRun, Shard
 
-TRIES = 4
-"""Workers that may die of one shard before the run is given up."""
+MAX_ATTEMPTS = 4
+"""Workers that may die while they draw the same shard before the run ends."""
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker needs to draw. bundle: a folder, the same on every machine, whose content has the id `id`. engine:
-    its name; None: the best one of the worker's machine. drawn_by: the engine of the pictures that are there already,
-    if only that one may go on."""
+    """What a worker needs to draw."""
 
-    plan: Plan
+    run: SampleRun
+    """The run that its shards belong to."""
+
     bundle: Path
-    id: str
+    """The bundle's folder, the same path on every machine."""
+
+    bundle_id: str
+    """The id that the bundle has to have there."""
+
     engine: str | None
+    """Name of the engine; None for the best one of the worker's machine."""
+
     options: EngineOptions
+    """How the engine runs."""
+
     check: bool = True
-    drawn_by: dict[str, Any] | None = None
+    """Whether the bundle is compared with its checksums first."""
+
+    expected_engine: dict[str, Any] | None = None
+    """The engine of the shards that exist already, if the others have to be drawn by the same."""
 
 
-class Tries:
-    """Counts how often each shard was begun; one for all workers."""
+class AttemptCounter:
+    """Counts how often each shard was begun; one actor for all workers."""
 
     def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
+        self._attempts: Counter[int] = Counter()
 
     def begin(self, number: int) -> int:
-        """Which try this is, from 1."""
-        self._begun[number] += 1
-        return self._begun[number]
+        """Count an attempt at a shard; returns how many there were."""
+        self._attempts[number] += 1
+        return self._attempts[number]
 
 
 class Worker:
-    """Draws the shards that it is given, with one engine, which it opens at the first. tries: handle of a `Tries`."""
+    """Draws shards with one engine, which it opens at the first shard; attempts: handle of an `AttemptCounter`."""
 
-    def __init__(self, setting: WorkerConfig, tries: Any) -> None:
-        self._setting, self._tries = setting, tries
+    def __init__(self, config: WorkerConfig, attempts: Any) -> None:
+        self._config, self._attempts = config, attempts
         self._pipeline: Pipeline | None = None
 
     def __call__(self, rows: Any) -> Any:
-        """rows: an Arrow table of number, first, count, one row a shard. Returns their files (or, in place of one, the
-        error, where it is one to tell the user) as number, data, note (JSON)."""
+        """Draw the shards of an Arrow table with the columns number, first and count.
+
+        Returns a table with the columns number, data (the file; empty after a FarError) and note (JSON with engine and
+        warnings, or with the error).
+        """
         import pyarrow
 
         numbers, files, notes = [], [], []
         for row in rows.to_pylist():
             shard = Shard(row["number"], row["first"], row["count"])
             try:
-                self._count(shard)
-                made = draw_shard(self._open(), self._setting.plan, shard)
-                file, note = made.data, {"engine": made.engine, "warnings": made.warnings}
+                self._count_attempt(shard)
+                drawn = draw_shard(self._open(), self._config.run, shard)
+                file, note = drawn.data, {"engine": drawn.engine, "warnings": drawn.warnings}
             except FarError as error:
                 file, note = b"", {"error": str(error)}
             numbers.append(shard.number)
             files.append(file)
             notes.append(json.dumps(note))
-        kinds = {"number": pyarrow.int64(), "data": pyarrow.large_binary(), "note": pyarrow.string()}
-        return pyarrow.table([numbers, files, notes], schema=pyarrow.schema(list(kinds.items())))
+        columns = {"number": pyarrow.int64(), "data": pyarrow.large_binary(), "note": pyarrow.string()}
+        return pyarrow.table([numbers, files, notes], schema=pyarrow.schema(list(columns.items())))
 
-    def _count(self, shard: Shard) -> None:
+    def _count_attempt(self, shard: Shard) -> None:
         import ray
 
-        number = ray.get(self._tries.begin.remote(shard.number))
-        if number > TRIES:
+        if ray.get(self._attempts.begin.remote(shard.number)) > MAX_ATTEMPTS:
             raise FarError(
-                f"shard {shard.number}: {TRIES} workers died drawing it; try far generate with its engine, and fewer "
-                "--workers or a smaller --batch-size if memory is short"
+                f"shard {shard.number}: {MAX_ATTEMPTS} workers died drawing it; try far generate with its engine, and "
+                "fewer --workers or a smaller --batch-size if memory is short"
             )
 
     def _open(self) -> Pipeline:
         if self._pipeline is None:
-            setting = self._setting
-            bundle = open_bundle(setting.bundle, check=setting.check)
-            if bundle.manifest.id != setting.id:
+            config = self._config
+            bundle = open_bundle(config.bundle, check=config.check)
+            if bundle.manifest.id != config.bundle_id:
                 raise FarError(
-                    f"{setting.bundle}: is another bundle on {_host()}; copy it there from the machine that far sample "
-                    "is called on"
+                    f"{config.bundle}: is another bundle on {platform.node()}; copy it there from the machine that far "
+                    "sample is called on"
                 )
-            self._pipeline = Pipeline.over(bundle, setting.engine, setting.options)
-            engine = engine_of(self._pipeline)
-            if setting.drawn_by not in (None, engine):
+            self._pipeline = Pipeline.over(bundle, config.engine, config.options)
+            engine = engine_facts(self._pipeline)
+            if config.expected_engine not in (None, engine):
                 raise FarError(
-                    f"{_host()} would draw with {engine['engine']} {engine['engine_version']} ({engine['threads']} "
-                    f"threads), the pictures that are there are by {setting.drawn_by}; use --engine, or --mixed"
+                    f"{platform.node()} would draw with {engine['engine']} {engine['engine_version']} "
+                    f"({engine['threads']} threads), the existing shards are drawn by {config.expected_engine}; use "
+                    "--engine, or --mixed"
                 )
         return self._pipeline
 
 
-def drawn_on_ray(
-    setting: WorkerConfig, shards: Sequence[Shard], workers: int, each: WorkerResources, address: str | None
-) -> Generator[Made, None, None]:
-    """The files of shards as they are finished, drawn by so many workers on the cluster at `address`, or one of this
-    machine's own. A worker that dies is replaced, and its shard drawn again. FarError for what a worker cannot do."""
+def draw_on_ray(
+    config: WorkerConfig, shards: Sequence[Shard], workers: int, resources: WorkerResources, address: str | None
+) -> Generator[DrawnShard, None, None]:
+    """Draw shards with several workers and yield each as it is finished.
+
+    A worker that dies is replaced, and its shard is drawn again.
+
+    resources: of each worker.
+    address: of the cluster, None for RAY_ADDRESS or a new cluster on this machine.
+    Raises FarError for what a worker cannot do.
+    """
     if not shards:
         return
-    count = min(workers, len(shards))
-    with cluster(address, count, each) as ray:
+    workers = min(workers, len(shards))
+    with cluster(address, workers, resources) as ray:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         by_number = {shard.number: shard for shard in shards}
@@ -122,11 +142,9 @@ def drawn_on_ray(
             Worker,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_args=(setting, ray.remote(num_cpus=0)(Tries).remote()),
-            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
-            num_cpus=each.cpus,
-            num_gpus=each.gpus,
-            resources=dict(each.resources),
+            fn_constructor_args=(config, ray.remote(num_cpus=0)(AttemptCounter).remote()),
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+            **resources.actor_options(),
         )
         try:
             for batch in files.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
@@ -134,14 +152,10 @@ def drawn_on_ray(
                 note = json.loads(row["note"])
                 if "error" in note:
                     raise FarError(note["error"])
-                yield Made(by_number[row["number"]], row["data"], note["engine"], tuple(note["warnings"]))
+                yield DrawnShard(by_number[row["number"]], row["data"], note["engine"], tuple(note["warnings"]))
         except ray.exceptions.RayError as error:
             reason = str(error).strip().split("\n")[-1]
             raise FarError(
                 f"the workers cannot go on ({reason}); every node needs this far-deploy with its extra ray, and room: "
                 "see the logs in /tmp/ray/session_latest/logs"
             ) from error
-
-
-def _host() -> str:
-    return platform.node()

@@ -95,21 +95,21 @@ def test_a_shard_that_kills_its_workers_ends_the_run(tiny: Any, cluster: str) ->
 
     from far_runtime.conditioning.subjects import Subject
     from far_runtime.engines.base import EngineOptions
-    from far_runtime.sample.on_ray import TRIES, Tries, Worker, WorkerConfig
-    from far_runtime.sample.plan import Plan
+    from far_runtime.sample.on_ray import MAX_ATTEMPTS, AttemptCounter, Worker, WorkerConfig
+    from far_runtime.sample.run import SampleRun
 
     ray.init(cluster, log_to_driver=False)
     try:
-        tries = ray.remote(num_cpus=0)(Tries).remote()
-        for _ in range(TRIES):
-            ray.get(tries.begin.remote(1))
-        setting = WorkerConfig(Plan([Subject(0)], {}, 4), tiny.bundle, "", "onnxruntime", EngineOptions())
-        answer = Worker(setting, tries)(pyarrow.table({"number": [1], "first": [0], "count": [4]}))
+        attempts = ray.remote(num_cpus=0)(AttemptCounter).remote()
+        for _ in range(MAX_ATTEMPTS):
+            ray.get(attempts.begin.remote(1))
+        config = WorkerConfig(SampleRun([Subject(0)], {}, 4), tiny.bundle, "", "onnxruntime", EngineOptions())
+        answer = Worker(config, attempts)(pyarrow.table({"number": [1], "first": [0], "count": [4]}))
     finally:
         ray.shutdown()
     (row,) = answer.to_pylist()
     assert row["data"] == b""
-    assert f"shard 1: {TRIES} workers died drawing it" in row["note"]
+    assert f"shard 1: {MAX_ATTEMPTS} workers died drawing it" in row["note"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
 from far_runtime.images.writing import read_settings
 from far_runtime.pipeline import Pipeline
-from far_runtime.sample.plan import Plan
+from far_runtime.sample.run import SampleRun
 from far_runtime.storage.lock import held
 
 FAST = ("--engine", "onnxruntime", "--threads", 1, "--shard-size", 4, "--batch-size", 3)
@@ -226,11 +226,11 @@ def test_a_model_of_text_wants_prompts(far: Any, tiny: Any) -> None:
 
 
 def test_shards_and_batches_hold_every_picture_once() -> None:
-    plan = Plan([Subject(0), Subject(1)], {}, count=23, seed=2**64 - 23, batch=4, shard_size=10)
-    numbers = [number for shard in plan.shards for batch in plan.batches(shard) for number in batch]
+    run = SampleRun([Subject(0), Subject(1)], {}, count=23, seed=2**64 - 23, batch_size=4, shard_size=10)
+    numbers = [number for shard in run.shards for batch in run.batches(shard) for number in batch]
     assert numbers == list(range(23))
-    assert [len(batch) for batch in plan.batches(plan.shards[0])] == [4, 4, 2]
-    assert plan.key(22) == str(2**64 - 1)
-    assert plan.subject(21).label == 1
+    assert [len(batch) for batch in run.batches(run.shards[0])] == [4, 4, 2]
+    assert run.key(22) == str(2**64 - 1)
+    assert run.subject(21).label == 1
     with pytest.raises(FarError, match="seeds go beyond"):
-        Plan([Subject(0)], {}, count=23, seed=2**64 - 22)
+        SampleRun([Subject(0)], {}, count=23, seed=2**64 - 22)

@@ -13,39 +13,58 @@ from far_runtime.errors import FarError
 
 SEEDS = 2**64
 FORMATS = {"webdataset": ".tar", "parquet": ".parquet"}
-"""Kinds of shards, and how their files end."""
+"""Formats of shards, and the suffixes of their files."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The pictures `first` to `first` + `count` - 1 of a run, which lie in one file."""
+    """Consecutive pictures of a run, which are stored in one file."""
 
     number: int
+    """Which shard of the run, from 0."""
+
     first: int
+    """Number of its first picture."""
+
     count: int
+    """How many pictures it has."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`count` pictures: picture i shows subjects[i % len(subjects)] and has the seed `seed` + i.
+class SampleRun:
+    """The pictures of a run; picture i shows subjects[i % len(subjects)] and has the seed `seed` + i.
 
-    settings: resolved ones. batch: pictures computed together, counted from the start of a shard, so that every picture
-    has the same place in the same batch however often a run was ended, and whoever draws it. mixed: whether engines may
-    differ from shard to shard. ValueError for numbers that cannot be.
+    Raises FarError for seeds beyond 64 bits, ValueError for sizes below 1 and for an unknown format.
     """
 
     subjects: Sequence[Subject]
+    """What the pictures show, in turn."""
+
     settings: Mapping[str, Any]
+    """Resolved sampling settings."""
+
     count: int
+    """How many pictures."""
+
     seed: int = 0
-    batch: int = 8
+    """Seed of the first picture."""
+
+    batch_size: int = 8
+    """Pictures of a batch. Batches are counted from the start of a shard, so that every picture has the same place in
+    the same batch however often the run was stopped, and whoever draws it."""
+
     shard_size: int = 256
+    """Pictures of a shard."""
+
     format: str = "webdataset"
+    """Format of the shards, one of FORMATS."""
+
     mixed: bool = False
+    """Whether shards may be drawn by different engines."""
 
     def __post_init__(self) -> None:
-        if min(len(self.subjects), self.count, self.batch, self.shard_size) < 1 or self.format not in FORMATS:
-            raise ValueError("a plan of nothing, or of an unknown format")
+        if min(len(self.subjects), self.count, self.batch_size, self.shard_size) < 1 or self.format not in FORMATS:
+            raise ValueError("a run without pictures, or of an unknown format")
         if not 0 <= self.seed <= SEEDS - self.count:
             raise FarError(
                 f"--seed {self.seed}: with --count {self.count} the seeds go beyond 0 to {SEEDS - 1}; use others"
@@ -53,43 +72,43 @@ class Plan:
 
     @property
     def shards(self) -> list[Shard]:
-        """All of them, in order; the last may be smaller."""
+        """All shards in order; the last one may be smaller."""
         starts = range(0, self.count, self.shard_size)
         return [Shard(i, first, min(self.shard_size, self.count - first)) for i, first in enumerate(starts)]
 
-    def name(self, shard: Shard) -> str:
-        """Of a shard's file, such as shard-00003.tar."""
+    def file_name(self, shard: Shard) -> str:
+        """The name of a shard's file, such as shard-00003.tar."""
         return f"shard-{shard.number:05d}{FORMATS[self.format]}"
 
     def batches(self, shard: Shard) -> list[range]:
-        """The numbers of the pictures that are computed together."""
+        """The numbers of the pictures of each batch."""
         end = shard.first + shard.count
-        return [range(start, min(start + self.batch, end)) for start in range(shard.first, end, self.batch)]
+        return [range(first, min(first + self.batch_size, end)) for first in range(shard.first, end, self.batch_size)]
 
     def subject(self, number: int) -> Subject:
         """What a picture shows."""
         return self.subjects[number % len(self.subjects)]
 
     def key(self, number: int) -> str:
-        """A picture's name in its shard: its seed, such as 0000000042."""
+        """A picture's name in its shard, which is its seed, such as 0000000042."""
         return f"{self.seed + number:010d}"
 
     def keys(self, shard: Shard) -> list[str]:
-        """Those of a shard, in order."""
+        """The keys of a shard's pictures, in order."""
         return [self.key(number) for number in range(shard.first, shard.first + shard.count)]
 
-    def facts(self, bundle: str, version: str) -> dict[str, Any]:
-        """All that tells the run from another one. bundle: its id. version: of this package."""
+    def facts(self, bundle_id: str, version: str) -> dict[str, Any]:
+        """Everything that distinguishes this run from another; version: of this package."""
         subjects = json.dumps([astuple(subject) for subject in self.subjects])
         return {
-            "bundle": bundle,
+            "bundle": bundle_id,
             "version": version,
             "count": self.count,
             "seed": self.seed,
             "subjects": len(self.subjects),
             "digest_of_subjects": hashlib.sha256(subjects.encode()).hexdigest()[:16],
             "settings": dict(self.settings),
-            "batch_size": self.batch,
+            "batch_size": self.batch_size,
             "shard_size": self.shard_size,
             "format": self.format,
             "mixed": self.mixed,
