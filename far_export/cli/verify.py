@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from far_export.verify.parity import OnProgress, SampleInputs
+    from far_export.verify.parity import SampleInputs
     from far_export.verify.results import Report
     from far_runtime.bundle import Bundle
 
@@ -115,6 +115,7 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     from far_export.verify.reference import recorded_vae, reference_stages, reference_text
     from far_models.checkpoint.load import parse_overrides
     from far_runtime.bundle import open_bundle
+    from far_runtime.progress import progress_bar
     from far_runtime.sampling.settings import check_system
 
     bundle = open_bundle(options["bundle"])
@@ -135,7 +136,7 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     count: int | None = options["distribution"]
     if count is not None:
         check_possible(count)
-    with _torch_threads(engine_settings.threads), progress_bar(sys.stderr.isatty()) as on_progress:
+    with _torch_threads(engine_settings.threads), progress_bar(sys.stderr.isatty(), "diffusion steps") as on_progress:
         report = verify_bundle(
             bundle, model.model, decoder.model, engine, inputs, text=text, engine_options=engine_settings,
             options=VerifyOptions(tolerance_scale=options["tolerance_scale"], on_progress=on_progress),
@@ -176,21 +177,6 @@ def _torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def progress_bar(show: bool) -> Iterator[OnProgress | None]:
-    """A bar on standard error over the diffusion steps of both runs."""
-    if not show:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("diffusion steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("verify")
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -3,10 +3,8 @@ wrong options answer at once."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +73,7 @@ def bench(**options: Any) -> None:
     from far_runtime.bench.plot import check_plot, save_plot
     from far_runtime.bench.table import print_figures
     from far_runtime.errors import CheckFailed, FarError
+    from far_runtime.progress import progress_bar
     from far_runtime.storage.atomic import check_distinct, check_file, whole_file
 
     json_file, plot_file = options["json_file"], options["plot_file"]
@@ -91,7 +90,7 @@ def bench(**options: Any) -> None:
         check_file(path, name)
     names, engine_settings = take_engines(options)
     compared = contenders(names)
-    with progress_bar(not options["quiet"] and sys.stderr.isatty()) as on_progress:
+    with progress_bar(not options["quiet"] and sys.stderr.isatty(), elapsed=True) as on_progress:
         figures, facts = run(compared, engine_settings, options, on_progress)
     if not options["quiet"]:
         wide = None if sys.stdout.isatty() and not to_stdout else 120
@@ -176,18 +175,3 @@ def run(
         "machine": machine,
     }
     return figures, facts
-
-
-@contextlib.contextmanager
-def progress_bar(show: bool) -> Iterator[OnProgress | None]:
-    """A bar over all runs on stderr, with what runs now beside it; nothing unless `show`."""
-    if not show:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("bench", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

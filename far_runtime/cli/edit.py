@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
-from far_runtime.cli.generate import PATH, progress_bar
+from far_runtime.cli.generate import PATH
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
 
@@ -107,6 +107,7 @@ def edit(
     from far_runtime.images.edit import compose
     from far_runtime.images.writing import name_of
     from far_runtime.pipeline import Pipeline
+    from far_runtime.progress import generation_bars
     from far_runtime.storage.atomic import check_distinct
 
     check_sheet(output)
@@ -130,7 +131,7 @@ def edit(
         check_distinct(files, inputs)
         fitted = plan(size)
         outputs.check(len(subjects), count, size, size)
-        with progress_bar(not quiet and sys.stderr.isatty()) as on_progress:
+        with generation_bars(not quiet and sys.stderr.isatty()) as on_progress:
             made = pipeline.edit(
                 [subject for subject, _ in wanted],
                 [of_one for _, of_one in wanted],

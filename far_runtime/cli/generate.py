@@ -3,10 +3,8 @@ answer at once."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from far_runtime.images.metadata import MAX_BATCH
 from far_runtime.sampling.options import SAMPLING
 
 if TYPE_CHECKING:
-    from far_runtime.generation import Generation, OnProgress, Progress
+    from far_runtime.generation import Generation
     from far_runtime.images.metadata import PictureMetadata
 
 PATH = click.Path(path_type=Path)
@@ -98,6 +96,7 @@ def generate(
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
     from far_runtime.images.writing import name_of, read_settings
     from far_runtime.pipeline import Pipeline
+    from far_runtime.progress import generation_bars
     from far_runtime.sampling.presets import preset_of
 
     check_sheet(output)
@@ -130,7 +129,7 @@ def generate(
         outputs.check_distinct((name_of(subject, of_one) for subject, of_one in wanted), like)
         size = manifest.model["image_size"]
         outputs.check(rows, columns, size, size)
-        with progress_bar(not quiet and sys.stderr.isatty()) as on_progress:
+        with generation_bars(not quiet and sys.stderr.isatty()) as on_progress:
             made = draw(on_progress=on_progress, save_levels=save_levels is not None)
         for warning in made.warnings:
             click.echo(f"warning: {warning}", err=True)
@@ -179,27 +178,3 @@ def compared(like: Path, made: Generation) -> str:
         return f"{like}: was {before.shape[1]} x {before.shape[0]} pixels, the new one is of another size"
     changed = int((before != made.images[0]).any(axis=-1).sum())
     return f"{like}: {'repeated bit for bit' if changed == 0 else f'{changed} of its pixels came out differently'}"
-
-
-@contextlib.contextmanager
-def progress_bar(show: bool) -> Iterator[OnProgress | None]:
-    """Two bars on stderr, one over everything and one over the step of the loop; nothing unless `show`."""
-    if not show:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        whole = bars.add_task("all", total=None)
-        level = bars.add_task("", total=None)
-
-        def show_progress(at: Progress) -> None:
-            of_batches = f", batch {at.batch + 1} of {at.batches}" if at.batches > 1 else ""
-            name = f"{at.step.name} ({at.step.index + 1} of {at.steps}{of_batches})"
-            bars.update(whole, completed=at.done, total=at.total)
-            bars.update(level, completed=at.inner, total=at.step.substeps, description=name)
-
-        yield show_progress

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from far_runtime.progress import live_bars
 
 Say = Callable[[str], None]
 
@@ -24,8 +25,7 @@ class ProgressDisplay:
         self._numbers = ""
         if main and screen.isatty():
             columns = (TaskProgressColumn(), BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
-            console = Console(file=screen)
-            self._bars = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True)
+            self._bars = live_bars(*columns, TextColumn("left"), TimeRemainingColumn(), screen=screen)
             self._task = self._bars.add_task("", total=1.0)
 
     def __enter__(self) -> ProgressDisplay:
