@@ -1,4 +1,4 @@
-"""Clients that ask a server for pictures, closed loop or open, and put down what came of every request."""
+"""Clients that send requests to a server, in a closed or an open loop, and record the outcome of each."""
 
 from __future__ import annotations
 
@@ -15,179 +15,226 @@ from typing import Any
 import httpx2 as httpx
 
 GENERATE, STREAM = "/v1/images/generations", "/v1/generate/stream"
-MOST_OPEN = 2000
-"""Requests of the open loop that may be under way; what would come beyond is put down as not sent."""
-GONE = 1.0
-"""Seconds before a client asks again where nobody listened, which is told at once."""
-STRANGE = (ValueError, LookupError, TypeError)
-"""What comes of reading an answer that is not what it should be."""
-REFUSED = "429"
-"""What the error of a refused request begins with."""
+MAX_IN_FLIGHT = 2000
+"""Unanswered requests of the open loop; further ones are recorded as not sent."""
+RECONNECT_SECONDS = 1.0
+"""Before a client tries again after a connection was refused, which happens at once."""
+MALFORMED = (ValueError, LookupError, TypeError)
+"""What reading a malformed response raises."""
+REJECTED = "429"
+"""What the error of a rejected request begins with."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked. seed: of everything that is drawn by lot. about: the model, as /v1/models tells of it. streams:
-    the share of streams. most: pictures of a request, 1 to this. fields: further ones of every request. prompts: for a
-    model that reads text."""
+    """The requests of a load test, which depend on the seed alone."""
 
     seed: int
-    about: Mapping[str, Any]
-    streams: float
-    most: int
+    """Seed of everything random."""
+
+    model: Mapping[str, Any]
+    """The model, as /v1/models describes it."""
+
+    stream_share: float
+    """The share of requests that are streams, 0 to 1."""
+
+    max_pictures: int
+    """Pictures of the largest request; others have 1 to so many."""
+
     fields: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of every request."""
+
     prompts: tuple[str, ...] = ("a red apple", "a smiling face")
+    """What to ask of a model that reads text."""
 
     def request(self, number: int) -> tuple[str, dict[str, Any]]:
-        """Route and body of the request of this number, the same at every run."""
-        lot = random.Random(f"{self.seed}/{number}")
-        route = STREAM if lot.random() < self.streams else GENERATE
-        count = lot.randint(1, self.most)
-        text = self.about["condition"] == "text"
-        what = {"prompt": lot.choice(self.prompts)} if text else {"label": lot.randrange(self.about["count"])}
-        return route, {**what, "n": count, "seed": lot.randrange(2**32), **self.fields}
+        """Route and body of the request of this number."""
+        rng = random.Random(f"{self.seed}/{number}")
+        route = STREAM if rng.random() < self.stream_share else GENERATE
+        count = rng.randint(1, self.max_pictures)
+        if self.model["condition"] == "text":
+            subject: dict[str, Any] = {"prompt": rng.choice(self.prompts)}
+        else:
+            subject = {"label": rng.randrange(self.model["count"])}
+        return route, {**subject, "n": count, "seed": rng.randrange(2**32), **self.fields}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A request that is over. seconds: from when it was due (closed loop: sent) to the end of its answer. first: to the
-    first level, in a stream. pictures: those that came. error: what went wrong, "" for nothing."""
+    """What became of a request."""
 
-    stream: bool
-    seconds: float
-    first: float | None
-    pictures: int
-    error: str
+    stream: bool = False
+    """Whether it was a stream."""
+
+    seconds: float = 0.0
+    """From when it was due (in a closed loop: sent) to the end of its response."""
+
+    first_level: float | None = None
+    """Seconds to the first level of a stream."""
+
+    pictures: int = 0
+    """Pictures that were received."""
+
+    error: str = ""
+    """What went wrong; "" for nothing."""
 
 
 @dataclass
 class Load:
-    """A run: its workload against a server. keep: the first picture of how many requests is kept (`kept`: bodies with
-    the PNG in base64)."""
+    """A running load test: requests sent to a server, and their outcomes."""
 
     client: httpx.AsyncClient
+    """The connections to the server."""
+
     workload: Workload
+    """What is requested."""
+
     keep: int = 0
+    """For how many requests the first picture is kept."""
+
     numbers: itertools.count[int] = field(default_factory=itertools.count)
+    """Numbers of the requests to come."""
+
     outcomes: list[Outcome] = field(default_factory=list)
+    """Of the requests that are over."""
+
     kept: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    """Bodies of requests, each with its first picture as a PNG in base64."""
+
     ends: float = float("inf")
-    most: int | None = None
-    begun: int = 0
+    """When to send no more, on the clock time.perf_counter."""
+
+    max_requests: int | None = None
+    """How many requests to send, None for no limit."""
+
+    sent: int = 0
+    """How many requests were sent, those among them that the open loop could not send."""
 
     def over(self) -> bool:
-        """Whether no further request is to be sent."""
-        return time.perf_counter() >= self.ends or (self.most is not None and self.begun >= self.most)
+        """Whether to send no more requests."""
+        return time.perf_counter() >= self.ends or (self.max_requests is not None and self.sent >= self.max_requests)
 
     def stop(self) -> None:
-        """Send no further request."""
+        """Send no more requests."""
         self.ends = 0.0
 
-    async def closed(self, clients: int) -> None:
-        """So many clients, each of which asks again when it has its answer, or has waited as long as it was told to."""
+    async def closed_loop(self, clients: int) -> None:
+        """Clients that each send a request when the one before is answered, and when a Retry-After has passed."""
 
-        async def one() -> None:
+        async def run_client() -> None:
             while not self.over():
-                wait = await self.ask(time.perf_counter())
+                wait = await self.send(time.perf_counter())
                 if wait:
                     await asyncio.sleep(min(wait, max(0.0, self.ends - time.perf_counter())))
 
-        await asyncio.gather(*(one() for _ in range(clients)))
+        await asyncio.gather(*(run_client() for _ in range(clients)))
 
-    async def open(self, rate: float) -> None:
-        """Requests that come by lot (Poisson), so many a second, however long the answers take. Seconds count from when
-        a request was due: a late client is no excuse."""
-        lot, due = random.Random(f"{self.workload.seed}/arrivals"), time.perf_counter()
-        under_way: set[asyncio.Task[float]] = set()
+    async def open_loop(self, rate: float) -> None:
+        """Requests at random times (a Poisson process), `rate` a second, however long the responses take.
+
+        Their seconds count from when they were due, so that a delay of this loop counts too.
+        """
+        rng, due = random.Random(f"{self.workload.seed}/arrivals"), time.perf_counter()
+        in_flight: set[asyncio.Task[float]] = set()
         while True:
-            due += lot.expovariate(rate)
+            due += rng.expovariate(rate)
             await asyncio.sleep(max(0.0, min(due, self.ends) - time.perf_counter()))
             if self.over():
                 break
-            if len(under_way) >= MOST_OPEN:
-                self.begun += 1
-                self.outcomes.append(Outcome(False, 0.0, None, 0, "not sent: too many were under way"))
+            if len(in_flight) >= MAX_IN_FLIGHT:
+                self.sent += 1
+                self.outcomes.append(Outcome(error="not sent: too many requests are in flight"))
                 continue
-            task = asyncio.ensure_future(self.ask(due))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        await asyncio.gather(*under_way)
+            task = asyncio.ensure_future(self.send(due))
+            in_flight.add(task)
+            task.add_done_callback(in_flight.discard)
+        await asyncio.gather(*in_flight)
 
-    async def ask(self, due: float) -> float:
-        """One request; the seconds to wait before another, where the server said so or was not there."""
-        self.begun += 1
+    async def send(self, due: float) -> float:
+        """Send a request and record its outcome.
+
+        Returns the seconds to wait before another request, if the server asks for that or is not there.
+        """
+        self.sent += 1
         route, body = self.workload.request(next(self.numbers))
-        first: list[float] = []
+        first_level: list[float] = []
         error, pictures, wait = "", 0, 0.0
         try:
-            answered = self._stream if route == STREAM else self._plain
-            pictures = await answered(body, lambda: first.append(time.perf_counter() - due))
-        except Refused as refused:
-            error, wait = refused.what, refused.wait
-        except httpx.HTTPError as failed:
-            error = type(failed).__name__
-            wait = GONE if isinstance(failed, httpx.ConnectError) else 0.0
-        except STRANGE as strange:
-            error = f"an answer that is none: {type(strange).__name__}"
-        seconds = time.perf_counter() - due
-        self.outcomes.append(Outcome(route == STREAM, seconds, first[0] if first else None, pictures, error))
+            receive = self._receive_stream if route == STREAM else self._receive
+            pictures = await receive(body, lambda: first_level.append(time.perf_counter() - due))
+        except RequestFailed as failure:
+            error, wait = str(failure), failure.retry_after
+        except httpx.HTTPError as failure:
+            error = type(failure).__name__
+            wait = RECONNECT_SECONDS if isinstance(failure, httpx.ConnectError) else 0.0
+        except MALFORMED as failure:
+            error = f"a malformed response: {type(failure).__name__}"
+        outcome = Outcome(
+            stream=route == STREAM,
+            seconds=time.perf_counter() - due,
+            first_level=first_level[0] if first_level else None,
+            pictures=pictures,
+            error=error,
+        )
+        self.outcomes.append(outcome)
         return wait
 
-    async def _plain(self, body: dict[str, Any], on_level: Callable[[], None]) -> int:
-        answer = await self.client.post(GENERATE, json=body)
-        if answer.status_code != 200:
-            raise Refused.of(answer)
-        data = answer.json()["data"]
-        self._take(body, [(one["seed"], one["b64_json"]) for one in data])
-        return len(data)
-
-    async def _stream(self, body: dict[str, Any], on_level: Callable[[], None]) -> int:
-        pictures: list[tuple[int, str]] = []
-        last = ""
-        async with self.client.stream("POST", STREAM, json=body) as answer:
-            if answer.status_code != 200:
-                await answer.aread()
-                raise Refused.of(answer)
-            async for event in httpx.EventSource(answer, max_event_size=None):
-                last = event.event
-                if last == "level":
-                    on_level()
-                elif last == "picture":
-                    found = json.loads(event.data)
-                    pictures.append((found["seed"], found["b64_json"]))
-                elif last == "error":
-                    raise Refused(f"in a stream: {json.loads(event.data)['error']['code']}")
-        if last != "done":
-            raise Refused("a stream that broke off")
-        self._take(body, pictures)
+    async def _receive(self, body: dict[str, Any], on_level: Callable[[], None]) -> int:
+        response = await self.client.post(GENERATE, json=body)
+        if response.status_code != 200:
+            raise RequestFailed.from_response(response)
+        pictures = [(image["seed"], image["b64_json"]) for image in response.json()["data"]]
+        self._keep(body, pictures)
         return len(pictures)
 
-    def _take(self, body: dict[str, Any], pictures: list[tuple[int, str]]) -> None:
-        """ValueError unless these are the pictures that were asked for."""
+    async def _receive_stream(self, body: dict[str, Any], on_level: Callable[[], None]) -> int:
+        pictures: list[tuple[int, str]] = []
+        name = ""
+        async with self.client.stream("POST", STREAM, json=body) as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise RequestFailed.from_response(response)
+            async for event in httpx.EventSource(response, max_event_size=None):
+                name = event.event
+                if name == "level":
+                    on_level()
+                elif name == "picture":
+                    image = json.loads(event.data)
+                    pictures.append((image["seed"], image["b64_json"]))
+                elif name == "error":
+                    raise RequestFailed(f"in a stream: {json.loads(event.data)['error']['code']}")
+        if name != "done":
+            raise RequestFailed("a stream that broke off")
+        self._keep(body, pictures)
+        return len(pictures)
+
+    def _keep(self, body: dict[str, Any], pictures: list[tuple[int, str]]) -> None:
+        """Keep the first picture of a request; raises ValueError unless these are the pictures that it asked for."""
         if [seed for seed, _ in pictures] != [body["seed"] + i for i in range(body["n"])]:
-            raise ValueError("other pictures")
+            raise ValueError("other pictures than those of the request")
         if len(self.kept) < self.keep:
             self.kept.append((body, pictures[0][1]))
 
 
-class Refused(Exception):
-    """An answer that is an error. what: status and code. wait: seconds, where the server said so."""
+class RequestFailed(Exception):
+    """A request that was answered with an error."""
 
-    def __init__(self, what: str, wait: float = 0.0) -> None:
-        super().__init__(what)
-        self.what, self.wait = what, wait
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds, if the server asks for them."""
 
     @classmethod
-    def of(cls, answer: httpx.Response) -> Refused:
-        """From an answer of another status than 200."""
-        wait = answer.headers.get("retry-after", "")
-        return cls(f"{answer.status_code} {answer.json()['error']['code']}", float(wait) if wait.isdigit() else 0.0)
+    def from_response(cls, response: httpx.Response) -> RequestFailed:
+        """From a response of another status than 200."""
+        seconds = response.headers.get("retry-after", "")
+        message = f"{response.status_code} {response.json()['error']['code']}"
+        return cls(message, float(seconds) if seconds.isdigit() else 0.0)
 
 
-async def every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
-    """Do something again and again, until it is cancelled; a server that does not answer meanwhile, or
-    with something else, is passed over."""
+async def repeat(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    """Call `action` every so many seconds until this is cancelled, whether or not the server answers it."""
     while True:
-        with contextlib.suppress(httpx.HTTPError, *STRANGE):
-            await act()
+        with contextlib.suppress(httpx.HTTPError, *MALFORMED):
+            await action()
         await asyncio.sleep(seconds)

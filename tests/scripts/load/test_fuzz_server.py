@@ -12,23 +12,22 @@ import pytest
 
 pytest.importorskip("schemathesis", reason="schemathesis is not installed (extra dev, Python 3.11)")
 
-import requests
 from hypothesis import strategies
 
 from far_runtime.serve.schema import ErrorBody, ErrorDetail
-from fuzz_server import BROKEN, RIGHT, Found, check_end, fuzz, judge_memory, send, show, stream_errors
+from fuzz_server import BROKEN, RIGHT, FuzzReport, Target, check_end, fuzz, judge_memory, send, server_errors, show
 from serve_process import serving
 
 
 def test_malformed_requests_are_refused_as_the_document_says(tiny: Any) -> None:
     with serving(tiny.bundle, ["--engine", "onnxruntime", "--threads", "1", "--no-check"]) as address:
-        about = httpx.get(f"{address}/v1/models").json()["data"][0]["far"]
-        found = fuzz(address, 124, seed=1, about=about, row=10)
-        check_end(address, found, about)
-    assert found.requests == 124
-    assert (len(found.memory) >= 2, found.unjudged) == (True, "")
-    assert found.failures == {}
-    posts = [statuses for route, statuses in found.statuses.items() if route.startswith("POST")]
+        model = httpx.get(f"{address}/v1/models").json()["data"][0]["far"]
+        report = fuzz(Target(address, model), 124, seed=1, series=10)
+        check_end(address, report, model)
+    assert report.requests == 124
+    assert (len(report.memory) >= 2, report.unjudged) == (True, "")
+    assert report.failures == {}
+    posts = [statuses for route, statuses in report.statuses.items() if route.startswith("POST")]
     assert len(posts) == 3
     for statuses in posts:
         assert statuses["broken 400"] >= 15
@@ -36,7 +35,7 @@ def test_malformed_requests_are_refused_as_the_document_says(tiny: Any) -> None:
         assert statuses["likely 200"] > 0
 
 
-class Careless(BaseHTTPRequestHandler):
+class CarelessServer(BaseHTTPRequestHandler):
     """A server that says in its document that n is 1 to 4, and does not look."""
 
     document: ClassVar[dict[str, Any]] = {
@@ -90,13 +89,13 @@ class Careless(BaseHTTPRequestHandler):
         pass
 
 
-def fuzzed(count: int) -> Found:
-    """What comes of a Careless server."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Careless) as server:
+def fuzzed(count: int) -> FuzzReport:
+    """What comes of a CarelessServer server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), CarelessServer) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            return fuzz(f"http://127.0.0.1:{server.server_address[1]}", count, seed=0)
+            return fuzz(Target(f"http://127.0.0.1:{server.server_address[1]}"), count, seed=0)
         finally:
             server.shutdown()
             thread.join()
@@ -109,26 +108,26 @@ def test_a_route_for_which_no_request_can_be_made_is_found_out() -> None:
         def as_strategy(self, **settings: Any) -> Any:
             return strategies.integers().filter(lambda number: False)
 
-    found, session = Found(0), requests.Session()
-    send(Never(), BROKEN, "http://127.0.0.1:1", session, found, 2, seed=0)
-    assert found.failures == {}
-    send(Never(), RIGHT, "http://127.0.0.1:1", session, found, 2, seed=0)
-    assert list(found.failures) == ["POST /never: making right requests: Unsatisfiable"]
+    report, target = FuzzReport(0), Target("http://127.0.0.1:1")
+    send(Never(), BROKEN, target, report, 2, seed=0)
+    assert report.failures == {}
+    send(Never(), RIGHT, target, report, 2, seed=0)
+    assert list(report.failures) == ["POST /never: making right requests: Unsatisfiable"]
 
 
 def test_routes_that_are_not_come_to_are_failures(monkeypatch: Any) -> None:
-    paths = {**Careless.document["paths"], "/late": Careless.document["paths"]["/draw"]}
-    monkeypatch.setattr(Careless, "document", {**Careless.document, "paths": paths})
-    found = fuzzed(20)
-    assert "no request of POST /late was sent: none could be made, or --requests is too small" in found.failures
+    paths = {**CarelessServer.document["paths"], "/late": CarelessServer.document["paths"]["/draw"]}
+    monkeypatch.setattr(CarelessServer, "document", {**CarelessServer.document, "paths": paths})
+    report = fuzzed(20)
+    assert "no request of POST /late was sent: none could be made, or --requests is too small" in report.failures
 
 
 def test_a_server_that_does_not_do_as_it_says_is_found_out() -> None:
-    found = fuzzed(60)
-    what = " ".join(found.failures)
+    report = fuzzed(60)
+    what = " ".join(report.failures)
     for title in ("Server error", "Response violates schema", "Schema-violating request accepted"):
         assert title in what
-    assert found.requests == 60
+    assert report.requests == 60
 
 
 @pytest.mark.parametrize(
@@ -144,11 +143,11 @@ def test_a_server_that_does_not_do_as_it_says_is_found_out() -> None:
 def test_memory_is_judged_or_said_not_to_be(
     capsys: Any, memory: list[float], unjudged: bool, failures: list[str]
 ) -> None:
-    found = Found(0, memory=memory)
-    judge_memory(found)
-    show(found)
-    assert list(found.failures) == failures
-    assert bool(found.unjudged) == unjudged
+    report = FuzzReport(0, memory=memory)
+    judge_memory(report)
+    show(report)
+    assert list(report.failures) == failures
+    assert bool(report.unjudged) == unjudged
     assert ("memory was not judged" in capsys.readouterr().out) == unjudged
 
 
@@ -162,11 +161,11 @@ def test_memory_is_judged_or_said_not_to_be(
 )
 def test_a_stream_that_is_none_is_found_out(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        stream_errors(text)
+        server_errors(text)
 
 
 def test_faults_of_the_server_in_a_stream_are_found() -> None:
     body = ErrorBody(error=ErrorDetail(message="no", type="server_error", param=None, code="internal_error"))
-    assert stream_errors(f"event: error\ndata: {body.model_dump_json()}\n\n") == ["internal_error"]
+    assert server_errors(f"event: error\ndata: {body.model_dump_json()}\n\n") == ["internal_error"]
     body.error.type = "invalid_request_error"
-    assert stream_errors(f"event: error\ndata: {json.dumps(body.model_dump())}\n\n") == []
+    assert server_errors(f"event: error\ndata: {json.dumps(body.model_dump())}\n\n") == []

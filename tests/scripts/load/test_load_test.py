@@ -23,7 +23,7 @@ from far_runtime.errors import FarError
 from load_test import load_test
 from report import comparison, report
 from run import Plan, Result
-from serve_process import Seen, check_loopback, serving
+from serve_process import ServerStats, check_loopback, serving
 
 OPTIONS = ["--engine", "onnxruntime", "--threads", "1", "--no-check"]
 ABOUT = {"condition": "labels", "count": 10}
@@ -60,16 +60,16 @@ def test_what_goes_wrong_is_put_down_by_kind() -> None:
     cases: list[tuple[Any, float, str]] = [
         (lambda request: httpx.Response(429, json=error, headers={"retry-after": "0"}), 0.0, "429 queue_full"),
         (lambda request: httpx.Response(500, json={"error": {"code": "internal_error"}}), 1.0, "500 internal_error"),
-        (lambda request: httpx.Response(502, text="<html>"), 0.0, "an answer that is none: JSONDecodeError"),
-        (lambda request: httpx.Response(200, json={"data": []}), 0.0, "an answer that is none: ValueError"),
+        (lambda request: httpx.Response(502, text="<html>"), 0.0, "a malformed response: JSONDecodeError"),
+        (lambda request: httpx.Response(200, json={"data": []}), 0.0, "a malformed response: ValueError"),
         (gone, 0.0, "RemoteProtocolError"),
         (sse("event: error\ndata: " + '{"error": {"code": "deadline"}}' + "\n\n"), 1.0, "in a stream: deadline"),
         (sse(events["none"]), 1.0, "a stream that broke off"),
-        (sse(events["an end"]), 1.0, "an answer that is none: ValueError"),
+        (sse(events["an end"]), 1.0, "a malformed response: ValueError"),
     ]
     for answer, streams, expected in cases:
-        load = load_of(answer, streams, most=1)
-        asyncio.run(load.closed(1))
+        load = load_of(answer, streams, max_requests=1)
+        asyncio.run(load.closed_loop(1))
         assert [one.error for one in load.outcomes] == [expected]
 
 
@@ -87,8 +87,8 @@ def test_seconds_of_the_open_loop_count_from_when_a_request_was_due() -> None:
             time.sleep(0.2)  # the whole loop
         return httpx.Response(500, json={"error": {"code": "x"}})
 
-    load = load_of(answer, most=40)
-    asyncio.run(load.open(400))
+    load = load_of(answer, max_requests=40)
+    asyncio.run(load.open_loop(400))
     assert len(load.outcomes) == 40
     late = [one.seconds for one in load.outcomes if one.seconds > 0.1]
     assert len(late) > 10
@@ -100,7 +100,7 @@ def test_a_run_on_a_real_server_is_reported(tiny: Any) -> None:
         made = asyncio.run(plan.run(address))
         opened = asyncio.run(Plan(0, 0.5, 2, {"steps": 1}, rate=50, seconds=60, requests=10, warm_up=0.1).run(address))
         turns = asyncio.run(
-            Plan(0, 0, 1, {"steps": 1}, seconds=60, requests=4, warm_up=0.1).compared(address, address, 2)
+            Plan(0, 0, 1, {"steps": 1}, seconds=60, requests=4, warm_up=0.1).compare(address, address, 2)
         )
     numbers, lines, failed = report(made)
     assert not failed
@@ -134,14 +134,14 @@ def test_refusals_are_no_errors_and_the_server_counts_them_too(tiny: Any) -> Non
     assert made.after.refused["queue"] >= numbers["refused"]
 
 
-SEEN = Seen(1e8, 10.0, 1.0, 0.0, {}, {})
+STATS = ServerStats(1e8, 10.0, 1.0, 0.0, {}, {})
 
 
-def result(*outcomes: Outcome, after: Seen | None = SEEN, broken: tuple[str, ...] = ()) -> Result:
-    return Result(list(outcomes), 2.0, SEEN, SEEN, after, [1e8, 1e8], [], broken)
+def result(*outcomes: Outcome, after: ServerStats | None = STATS, broken: tuple[str, ...] = ()) -> Result:
+    return Result(list(outcomes), 2.0, STATS, STATS, after, [1e8, 1e8], [], broken)
 
 
-DRAWN, REFUSED = Outcome(False, 0.5, None, 3, ""), Outcome(False, 0.1, None, 0, "429 queue_full")
+DRAWN, REFUSED = Outcome(seconds=0.5, pictures=3), Outcome(seconds=0.1, error="429 queue_full")
 
 
 def test_a_run_without_a_picture_has_failed() -> None:
@@ -231,7 +231,7 @@ def load(monkeypatch: Any, url: str, file: Path, *arguments: str) -> Any:
 @pytest.mark.parametrize(
     ("leaves", "said"),
     [
-        (True, ["does not tell its numbers at the end: RemoteProtocolError", "not drawn again: RemoteProtocolError"]),
+        (True, ["/metrics cannot be read at the end: RemoteProtocolError", "not drawn again: RemoteProtocolError"]),
         (False, ["a picture was not drawn again: 429 queue_full"]),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_server_that_refuses_everything_fails(pretender: str, monkeypatch: Any
 
 def test_a_key_is_asked_for(pretender: str) -> None:
     for key in ("", "another"):
-        with pytest.raises(FarError, match="wants one of its keys; give it as FAR_KEY or by --key"):
+        with pytest.raises(FarError, match="needs an API key; give it as FAR_KEY or by --key"):
             CliRunner().invoke(load_test, ["--url", pretender, "--key", key], catch_exceptions=False)
 
 
@@ -271,7 +271,7 @@ def test_a_round_that_cannot_begin_leaves_the_earlier_ones(monkeypatch: Any) -> 
         return made
 
     monkeypatch.setattr(Plan, "run", run)
-    turns = asyncio.run(Plan(0, 0, 1).compared("a", "b", 3))
+    turns = asyncio.run(Plan(0, 0, 1).compare("a", "b", 3))
     _, lines, failed = comparison(turns)
     assert failed
     assert len(turns) == 1
@@ -313,5 +313,5 @@ far_pictures_total{model="a"} 14.0
 # TYPE process_resident_memory_bytes gauge
 process_resident_memory_bytes 1000.0
 """
-    seen = Seen.read(text)
+    seen = ServerStats.parse(text)
     assert (seen.batches, seen.pictures, seen.memory, seen.files) == ({1: 2, 4: 3}, 14, 1000, 0)
