@@ -22,6 +22,7 @@ from far_models.checkpoint.load import Checkpoint
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, Manifest, open_bundle, record_of, write_manifest
 from far_runtime.errors import FarError
+from far_runtime.model_info import ModelInfo
 from far_runtime.sampling.settings import resolve_system_settings
 from far_runtime.storage.atomic import folder_put_in_place
 
@@ -36,7 +37,7 @@ class Networks:
     model: Checkpoint
     vae: Checkpoint
     text: TextPart | None
-    info: dict[str, Any]
+    info: ModelInfo
     """The manifest's `model`."""
 
     @property
@@ -58,7 +59,7 @@ def export_bundle(checkpoint: str | Path, vae: str | Path, output: str | Path, *
     export.check()
     networks = load(checkpoint, vae, export)
     manifest, stages = declare(networks, export)
-    if networks.text is None and networks.info["condition"] == "text":
+    if networks.text is None and networks.info.takes_text:
         export.report("no text encoder: the bundle will draw without prompts only; give --text-encoder DIR for prompts")
     with folder_put_in_place(target, check_replaceable) as folder:
         cases = reference_outputs(stages)
@@ -80,7 +81,7 @@ def load(checkpoint: str | Path, vae: str | Path, options: ExportOptions) -> Net
     check_weights(model, options.weights)
     info = SYSTEMS[model.system].info(model.model, decoder.model)
     text = text_part(model, info, options.text_encoder)
-    return Networks(model, decoder, text, info if text is None else info | {"text": dict(text.settings)})
+    return Networks(model, decoder, text, info if text is None else replace(info, text=text.settings))  # type: ignore[call-arg]
 
 
 def declare(networks: Networks, options: ExportOptions) -> tuple[Manifest, list[Stage]]:
@@ -91,10 +92,9 @@ def declare(networks: Networks, options: ExportOptions) -> tuple[Manifest, list[
     defaults = {**model.sampling, **(options.defaults or {})}
     settings = _check_settings(system.name, info, defaults, options)
     classes = tuple(options.classes) or model.classes
-    if classes and len(classes) != info.get("classes", 0):
+    if classes and len(classes) != info.classes:
         raise FarError(
-            f"{len(classes)} class names for a model with {info.get('classes', 0)} classes; use --classes with one "
-            "name a class"
+            f"{len(classes)} class names for a model with {info.classes} classes; use --classes with one name a class"
         )
     if options.levels == "per-level" and "levels" not in settings:
         raise FarError(f"--levels per-level: a {system.name} model has no levels; leave --levels out")
@@ -120,7 +120,7 @@ def declare(networks: Networks, options: ExportOptions) -> tuple[Manifest, list[
 
 
 def _check_settings(
-    system: str, info: Mapping[str, Any], defaults: Mapping[str, Any], options: ExportOptions
+    system: str, info: ModelInfo, defaults: Mapping[str, Any], options: ExportOptions
 ) -> dict[str, Any]:
     """The bundle's default settings, resolved; FarError for these, the presets' or --verify-steps that do not fit."""
     settings = resolve_system_settings(system, info, defaults)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from far_export.stages import SYSTEMS
 from far_models.checkpoint.load import Checkpoint, load_checkpoint
 from far_runtime.errors import FarError
+from far_runtime.model_info import ModelInfo
 
 if TYPE_CHECKING:
     from far_export.stages.text import TextPart
@@ -49,12 +50,12 @@ def check_weights(model: Checkpoint, requested: str | None) -> None:
         )
 
 
-def text_part(model: Checkpoint, info: Mapping[str, Any], text_encoder: str | Path | None) -> TextPart | None:
+def text_part(model: Checkpoint, info: ModelInfo, text_encoder: str | Path | None) -> TextPart | None:
     """What the text encoder in a folder adds to a bundle, None without a folder; FarError where it does not fit the
     model."""
     if text_encoder is None:
         return None
-    if info["condition"] != "text":
+    if not info.takes_text:
         raise FarError(f"--text-encoder {text_encoder}: a {model.system} model draws from class labels; leave it out")
     from far_export.stages.text import load_text_part
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from far_runtime.errors import FarError
+from far_runtime.model_info import ModelInfo, model_info
 
 FORMAT = 6
 """Of the manifests that are written."""
@@ -81,7 +82,7 @@ class Manifest:
     """
 
     system: str
-    model: dict[str, Any]
+    model: ModelInfo
     default_settings: dict[str, Any]
     graphs: tuple[Graph, ...]
     files: dict[str, FileRecord]
@@ -104,6 +105,10 @@ class Manifest:
             f"the bundle has no {stage} graph for {wanted or 'it'} (it has: {have or 'none'}); "
             "use the levels that it was exported for, or export it with --levels shared"
         )
+
+    def has_stage(self, name: str) -> bool:
+        """Whether the bundle has a graph of that stage."""
+        return any(graph.stage == name for graph in self.graphs)
 
     @property
     def largest_batch(self) -> int:
@@ -175,7 +180,7 @@ def read_manifest(folder: Path) -> Manifest:
     if data.get("sha256") != manifest_checksum(data):
         raise FarError(f"{file}: changed since export (its checksum is another); export the bundle again")
     try:
-        return manifest_from_dict(_upgraded(data, version))
+        return manifest_from_dict(_upgraded(data, version), str(file))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FarError(
             f"{file}: incomplete or damaged ({type(error).__name__}: {error}); export the bundle again"
@@ -234,7 +239,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json whole or not at all."""
     target = folder / MANIFEST
     aside = target.with_suffix(".json.part")
-    content = {"format": FORMAT, **asdict(manifest)}
+    content = {"format": FORMAT, **manifest_to_dict(manifest)}
     aside.write_text(json.dumps({**content, "sha256": manifest_checksum(content)}, indent=1) + "\n", encoding="utf-8")
     os.replace(aside, target)
 
@@ -245,11 +250,17 @@ def manifest_checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def manifest_from_dict(data: Mapping[str, Any]) -> Manifest:
-    """A manifest from its JSON form; KeyError or TypeError where something is missing or of another type."""
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
+    """The JSON form of a manifest, without its format number and checksum."""
+    return {**asdict(manifest), "model": manifest.model.to_json()}
+
+
+def manifest_from_dict(data: Mapping[str, Any], source: str = MANIFEST) -> Manifest:
+    """A manifest from its JSON form, which is that of the file `source`; KeyError, TypeError or FarError where
+    something is missing or of another type."""
     return Manifest(
         system=data["system"],
-        model=dict(data["model"]),
+        model=model_info(data["system"], data["model"], source),
         default_settings=dict(data["default_settings"]),
         graphs=tuple(_graph(entry) for entry in data["graphs"]),
         files={name: FileRecord(int(entry["bytes"]), str(entry["sha256"])) for name, entry in data["files"].items()},

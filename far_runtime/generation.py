@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.images.metadata import PictureMetadata
-from far_runtime.sampling.base import Step
+from far_runtime.sampling.base import Plan, Step
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,28 @@ OnProgress = Callable[[Progress], None]
 
 OnLevel = Callable[[int, NDArray[np.uint8]], None]
 """Called with the number of a step of the loop (from 0) and what the pictures are after it, uint8 [B, H, W, 3]."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a caller wants to see of a generation while it runs."""
+
+    on_progress: OnProgress | None = None
+    """Called after every unit of progress."""
+    on_level: OnLevel | None = None
+    """Called with the pictures after every step, as soon as a batch has them, last with the finished ones."""
+    save_levels: bool = False
+    """Whether the states and pictures after every step are part of the result."""
+
+
+@dataclass(frozen=True)
+class PlannedPicture:
+    """A picture that is to be drawn."""
+
+    metadata: PictureMetadata
+    """Everything that decides its bits."""
+    plan: Plan
+    """The steps of the loop under its settings."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +84,46 @@ class Generation:
         )
 
 
-def reporter(
-    plan: Sequence[Step], batches: int, on_progress: OnProgress | None
-) -> Callable[[int], Callable[[Step, int], None]]:
+Preview = Callable[[Sequence[NDArray[np.float32]]], list[NDArray[np.float32]]]
+"""What to decode to show the way to the picture, from the state after each step."""
+
+Decode = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+"""Latents [B, L, C] into pixels [B, H, W, 3]."""
+
+
+class LevelRecorder:
+    """Collects the state after each step of a batch, and shows it as pictures where somebody watches."""
+
+    def __init__(self, steps: int, preview: Preview, decode: Decode, on_level: OnLevel | None) -> None:
+        self._last, self._preview, self._decode, self._on_level = steps - 1, preview, decode, on_level
+        self._states: list[NDArray[np.float32]] = []
+        self._images: list[NDArray[np.uint8]] = []
+
+    def add(self, state: NDArray[np.float32]) -> None:
+        """Take the state after the next step."""
+        self._states.append(state)
+        step = len(self._states) - 1
+        if self._on_level and step < self._last:
+            # The preview shows the last state as it is, and the others as the next step sees them.
+            preview = self._preview([*self._states, state])[step]
+            self._images.append(self._decode(preview).copy())
+            self._on_level(step, self._images[-1])
+
+    def finish(self, generation: Generation, save_levels: bool) -> Generation:
+        """The finished pictures, with those of all steps if `save_levels` asks for them."""
+        if self._on_level:
+            self._on_level(self._last, generation.images)
+        if not save_levels:
+            return generation
+        images = self._images or [self._decode(view) for view in self._preview(self._states)[:-1]]
+        return replace(
+            generation,
+            level_latents=np.stack(self._states, axis=1),
+            level_images=np.stack([*images, generation.images], axis=1),
+        )
+
+
+def reporter(plan: Plan, batches: int, on_progress: OnProgress | None) -> Callable[[int], Callable[[Step, int], None]]:
     """For each batch, what to call after every unit of a step."""
     per_batch = sum(step.substeps for step in plan)
 

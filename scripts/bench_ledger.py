@@ -183,7 +183,7 @@ class Ours:
         from far_runtime.engines.timed import TimedEngine
         from far_runtime.pipeline import Pipeline
 
-        classes = self._pipeline.bundle.manifest.model["classes"]
+        classes = self._pipeline.bundle.manifest.model.classes
         labels = [(self._drawn + i) % classes for i in range(batch)]
         self._drawn += batch
         timed = TimedEngine(self._pipeline.engine)

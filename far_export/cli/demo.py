@@ -119,7 +119,7 @@ def zoo_files(zoo: Path | None, model: str) -> tuple[Path, Path]:
 def demo_subjects(bundle: Bundle, prompts: Path) -> list[Subject]:
     """What the demo draws: the first classes, or the first prompts of a file, one a line."""
     if not takes_text(bundle.manifest):
-        return resolve_subjects(bundle.manifest, range(min(bundle.manifest.model["classes"], SHOWN)))
+        return resolve_subjects(bundle.manifest, range(min(bundle.manifest.model.classes, SHOWN)))
     lines = prompts.read_text(encoding="utf-8").splitlines() if prompts.is_file() else list(EXAMPLES)
     return resolve_subjects(bundle.manifest, prompts=[line for line in lines if line][:SHOWN])
 

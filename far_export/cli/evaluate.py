@@ -128,7 +128,7 @@ def evaluate(
     settings = resolve_settings(opened.manifest, sampling)
     vae = open_floor(floor, SYSTEMS[opened.manifest.system].vae) if floor else None
     network = _network(inception) if references else None
-    size = opened.manifest.model["image_size"]
+    size = opened.manifest.model.image_size
     against = [open_reference(text, size, network, progress) for text in references] if network else []
     name, why = resolve_engine(engine, opened)
     with Pipeline.over(opened, name, engine_settings) as pipeline:
@@ -197,7 +197,7 @@ def _plan(
         raise FarError("--samples is for --prompts; use --count for classes")
     if not references:
         raise FarError("nothing to compare with; give --reference DIR, or statistics: --reference FILE.npz")
-    classes, count = opened.manifest.model["classes"], count or DEFAULT_COUNT
+    classes, count = opened.manifest.model.classes, count or DEFAULT_COUNT
     _check_count(count, references)
     if count % classes:
         say(f"{count} pictures of {classes} classes: some classes have one more than others")

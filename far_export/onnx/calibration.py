@@ -20,7 +20,7 @@ from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.engines.base import Array, scalar
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
-from far_runtime.sampling.settings import plan_of, resolve_settings
+from far_runtime.sampling.settings import resolve_plan
 
 BINS = 2048
 STEPS = 255 // 2
@@ -173,9 +173,8 @@ def calibrate(
     Graphs that those settings never run have no ranges. Raises FarError where onnxruntime is missing.
     """
     manifest = bundle.manifest
-    settings = resolve_settings(manifest)
     calls: dict[str, int] = {}
-    for step in plan_of(manifest, settings):
+    for step in resolve_plan(manifest)[1]:
         for call in step.calls:
             calls[call.stage] = calls.get(call.stage, 0) + call.times
     every = {stage: -(-times // OBSERVED_CALLS) for stage, times in calls.items()}

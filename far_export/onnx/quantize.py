@@ -60,7 +60,7 @@ def quantize_bundle(folder: Path, manifest: Manifest, count: int, report: Callab
     """
     bundle = Bundle(folder, manifest)
     found = {
-        graph.name: products_of(folder / graph.file, graph, int(manifest.model["channels"]))
+        graph.name: products_of(folder / graph.file, graph, manifest.model.channels)
         for graph in manifest.graphs
         if graph.stage in STAGES
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,19 +16,20 @@ from far_models.text.qwen2 import Qwen2
 from far_runtime.bundle import TensorSpec
 from far_runtime.conditioning.text import TOKENIZER
 from far_runtime.errors import FarError
+from far_runtime.model_info import TextSettings
 
 
 @dataclass(frozen=True)
 class TextPart:
     """What a text encoder adds to a bundle.
 
-    stage: "text", token ids and mask to features. files: copied into the bundle, by their names there. settings: the
-    manifest's `model["text"]`. source: where it came from, for the manifest's `source`.
+    stage: "text", token ids and mask to features. files: copied into the bundle, by their names there. settings: how
+    prompts become tokens, for the manifest's `model`. source: where it came from, for the manifest's `source`.
     """
 
     stage: Stage
     files: Mapping[str, Path]
-    settings: Mapping[str, Any]
+    settings: TextSettings
     source: Mapping[str, str]
 
 
@@ -51,8 +51,8 @@ def load_text_part(folder: str | Path, config: FART2IConfig) -> TextPart:
 
 def text_stage(encoder: TextEncoder) -> Stage:
     """The text encoder over prompts of its one length: ids and mask [B, prefix + T] -> features [B, T, width]."""
-    tokens = encoder.settings["tokens"]
-    length = len(encoder.settings["prefix"]) + tokens
+    tokens = encoder.settings.tokens
+    length = len(encoder.settings.prefix) + tokens
     module = encoder.features
     rotary = isinstance(encoder.network, Qwen2)
     row = torch.empty(1, length, dtype=torch.int64, device="meta")

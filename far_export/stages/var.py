@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE
 from far_runtime.bundle import TensorSpec
 from far_runtime.errors import FarError
+from far_runtime.model_info import VarInfo
 from far_runtime.sampling.var import cache_names
 
 BATCH, ROWS = (1, 4, 64), (1, 8, 128)
@@ -169,14 +169,12 @@ def editing_stages(var: VAR, vqvae: VQVAE) -> list[Stage]:
     return [encode_stage(vqvae), tokenize_stage(vqvae), place_stage(var.config)]
 
 
-def model_info(var: VAR, vqvae: VQVAE) -> dict[str, Any]:
+def var_info(var: VAR, vqvae: VQVAE) -> VarInfo:
     """What the manifest says of the model: all that the loop needs to know."""
     config, of_vae = var.config, _fitting(var, vqvae).config
     grid = config.patch_nums[-1]
-    return {
-        **asdict(config), "grid": grid, "phis": of_vae.phis, "condition": "labels",
-        "image_size": grid * of_vae.stride, "vae": asdict(of_vae),
-    }  # fmt: skip
+    record = {"grid": grid, "phis": of_vae.phis, "condition": "labels", "image_size": grid * of_vae.stride}
+    return VarInfo.read({**asdict(config), **record, "vae": asdict(of_vae)}, "the checkpoint")
 
 
 def _fitting(var: VAR, vqvae: VQVAE) -> VQVAE:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -122,5 +121,4 @@ class Judge:
 
     @property
     def _grid(self) -> int:
-        grid: Any = self._manifest.model["grid"]
-        return int(grid)
+        return self._manifest.model.grid

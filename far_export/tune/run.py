@@ -11,9 +11,10 @@ from far_export.tune.journal import Journal
 from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space, front
 from far_runtime.bundle import Manifest
 from far_runtime.errors import FarError
+from far_runtime.model_info import DiffusionInfo
 from far_runtime.sampling.presets import LIMITS, preset_names
 from far_runtime.sampling.schedule import compact
-from far_runtime.sampling.settings import plan_of, resolve_settings
+from far_runtime.sampling.settings import resolve_plan, resolve_settings
 
 CONFIRMED = 8
 """Candidates within a limit that get a second look with other seeds: those that none beats, the cheapest first."""
@@ -72,10 +73,9 @@ def space_of(manifest: Manifest) -> tuple[Space, Settings]:
     steps."""
     if set(preset_names(manifest)) == {"official"}:
         raise FarError(f"a {manifest.system} bundle has no diffusion steps to tune; far tune takes FAR and MAR bundles")
-    official = resolve_settings(manifest, {"preset": "official"})
-    plan = plan_of(manifest, official)
+    official, plan = resolve_plan(manifest, {"preset": "official"})
     levels = tuple(official.get("levels", ()))
-    epsilon = manifest.model["prediction"] == "epsilon"
+    epsilon = isinstance(manifest.model, DiffusionInfo) and manifest.model.prediction == "epsilon"
     space = Space(levels, len(plan), tuple(step.guidance for step in plan), epsilon)
     return space, {name: value for name, value in official.items() if name not in ("levels", "steps", "solver")}
 

@@ -27,7 +27,7 @@ from far_runtime.conditioning.subjects import Subject, condition_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Step
+from far_runtime.sampling.base import Plan, Step
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.settings import plan_of, sampler_of
 
@@ -110,10 +110,10 @@ def compare_engines(
     plan = plan_of(manifest, inputs.settings)
     advance = _progress_counter(2 * sum(step.substeps for step in plan), options.on_progress)
     lockstep = Lockstep(manifest, reference, candidate, options.tolerances)
-    expected = _run_loop(lockstep, bundle, inputs, advance, lockstep.enter)
+    expected = _run_loop(lockstep, bundle, inputs, plan, advance, lockstep.enter)
     stages = lockstep.results(plan, options.tolerance_scale)
     ranges = lockstep.ranges(bundle) if options.check_ranges else {}
-    actual = _run_loop(candidate, bundle, inputs, advance)
+    actual = _run_loop(candidate, bundle, inputs, plan, advance)
     loop_limit, psnr_limit = free_run_limits(
         manifest.precision,
         draws_tokens=SYSTEMS[manifest.system].draws_tokens,
@@ -155,6 +155,7 @@ def _run_loop(
     engine: Engine,
     bundle: Bundle,
     inputs: SampleInputs,
+    plan: Plan,
     advance: Callable[[], None],
     enter: Callable[[int | None], None] = lambda step: None,
 ) -> LoopRun:
@@ -175,10 +176,10 @@ def _run_loop(
             enter(step.index + 1)
         advance()
 
-    manifest, settings, noise = bundle.manifest, inputs.settings, SeedNoise(inputs.seeds)
+    manifest, noise = bundle.manifest, SeedNoise(inputs.seeds)
     condition, _ = condition_of(engine, bundle, inputs.subjects)
     enter(0)
-    latents = sampler_of(manifest).sample(engine, manifest.model, settings, condition, noise, on_step)
+    latents = sampler_of(manifest).sample(engine, manifest.model, plan, condition, noise, on_step)
     enter(None)
     pixels = engine.get(engine.run("decode", {"latents": latents})["pixels"])
     return LoopRun(states, first_nonfinite, pixels)

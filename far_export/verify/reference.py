@@ -41,8 +41,10 @@ def exporter_tolerances(stages: Sequence[Stage], manifest: Manifest) -> dict[str
 
 def check_sizes(manifest: Manifest, model: nn.Module, vae: nn.Module) -> None:
     """Raise FarError, naming what differs, unless model and VAE have the sizes and settings of the manifest."""
-    info = json.loads(json.dumps(SYSTEMS[manifest.system].info(model, vae)))
-    actual, recorded = _flatten(info), _flatten(manifest.model)
+    actual, recorded = (
+        _flatten(json.loads(json.dumps(info.to_json())))  # lists in place of tuples, as in the manifest's file
+        for info in (SYSTEMS[manifest.system].info(model, vae), manifest.model)
+    )
     different = [
         f"{name} is {actual.get(name)}, the bundle has {value}"
         for name, value in recorded.items()
@@ -60,13 +62,13 @@ def reference_text(manifest: Manifest, model: Checkpoint, folder: Path | None) -
 
     Raises FarError where the folder is not given, and where it holds another text encoder.
     """
-    if folder is None and any(graph.stage == "text" for graph in manifest.graphs):
+    if folder is None and manifest.has_stage("text"):
         name = manifest.source.get("text_encoder", {}).get("folder", "DIR")
         raise FarError(f"the bundle has a text encoder; give the folder that it came from: --text-encoder {name}")
     part = text_part(model, manifest.model, folder)
     if part is None:
         return None
-    if dict(part.settings) != manifest.model.get("text"):
+    if part.settings != getattr(manifest.model, "text", None):
         raise FarError(f"{folder}: not the text encoder that the bundle was exported with; its tokens are others")
     return part.stage
 

@@ -132,12 +132,12 @@ def run(
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
     from far_runtime.machine.report import gpu_facts, machine_facts
     from far_runtime.sampling.flops import picture_cost
-    from far_runtime.sampling.settings import check_system, plan_of, resolve_settings
+    from far_runtime.sampling.settings import check_system, resolve_plan
 
     bundle: Bundle = open_bundle(options["bundle"], check=not options["no_check"])
     check_system(bundle)
     manifest = bundle.manifest
-    settings = resolve_settings(manifest, take_sampling(options))
+    settings, plan = resolve_plan(manifest, take_sampling(options))
     subjects = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     subjects = subjects or default_subjects(manifest, LABELS)
     if not compared:
@@ -155,7 +155,7 @@ def run(
     multiply = partial(products.MatmulRate, plugins=plugins(), threads=engine_settings.threads, size=products.SIZE)
     length = Length(options["repeat"] or DEFAULT_ROUNDS, options["seconds"])
     runs = measure(sessions, manifest.precision, options["batches"], length, multiply, on_progress)
-    figures = figures_of(runs, picture_cost(manifest, plan_of(manifest, settings)))
+    figures = figures_of(runs, picture_cost(manifest, plan))
     machine = machine_facts()
     if any(engine.device == GPU for engine in figures.engines):
         machine["gpu"] = gpu_facts()

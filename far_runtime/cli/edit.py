@@ -119,7 +119,7 @@ def edit(
     name, why = resolve_engine(engine, opened)
     with Pipeline.over(opened, name, engine_settings) as pipeline:
         manifest = pipeline.bundle.manifest
-        size = manifest.model["image_size"]
+        size = manifest.model.image_size
         subjects = subjects_of(manifest, labels, prompts, negative)
         if "guidance" in sampling and all(is_null(manifest, subject) for subject in subjects):
             raise click.UsageError("--guidance leads towards a --label or --prompt; give one, or leave it out")

@@ -127,7 +127,7 @@ def generate(
             drawn, seeds = zip(*wanted, strict=True)
             draw = partial(pipeline.generate, drawn, seeds, batch_size=batch_size, **sampling)
         outputs.check_distinct((name_of(subject, of_one) for subject, of_one in wanted), like)
-        size = manifest.model["image_size"]
+        size = manifest.model.image_size
         outputs.check(rows, columns, size, size)
         with generation_bars(not quiet and sys.stderr.isatty()) as on_progress:
             made = draw(on_progress=on_progress, save_levels=save_levels is not None)

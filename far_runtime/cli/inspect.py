@@ -37,12 +37,11 @@ def inspect(bundle: Path, as_json: bool, no_check: bool) -> None:
 def describe(bundle: Any) -> dict[str, Any]:
     """All that `far inspect` shows, as plain values."""
     from far_runtime.sampling.flops import picture_cost, step_flops
-    from far_runtime.sampling.settings import check_system, plan_of, resolve_settings
+    from far_runtime.sampling.settings import check_system, resolve_plan
 
     check_system(bundle)
     manifest = bundle.manifest
-    settings = resolve_settings(manifest)
-    plan = plan_of(manifest, settings)
+    settings, plan = resolve_plan(manifest)
     gflop = {stage: flops / 1e9 for stage, flops in picture_cost(manifest, plan).items()}
     rows = [
         {
@@ -64,7 +63,7 @@ def describe(bundle: Any) -> dict[str, Any]:
         "precision": manifest.precision,
         "created_by": manifest.created_by,
         "source": manifest.source,
-        "model": manifest.model,
+        "model": manifest.model.to_json(),
         "defaults": settings,
         "schedule": rows,
         "presets": presets(manifest),
@@ -85,15 +84,15 @@ def presets(manifest: Any) -> list[dict[str, Any]]:
     from far_runtime.errors import FarError
     from far_runtime.sampling.flops import picture_cost
     from far_runtime.sampling.presets import preset_names, preset_of
-    from far_runtime.sampling.settings import plan_of, resolve_settings
+    from far_runtime.sampling.settings import resolve_plan
 
     found = []
     for name in preset_names(manifest):
         try:
-            settings = resolve_settings(manifest, {"preset": name})
+            settings, plan = resolve_plan(manifest, {"preset": name})
         except FarError:
             continue
-        gflop = sum(picture_cost(manifest, plan_of(manifest, settings)).values()) / 1e9
+        gflop = sum(picture_cost(manifest, plan).values()) / 1e9
         measured = dict(preset_of(manifest, name).measured)
         found.append({"name": name, "settings": settings, "measured": measured, "gflop": gflop})
     return found

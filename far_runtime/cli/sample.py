@@ -209,7 +209,7 @@ def _subjects(
     if not subjects:
         if takes_text(manifest):
             raise FarError(f"{opened.path}: draws from text; say what: --prompt TEXT, or --prompts FILE")
-        subjects = resolve_subjects(manifest, range(manifest.model["classes"]))
+        subjects = resolve_subjects(manifest, range(manifest.model.classes))
     noun = "prompts" if takes_text(manifest) else "classes"
     if count < len(subjects):
         say(f"{count} pictures of {len(subjects)} {noun}: the first {count} of them alone")

@@ -16,8 +16,8 @@ from far_runtime.bundle import Bundle
 from far_runtime.conditioning.subjects import Subject, condition_of, null_subject, takes_text
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import FirstStep
-from far_runtime.sampling.settings import plan_of, sampler_of
+from far_runtime.sampling.base import FirstStep, Step
+from far_runtime.sampling.settings import sampler_of
 
 LIMIT = 256 << 20
 """Bytes that are kept: for FAR-B the first step's output of 256 classes."""
@@ -47,17 +47,19 @@ class ConditionCache:
         found = {text: self._memo.get(("features", text), partial(self._encode, text)) for text in texts}
         return found, tuple(warning for text in texts for warning in self._cut.get(text, ()))
 
-    def first(
-        self, settings: Mapping[str, Any], subjects: Sequence[Subject], features: Mapping[str, NDArray[np.float32]]
+    def first_output(
+        self, step: Step, subjects: Sequence[Subject], features: Mapping[str, NDArray[np.float32]]
     ) -> NDArray[np.float32] | None:
-        """`Condition.first` of a batch: a row a picture, and their unconditional ones behind them where the first step
-        is guided. None for a system whose first step depends on more than its subject, and for an
-        engine that takes no batch of one."""
+        """`Condition.first_output` of a batch for the first step of its plan: one row per picture, and their
+        unconditional ones behind them where the step is guided.
+
+        None for a system whose first step depends on more than its subject, and for an engine that takes no batch of
+        one.
+        """
         manifest = self._bundle.manifest
-        compute: FirstStep | None = getattr(sampler_of(manifest), "first", None)
+        compute: FirstStep[Any] | None = getattr(sampler_of(manifest), "first", None)
         if compute is None or not self._memo.limit or not self._takes_one:
             return None
-        step = plan_of(manifest, settings)[0]
         wanted = list(subjects)
         if step.guidance != 1:
             wanted += [self._opposite(one) for one in subjects]

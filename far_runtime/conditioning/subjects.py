@@ -39,7 +39,7 @@ class Subject:
 
 def takes_text(manifest: Manifest) -> bool:
     """Whether the bundle draws from prompts, not from labels."""
-    return bool(manifest.model.get("condition") == "text")
+    return manifest.model.takes_text
 
 
 def resolve_subjects(
@@ -56,7 +56,7 @@ def resolve_subjects(
     if prompts or negative:
         wrong = "--prompt" if prompts else "--negative"
         raise FarError(f"this bundle draws from class labels, not from text; use --label in place of {wrong}")
-    return [subject_of(manifest, resolve_label(label, manifest.model["classes"], manifest.classes)) for label in labels]
+    return [subject_of(manifest, resolve_label(label, manifest.model.classes, manifest.classes)) for label in labels]
 
 
 def subject_of(manifest: Manifest, label: int) -> Subject:
@@ -68,22 +68,22 @@ def null_subject(manifest: Manifest, negative: str = "") -> Subject:
     """No class in particular (the class behind the last, which training drops labels to), or no text."""
     if takes_text(manifest):
         return Subject(None, "", negative)
-    return Subject(manifest.model["classes"], "no class")
+    return Subject(manifest.model.classes, "no class")
 
 
 def is_null(manifest: Manifest, subject: Subject) -> bool:
     """Whether guidance would lead a subject away from itself: no class, or neither a prompt nor a negative one."""
     if takes_text(manifest):
         return not subject.name.strip() and not subject.negative.strip()
-    return bool(subject.label == manifest.model["classes"])
+    return subject.label == manifest.model.classes
 
 
 def default_subjects(manifest: Manifest, count: int) -> list[Subject]:
     """The first classes, at most `count` of them, or example prompts; no prompt where no text encoder is there."""
     if takes_text(manifest):
-        encodes = any(graph.stage == "text" for graph in manifest.graphs)
+        encodes = manifest.has_stage("text")
         return resolve_subjects(manifest, prompts=EXAMPLES[:count] if encodes else [""])
-    return resolve_subjects(manifest, range(min(count, manifest.model["classes"])))
+    return resolve_subjects(manifest, range(min(count, manifest.model.classes)))
 
 
 def spread_subjects(manifest: Manifest, count: int) -> list[Subject]:
@@ -91,7 +91,7 @@ def spread_subjects(manifest: Manifest, count: int) -> list[Subject]:
     if takes_text(manifest):
         prompts = default_subjects(manifest, count)
         return [prompts[i % len(prompts)] for i in range(count)]
-    classes = manifest.model["classes"]
+    classes = manifest.model.classes
     return resolve_subjects(manifest, [i * classes // count if count < classes else i % classes for i in range(count)])
 
 
@@ -112,4 +112,4 @@ def condition_of(
         return condition, tuple(warnings)
     from far_runtime.sampling.base import label_condition
 
-    return label_condition(engine, [one.label or 0 for one in subjects], manifest.model["classes"]), ()
+    return label_condition(engine, [one.label or 0 for one in subjects], manifest.model.classes), ()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from far_runtime.bundle import Manifest
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
+from far_runtime.model_info import FarT2iInfo, TextSettings
 from far_runtime.sampling.base import Condition
 
 TOKENIZER = "tokenizer.json"
@@ -43,14 +44,14 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def tokenize(
-    tokenizer: Any, settings: Mapping[str, Any], prompts: Sequence[str]
+    tokenizer: Any, settings: TextSettings, prompts: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
     """Token ids and mask [B, prefix + tokens] of prompts, and a warning for each one that was cut.
 
     Each row is the system prompt's ids, then the prompt's, padded (mask 0) or cut to `tokens`; the tokenizer's closing
-    tokens stay. settings: the manifest's `model["text"]`. As officially, a pad token within a prompt is masked too.
+    tokens stay. As officially, a pad token within a prompt is masked too.
     """
-    tokens, pad, prefix = int(settings["tokens"]), int(settings["pad"]), list(settings["prefix"])
+    tokens, pad = settings.tokens, settings.pad
     rows, warnings = [], []
     for prompt in prompts:
         ids = list(tokenizer.encode(prompt).ids)
@@ -61,9 +62,9 @@ def tokenize(
             ids = list(tokenizer.encode(prompt).ids)
             tokenizer.no_truncation()
         padding = [pad] * (tokens - len(ids))
-        rows.append([*padding, *ids] if settings["padding_side"] == "left" else [*ids, *padding])
+        rows.append([*padding, *ids] if settings.padding_side == "left" else [*ids, *padding])
     own = np.array(rows, np.int64).reshape(-1, tokens)
-    before = np.tile(np.array(prefix, np.int64), (len(own), 1))
+    before = np.tile(np.array(settings.prefix, np.int64), (len(own), 1))
     mask = np.concatenate([np.ones_like(before), (own != pad).astype(np.int64)], axis=1)
     return np.concatenate([before, own], axis=1), mask, tuple(warnings)
 
@@ -83,7 +84,6 @@ def text_condition(
     not at all where the features [T, width] of all are `known`.
     Raises FarError for a bundle without a text encoder, unless no text is given.
     """
-    model = manifest.model
     texts = list(dict.fromkeys(text for text in (*prompts, *negatives) if text.strip()))
     warnings: tuple[str, ...] = ()
     if texts and known:
@@ -91,7 +91,8 @@ def text_condition(
     elif texts:
         features, warnings = encode(engine, manifest, folder, texts)
     else:
-        features = engine.put(np.zeros((1, model["context_tokens"], model["context_width"]), np.float32))
+        model = text_model(manifest)
+        features = engine.put(np.zeros((1, model.context_tokens, model.context_width), np.float32))
     place = {text: i for i, text in enumerate(texts)}
     return context_condition(engine, features, [place.get(p) for p in prompts], [place.get(n) for n in negatives]), (
         warnings
@@ -102,7 +103,9 @@ def encode(engine: Engine, manifest: Manifest, folder: Path, texts: Sequence[str
     """The text encoder's features [texts, T, width], and warnings of texts that were cut; FarError for a bundle without
     a text encoder."""
     check_encoder(manifest, folder)
-    ids, mask, warnings = tokenize(load_tokenizer(folder), manifest.model["text"], texts)
+    settings = text_model(manifest).text
+    assert settings is not None  # where there is a text encoder
+    ids, mask, warnings = tokenize(load_tokenizer(folder), settings, texts)
     return engine.run("text", {"ids": engine.put(ids), "mask": engine.put(mask)})["features"], warnings
 
 
@@ -123,9 +126,16 @@ def context_condition(
     return Condition(len(own), context(own), context([*own, *negative]))
 
 
+def text_model(manifest: Manifest) -> FarT2iInfo:
+    """The manifest's network, which draws from text; FarError for any other."""
+    if not isinstance(manifest.model, FarT2iInfo):
+        raise FarError(f"a {manifest.system} model draws from class labels, not from text; leave prompts out")
+    return manifest.model
+
+
 def check_encoder(manifest: Manifest, folder: Path) -> None:
     """FarError for a bundle without a text encoder."""
-    if not any(graph.stage == "text" for graph in manifest.graphs):
+    if not manifest.has_stage("text") or text_model(manifest).text is None:
         raise FarError(
             f"{folder}: has no text encoder, so it takes no prompts; export it again with --text-encoder DIR"
         )

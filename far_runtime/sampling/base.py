@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
+from far_runtime.model_info import ModelInfo
 from far_runtime.sampling.noise import NoiseSource
 from far_runtime.sampling.solvers import Diffusion
 
@@ -27,6 +28,18 @@ class Call:
     rows: int = 1
     constants: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """How a step draws tokens from their logits."""
+
+    top_k: int
+    """Number of the likeliest tokens to choose from; 0 for all."""
+    top_p: float
+    """Probability that the likeliest tokens to choose from have to make up; 0 for all tokens."""
+    more_smooth: bool
+    """Whether the embeddings are mixed from several tokens."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,8 @@ class Step:
     """Tokens of a picture that it draws, where these are fewer than all."""
     diffusion: Diffusion | None = None
     """How it draws from the diffusion head, where the system has one."""
+    choice: TokenChoice | None = None
+    """How it chooses tokens, where the system draws from a vocabulary."""
     scales: tuple[float, ...] = ()
     """The scale of guidance of every picture of a batch, where they differ; `guidance` is then that of a guided one."""
     shared: bool = False
@@ -79,6 +94,9 @@ class Step:
         return np.array(self.scales or [self.guidance] * batch, np.float32)
 
 
+Plan = tuple[Step, ...]
+"""The steps of a sampling loop for one batch. It is derived once per generation and passed on."""
+
 OnStep = Callable[[Step, int, Array], None]
 """Called after every unit of a step with the step, the number of units done in it, and the state so far."""
 
@@ -101,19 +119,15 @@ class Condition:
         return self.cond if guidance == 1 else self.cond_uncond
 
 
-def per_picture_guidance(
-    plan: Callable[[Mapping[str, Any]], tuple[Step, ...]], settings: Mapping[str, Any]
-) -> tuple[Step, ...]:
-    """The plan under settings whose guidance may be a tuple, with a scale for each picture of a batch: a step is guided
-    where any picture's is."""
-    scales = settings["guidance"]
-    if not isinstance(scales, tuple):
-        return plan(settings)
-    plans = {scale: plan({**settings, "guidance": scale}) for scale in scales}
-    return tuple(_joined(steps) for steps in zip(*(plans[scale] for scale in scales), strict=True))
+def merge_guidance(plans: Sequence[Plan]) -> Plan:
+    """The plan of a batch from those of its pictures, which differ in guidance at most: a step is guided where that of
+    any picture is."""
+    if all(plan is plans[0] for plan in plans):
+        return plans[0]
+    return tuple(_merged(steps) for steps in zip(*plans, strict=True))
 
 
-def _joined(steps: Sequence[Step]) -> Step:
+def _merged(steps: Sequence[Step]) -> Step:
     """One step for a batch of pictures, of which each has its own."""
     scales = tuple(step.guidance for step in steps)
     most = max(steps, key=lambda step: sum(call.rows for call in step.calls))
@@ -136,43 +150,45 @@ class KeptRegion:
     keep: NDArray[np.bool_]
 
 
-class Sampler(Protocol):
-    """A system's sampling loop: the module far_runtime/samplers/<system>.py.
+Info = TypeVar("Info", bound=ModelInfo, contravariant=True)
 
-    `model` is the manifest's; `settings` are the sampling settings by name, as `resolve_settings` returns them. A
-    system whose first step sees nothing but the condition has a `first` too (`FirstStep`).
+
+class Sampler(Protocol[Info]):
+    """A system's sampling loop: the module far_runtime/sampling/<system>.py.
+
+    `model` is the manifest's. A system whose first step sees nothing but the condition has a function `first` too
+    (`FirstStep`).
     """
 
     SETTINGS: tuple[str, ...]
-    """The settings that it takes; guidance is one of every system's."""
+    """Names of the sampling settings that it takes; guidance is one of every system's."""
 
-    def resolve_settings(self, model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings as JSON values: the given ones, and the official code's for the others. Raises FarError for
-        values that cannot be."""
+    def resolve_settings(self, model: Info, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings by name as JSON values: the given ones, and the official code's for the others. Raises FarError
+        for values that cannot be."""
 
-    def plan(self, model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-        """The steps of the loop. A tuple for guidance has a scale for each picture of a batch
-        (`per_picture_guidance`)."""
+    def plan(self, model: Info, settings: Mapping[str, Any], kept: int = 0) -> Plan:
+        """The steps of the loop under resolved settings, for pictures of which an edit keeps so many cells."""
 
     def sample(
         self,
         engine: Engine,
-        model: Mapping[str, Any],
-        settings: Mapping[str, Any],
+        model: Info,
+        plan: Plan,
         condition: Condition,
         noise: NoiseSource,
         on_step: OnStep | None = None,
         kept: KeptRegion | None = None,
     ) -> Array:
-        """Draw: the state that the decode stage takes as its `latents`, on the engine's device."""
+        """Draw a batch: the state that the decode stage takes as its `latents`, on the engine's device."""
 
     def preview_latents(
-        self, model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
+        self, model: Info, plan: Plan, samples: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.float32]]:
-        """What to decode to show the way: one array for the state after each step."""
+        """What to decode to show the way to the picture: one array for the state after each step."""
 
 
-FirstStep = Callable[[Engine, Mapping[str, Any], Step, Condition], Array]
-"""What a sampler's `first` does: from engine, model, first step of the plan and a condition, the transformer's output
+FirstStep = Callable[[Engine, Info, Step, Condition], Array]
+"""A sampler's function `first`: engine, model, first step of the plan and condition -> the transformer's output
 [B, L, w] for the rows `cond` at all L positions, where no latents are known. `sample` takes such rows from
 `Condition.first_output` in place of the call."""

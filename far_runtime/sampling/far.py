@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Step, per_picture_guidance
+from far_runtime.model_info import FarInfo, FarT2iInfo
+from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Plan, Step
 from far_runtime.sampling.lowpass import lowpass
 from far_runtime.sampling.noise import NoiseSource
 from far_runtime.sampling.reverse_diffusion import diffuse, keep_index, kept_last, place, restore_index
@@ -31,21 +32,27 @@ SETTINGS: tuple[str, ...] = ("levels", *DIFFUSION_SETTINGS, "shared_noise")
 GUIDANCE, TEMPERATURE = 3.0, 1.0
 
 
-def resolve_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: FarInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, as `resolve_level_settings` says."""
+    official = official_levels(model.grid, model.masked)
+    return resolve_level_settings(model.grid, given, official, model.masked)
+
+
+def resolve_level_settings(
+    grid: int, given: Mapping[str, Any], official: Sequence[int], masked: bool
+) -> dict[str, Any]:
     """levels: level list. steps: diffusion steps, one number or one per level; solver: the same. guidance, temperature:
     the final values, before the schedule spreads them over the steps. shared_noise: at levels below it all tokens draw
     with the same noise, which suits models that learned the next level's latents there (1 for `first` = "mean" in
     far_training.systems.far, 0 officially); no level after such a one may be left out."""
     shared = given.get("shared_noise", 0)
-    if type(shared) is not int or not 0 <= shared <= model["grid"]:
-        raise FarError(f"--shared-noise {shared}: expected 0 to {model['grid']}, the levels of the grid; use 0, say")
-    levels = given.get("levels") or (
-        range(model["grid"]) if shared else official_levels(model["grid"], model["masked"])
-    )
+    if type(shared) is not int or not 0 <= shared <= grid:
+        raise FarError(f"--shared-noise {shared}: expected 0 to {grid}, the levels of the grid; use 0, say")
+    levels = given.get("levels") or (range(grid) if shared else official)
     if isinstance(levels, str):
         levels = parse_levels(levels)
     levels = [int(level) for level in levels]
-    check_levels(tuple(levels), model["grid"], model["masked"])
+    check_levels(tuple(levels), grid, masked)
     check_shared_noise_levels(levels, shared)
     resolved = resolve_diffusion_settings(given, len(levels), GUIDANCE, TEMPERATURE)
     return {"levels": levels, **resolved, "shared_noise": shared}
@@ -61,10 +68,10 @@ def check_shared_noise_levels(levels: Sequence[int], shared: int) -> None:
             )
 
 
-def schedule_of(model: Mapping[str, Any], settings: Mapping[str, Any]) -> Schedule:
+def schedule_of(settings: Mapping[str, Any], masked: bool) -> Schedule:
     """The schedule that settings come to."""
     chosen = {name: settings[name] for name in DIFFUSION_SETTINGS if name in settings}
-    return make_schedule(settings["levels"], masked=model["masked"], **chosen)
+    return make_schedule(settings["levels"], masked=masked, **chosen)
 
 
 def shared_noise(settings: Mapping[str, Any]) -> int:
@@ -72,22 +79,20 @@ def shared_noise(settings: Mapping[str, Any]) -> int:
     return int(settings.get("shared_noise", 0))
 
 
-def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-    """One step for every level of the list."""
-    return per_picture_guidance(lambda one: plan_of(model, schedule_of(model, one), shared_noise(one)), settings)
+def plan(model: FarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
+    """One step for every level of the list, however many cells an edit keeps."""
+    return plan_of(model, schedule_of(settings, model.masked), shared_noise(settings))
 
 
-def plan_of(
-    model: Mapping[str, Any], schedule: Schedule, shared: int = 0, filter_first: bool = False
-) -> tuple[Step, ...]:
+def plan_of(model: FarInfo | FarT2iInfo, schedule: Schedule, shared: int = 0, filter_first: bool = False) -> Plan:
     """The steps of a schedule, whose tokens share their noise at levels below `shared`.
 
     Constants: level, the level of the step's input; lowpass, what the previous sample is filtered to (grid: not at
     all); count, how many tokens the encoder sees. Masked: step s of n sees L - floor(L cos(pi/2 s/n)) tokens, and the
     first step's sample is not low-passed, unless filter_first.
     """
-    grid, masked = model["grid"], model["masked"]
-    tokens, count, unfiltered = grid * grid, len(schedule), masked and not filter_first
+    grid, masked, tokens, count = model.grid, model.masked, model.tokens, len(schedule)
+    unfiltered = masked and not filter_first
     steps = []
     for i, level in enumerate(schedule.levels):
         visible = tokens - math.floor(tokens * math.cos(math.pi / 2 * i / count)) if masked else tokens
@@ -117,36 +122,22 @@ def plan_of(
 
 def sample(
     engine: Engine,
-    model: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    condition: Condition,
-    noise: NoiseSource,
-    on_step: OnStep | None = None,
-    kept: KeptRegion | None = None,
-) -> Array:
-    """Latents [B, L, C] (scaled, on the engine's device), through the transformer and denoise stages.
-
-    A step with guidance 1 runs without its unconditional half. kept: its latents take the place of the sample where
-    they are kept, after every step, so that the next level is low-passed from them; a masked model sees them first.
-    """
-    return run_steps(engine, model, plan(model, settings), condition, noise, on_step, kept)
-
-
-def run_steps(
-    engine: Engine,
-    model: Mapping[str, Any],
-    steps: Sequence[Step],
+    model: FarInfo | FarT2iInfo,
+    plan: Plan,
     condition: Condition,
     noise: NoiseSource,
     on_step: OnStep | None = None,
     kept: KeptRegion | None = None,
     latents: Array | None = None,
 ) -> Array:
-    """`sample` over the steps of a plan, or over its last ones from the latents [B, L, C] that those before ended with
-    (scaled, on the engine's device)."""
-    grid, channels, masked = model["grid"], model["channels"], model["masked"]
-    tokens = grid * grid
-    orders = noise.orders(tokens) if masked else None
+    """Latents [B, L, C] (scaled, on the engine's device), through the transformer and denoise stages.
+
+    A step with guidance 1 runs without its unconditional half. The latents of `kept` take the place of the sample where
+    they are kept, after every step, so that the next level is low-passed from them; a masked model sees them first.
+    With the last steps of a plan only, `latents` [B, L, C] are what the steps before ended with.
+    """
+    tokens, channels = model.tokens, model.channels
+    orders = noise.orders(tokens) if model.masked else None
     if latents is None:
         latents = engine.put(np.zeros((condition.batch, tokens, channels), np.float32))
     index = None if kept is None else engine.put(keep_index(kept.keep))
@@ -156,21 +147,20 @@ def run_steps(
     def finish(state: Array) -> Array:
         return state if kept is None else place(engine, state, kept.latents, index)
 
-    for step in steps:
+    for step in plan:
         if step.index == 0 and condition.first_output is not None:
             head = engine.put(condition.first_output)
         else:
             head = transform(engine, step, latents, condition.rows(step.guidance), orders)
-        latents = diffuse(engine, head, step, noise, (tokens, channels), model["prediction"], on_step, finish)
+        latents = diffuse(engine, head, step, noise, (tokens, channels), model.prediction, on_step, finish)
     return latents
 
 
-def first(engine: Engine, model: Mapping[str, Any], step: Step, condition: Condition) -> Array:
+def first(engine: Engine, model: FarInfo | FarT2iInfo, step: Step, condition: Condition) -> Array:
     """The transformer's output [B, L, w] at the first step: low-passed zeros are zeros at every level, and a masked
     model sees no token yet."""
-    tokens = model["grid"] ** 2
-    latents = engine.put(np.zeros((condition.batch, tokens, model["channels"]), np.float32))
-    orders = np.tile(np.arange(tokens, dtype=np.int64), (condition.batch, 1)) if model["masked"] else None
+    latents = engine.put(np.zeros((condition.batch, model.tokens, model.channels), np.float32))
+    orders = np.tile(np.arange(model.tokens, dtype=np.int64), (condition.batch, 1)) if model.masked else None
     return transform(engine, step, latents, condition.cond, orders)
 
 
@@ -186,11 +176,11 @@ def transform(
 
 
 def preview_latents(
-    model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
+    model: FarInfo | FarT2iInfo, plan: Plan, samples: Sequence[NDArray[np.float32]]
 ) -> list[NDArray[np.float32]]:
-    """The samples [B, L, C] low-passed to the next entry of the level list: what is kept of each. The last as it is."""
-    kept = zip(samples, settings["levels"][1:], strict=False)
-    return [*(lowpass(sample, level) for sample, level in kept), samples[-1]]
+    """The samples [B, L, C] low-passed to the level of the next step: what it sees of each. The last as it is."""
+    filtered = [lowpass(sample, step.number) for sample, step in zip(samples, plan[1:], strict=False)]
+    return [*filtered, samples[-1]]
 
 
 def visible_tokens(orders: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

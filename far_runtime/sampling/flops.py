@@ -24,8 +24,7 @@ def step_flops(manifest: Manifest, step: Step) -> float:
 
 def picture_cost(manifest: Manifest, plan: Sequence[Step]) -> dict[str, float]:
     """Operations of one picture by stage, in the order in which they first run."""
-    have = {graph.stage for graph in manifest.graphs}
-    before, after = ([Call(stage) for stage in part if stage in have] for part in (ONCE[:-1], ONCE[-1:]))
+    before, after = ([Call(stage) for stage in part if manifest.has_stage(stage)] for part in (ONCE[:-1], ONCE[-1:]))
     costs: dict[str, float] = {}
     for call in [*before, *(call for step in plan for call in step.calls), *after]:
         costs[call.stage] = costs.get(call.stage, 0.0) + call_flops(manifest, call)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Step, per_picture_guidance
+from far_runtime.model_info import MarInfo
+from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Plan, Step
 from far_runtime.sampling.noise import NoiseSource
 from far_runtime.sampling.reverse_diffusion import diffuse, kept_last, place, place_index, restore_index
 from far_runtime.sampling.schedule import (
@@ -28,11 +29,11 @@ ITERATIONS, GUIDANCE, TEMPERATURE = 64, 2.9, 1.0
 GUIDANCE_SCHEDULES = ("linear", "constant")
 
 
-def resolve_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: MarInfo, given: Mapping[str, Any]) -> dict[str, Any]:
     """iterations: 1 to the number of tokens. steps: diffusion steps, one number or one per iteration ("50:5" falls as
     in DiSA, arXiv 2505.20297); solver: the same. guidance: rising with the share of known tokens (guidance_schedule
     "linear") or "constant"."""
-    tokens = model["grid"] ** 2
+    tokens = model.tokens
     iterations = int(given.get("iterations", min(ITERATIONS, tokens)))
     if not 1 <= iterations <= tokens:
         raise FarError(
@@ -56,23 +57,14 @@ def masked_counts(tokens: int, iterations: int) -> tuple[int, ...]:
     return (*counts, 0)
 
 
-def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-    """One step for every iteration."""
-    return plan_of(settings, model["grid"] ** 2, 0)
-
-
-def plan_of(settings: Mapping[str, Any], tokens: int, kept_count: int) -> tuple[Step, ...]:
-    """The iterations over the tokens that are not kept from the start."""
-    return per_picture_guidance(lambda one: _plan(one, tokens, kept_count), settings)
-
-
-def _plan(settings: Mapping[str, Any], tokens: int, kept_count: int) -> tuple[Step, ...]:
-    """`plan_of` with one scale for all pictures.
+def plan(model: MarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
+    """One step for every iteration over the tokens that are not kept from the start.
 
     Guidance: 1 + (guidance - 1) (share of the tokens known after the iteration); for the last one the official code
     counts one token as masked still. With fewer free tokens than iterations, every iteration draws one.
     """
-    free = tokens - kept_count
+    tokens = model.tokens
+    free = tokens - kept
     iterations = min(settings["iterations"], free)
     diffusion = make_diffusion(
         settings["steps"], settings.get("solver", OFFICIAL_SOLVER), settings.get("start"),
@@ -110,8 +102,8 @@ def _plan(settings: Mapping[str, Any], tokens: int, kept_count: int) -> tuple[St
 
 def sample(
     engine: Engine,
-    model: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    model: MarInfo,
+    plan: Plan,
     condition: Condition,
     noise: NoiseSource,
     on_step: OnStep | None = None,
@@ -119,11 +111,10 @@ def sample(
 ) -> Array:
     """Latents [B, L, C] (scaled, on the engine's device), through the transformer, denoise and place stages.
 
-    The first tokens of a picture's order are drawn last. kept: its kept tokens are visible from the start and never
-    drawn; every picture must keep the same number of them.
+    The first tokens of a picture's order are drawn last. Tokens of `kept` are visible from the start and never drawn;
+    every picture keeps the same number of them, for which the plan was made.
     """
-    channels, batch = model["channels"], condition.batch
-    tokens = model["grid"] ** 2
+    tokens, channels, batch = model.tokens, model.channels, condition.batch
     orders = noise.orders(tokens)
     if kept is None:
         kept_count, latents = 0, engine.put(np.zeros((batch, tokens, channels), np.float32))
@@ -133,8 +124,10 @@ def sample(
     free = tokens - kept_count
     if free == 0:
         return latents
+    if sum(step.tokens or 0 for step in plan) != free:
+        raise ValueError(f"the plan does not draw {free} tokens, as many as are not kept")
     masked = free
-    for step in plan_of(settings, tokens, kept_count):
+    for step in plan:
         assert step.tokens is not None  # every iteration draws some
         drawn = step.tokens
         visible = np.sort(orders[:, masked:], axis=1)
@@ -150,14 +143,14 @@ def sample(
         def finish(state: Array, before: Array = latents, index: Array = index) -> Array:
             return place(engine, before, state, index)
 
-        latents = diffuse(engine, head, step, noise, (drawn, channels), model["prediction"], on_step, finish)
+        latents = diffuse(engine, head, step, noise, (drawn, channels), model.prediction, on_step, finish)
     return latents
 
 
-def first(engine: Engine, model: Mapping[str, Any], step: Step, condition: Condition) -> Array:
+def first(engine: Engine, model: MarInfo, step: Step, condition: Condition) -> Array:
     """The transformer's output [B, L, w] at the first iteration, which sees the buffer only, at every position."""
-    batch, tokens = condition.batch, model["grid"] ** 2
-    latents = engine.put(np.zeros((batch, tokens, model["channels"]), np.float32))
+    batch, tokens = condition.batch, model.tokens
+    latents = engine.put(np.zeros((batch, tokens, model.channels), np.float32))
     everything = np.tile(np.arange(tokens, dtype=np.int64), (batch, 1))
     return transform(engine, step, latents, condition.cond, everything[:, :0], everything, tokens)
 
@@ -183,8 +176,6 @@ def transform(
     return engine.run("transformer", inputs, step.constants)["condition"]
 
 
-def preview_latents(
-    model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
-) -> list[NDArray[np.float32]]:
+def preview_latents(model: MarInfo, plan: Plan, samples: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
     """The latents after each iteration, with zeros where no token has been drawn yet."""
     return list(samples)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Sampler, Step
+from far_runtime.model_info import ModelInfo
+from far_runtime.sampling.base import Plan, Sampler
 from far_runtime.sampling.presets import OF_THE_BUNDLE, preset_of
 from far_runtime.sampling.systems import SAMPLERS
 
 
-def sampler_of(manifest: Manifest) -> Sampler:
+def sampler_of(manifest: Manifest) -> Sampler[Any]:
     """The sampling loop of the bundle's system; KeyError where `check_system` would raise."""
     return SAMPLERS[manifest.system]
 
@@ -24,6 +25,14 @@ def resolve_settings(manifest: Manifest, given: Mapping[str, Any] | None = None)
 
     FarError for settings that the system does not have or that cannot be, and where a step has no graph.
     """
+    return resolve_plan(manifest, given)[0]
+
+
+def resolve_plan(
+    manifest: Manifest, given: Mapping[str, Any] | None = None, kept: int = 0
+) -> tuple[dict[str, Any], Plan]:
+    """All sampling settings, as `resolve_settings` returns them, and the plan that they make for pictures of which an
+    edit keeps so many cells. Raises as `resolve_settings` does."""
     chosen = {name: value for name, value in (given or {}).items() if value is not None}
     preset = chosen.pop("preset", None)
     defaults = manifest.default_settings if preset is None else preset_of(manifest, preset).settings
@@ -34,14 +43,15 @@ def resolve_settings(manifest: Manifest, given: Mapping[str, Any] | None = None)
             of = "the bundle's default" if preset is None else f"preset {preset}"
             raise FarError(f"{option(name)}: {of} has steps {steps}, for its own {name}; give --steps beside it")
     settings = resolve_system_settings(manifest.system, manifest.model, chosen, defaults)
-    for step in plan_of(manifest, settings):
+    plan = plan_of(manifest, settings, kept)
+    for step in plan:
         for call in step.calls:
             manifest.graph(call.stage, call.constants)
-    return settings
+    return settings, plan
 
 
 def resolve_system_settings(
-    system: str, model: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    system: str, model: ModelInfo, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """All settings of a system: the given ones, else the defaults, else the official code's; FarError for settings that
     it does not have or that cannot be."""
@@ -55,31 +65,26 @@ def resolve_system_settings(
         ) from error
 
 
-def plan_of(manifest: Manifest, settings: Mapping[str, Any]) -> tuple[Step, ...]:
-    """The steps of the loop under resolved settings."""
-    return sampler_of(manifest).plan(manifest.model, settings)
+def plan_of(manifest: Manifest, settings: Mapping[str, Any], kept: int = 0) -> Plan:
+    """The steps of the loop under resolved settings, for pictures of which an edit keeps so many cells."""
+    return sampler_of(manifest).plan(manifest.model, settings, kept)
 
 
-def batch_key(manifest: Manifest, settings: Mapping[str, Any]) -> str:
-    """What settings have in common with others under which a loop runs the same stages on arrays of the same shapes:
-    everything but how much its guided steps are guided. Pictures of one kind can be drawn in one batch."""
-    guided = [step.guidance != 1 for step in plan_of(manifest, settings)]
-    return json.dumps({**settings, "guidance": [bool(settings["guidance"]), *guided]}, sort_keys=True)
+def batch_key(settings: Mapping[str, Any], plan: Plan) -> str:
+    """Equal for pictures that can be drawn in one batch: those under whose settings a loop runs the same stages on
+    arrays of the same shapes. How much their guided steps are guided may differ."""
+    rows = [call.rows for step in plan for call in step.calls]
+    return json.dumps({**settings, "guidance": rows}, sort_keys=True)
 
 
-def merge_guidance(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings of a batch from those of its pictures, which differ in guidance at most: that is a tuple then."""
-    scales = tuple(one["guidance"] for one in settings)
-    return {**settings[0], "guidance": scales[0] if len(set(scales)) == 1 else scales}
-
-
-def without_guidance(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settled settings with the guidance that leaves every step without its unconditional half."""
+def without_guidance(manifest: Manifest, settings: Mapping[str, Any], kept: int = 0) -> tuple[dict[str, Any], Plan]:
+    """Resolved settings with the guidance that leaves every step without its unconditional half, and their plan."""
     for none in (1.0, 0.0):  # systems count from either
         changed = {**settings, "guidance": none}
-        if all(step.guidance == 1 for step in plan_of(manifest, changed)):
-            return changed
-    return dict(settings)
+        plan = plan_of(manifest, changed, kept)
+        if all(step.guidance == 1 for step in plan):
+            return changed, plan
+    return dict(settings), plan_of(manifest, settings, kept)
 
 
 def check_setting_names(system: str, options: tuple[str, ...], given: Mapping[str, Any]) -> None:

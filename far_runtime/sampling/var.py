@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine, scalar
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Step, per_picture_guidance
+from far_runtime.model_info import VarInfo
+from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Plan, Step, TokenChoice
 from far_runtime.sampling.noise import NoiseSource
 from far_runtime.sampling.pyramid import kept_tokens, phi_index, progress, token_ranges
 
@@ -20,11 +21,11 @@ SETTINGS: tuple[str, ...] = ("guidance", "top_k", "top_p", "more_smooth")
 GUIDANCE, TOP_K, TOP_P = 1.5, 900, 0.96
 
 
-def resolve_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: VarInfo, given: Mapping[str, Any]) -> dict[str, Any]:
     """guidance: rises from 0 at the first scale to this at the last, 0 is none. top_k: tokens to choose from, 0 for
     all, 1 for the likeliest always. top_p: the share of the probability that they have to cover, 0 for all.
     more_smooth: embeddings mixed from several tokens."""
-    vocabulary = model["vocabulary"]
+    vocabulary = model.vocabulary
     guidance, top_p = float(given.get("guidance", GUIDANCE)), float(given.get("top_p", TOP_P))
     top_k, more_smooth = given.get("top_k", min(TOP_K, vocabulary)), given.get("more_smooth", False)
     if not math.isfinite(guidance) or guidance < 0:
@@ -41,25 +42,22 @@ def resolve_settings(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict
     return {"guidance": guidance, "top_k": top_k, "top_p": top_p, "more_smooth": more_smooth}
 
 
-def plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-    """One step for every scale. Step.guidance is 1 + guidance * progress: the unconditional half's logits are not
-    needed at the first scale, but its keys are."""
-    return per_picture_guidance(lambda one: _plan(model, one), settings)
-
-
-def _plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, ...]:
-    scales = model["patch_nums"]
+def plan(model: VarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
+    """One step for every scale, however many cells an edit keeps. Step.guidance is 1 + guidance * progress: the
+    unconditional half's logits are not needed at the first scale, but its keys are."""
+    scales = model.patch_nums
+    choice = TokenChoice(settings["top_k"], settings["top_p"], settings["more_smooth"])
     rows = 2 if settings["guidance"] else 1
     steps, past = [], 0
     for i, side in enumerate(scales):
         tokens = side * side
         guidance = 1 + settings["guidance"] * progress(i, len(scales))
         after = scales[i + 1] ** 2 if i + 1 < len(scales) else 0
-        constants = {"phi": phi_index(i, len(scales), model["phis"])}
+        constants = {"phi": phi_index(i, len(scales), model.phis)}
         calls = [
             Call("transformer", 1, rows, {}, {"tokens": tokens, "past": past}),
             Call("logits", 1, 1 if guidance == 1 else 2, {}, {"tokens": tokens}),
-            Call("smooth" if settings["more_smooth"] else "choose", 1, 1, {}, {"tokens": tokens}),
+            Call("smooth" if choice.more_smooth else "choose", 1, 1, {}, {"tokens": tokens}),
             Call("quantize", 1, 1, constants, {"tokens": tokens, "after": after}),
         ]
         if i == 0:
@@ -74,6 +72,7 @@ def _plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, 
                 constants=constants,
                 calls=tuple(calls),
                 tokens=tokens,
+                choice=choice,
             )
         )
         past += tokens
@@ -82,8 +81,8 @@ def _plan(model: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Step, 
 
 def sample(
     engine: Engine,
-    model: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    model: VarInfo,
+    plan: Plan,
     condition: Condition,
     noise: NoiseSource,
     on_step: OnStep | None = None,
@@ -94,17 +93,16 @@ def sample(
     kept: its latents are the encoder's features [B, L, C]. Where the mask, resized to a scale, keeps a token, the
     picture's own embedding takes the place of the drawn one, always at a scale of one token.
     """
-    scales, batch = model["patch_nums"], condition.batch
-    steps = plan(model, settings)
-    copies = steps[0].calls[0].rows
-    latents = engine.put(np.zeros((batch, scales[-1] ** 2, model["channels"]), np.float32))
+    scales, batch = model.patch_nums, condition.batch
+    copies = plan[0].calls[0].rows
+    latents = engine.put(np.zeros((batch, scales[-1] ** 2, model.channels), np.float32))
     pictures = np.arange(batch)
     alone, repeated = engine.put(pictures), engine.put(np.tile(pictures, copies))
     fixed = engine.run("condition", condition.cond if copies == 1 else condition.cond_uncond)
     x, cache = fixed["x"], empty_cache(engine, model, batch * copies)
     ranges = [*token_ranges(scales), (0, 0)]
     embedded = None if kept is None else engine.run("tokenize", {"latents": kept.latents})["embeddings"]
-    for step in steps:
+    for step in plan:
         start, end = ranges[step.index]
         out = engine.run("transformer", {"x": x, "modulation": fixed["modulation"], **cache})
         cache = {name: out[f"next_{name}"] for name in cache}
@@ -116,8 +114,8 @@ def sample(
             "guidance": engine.put(step.guidance_scales(batch)),
         }
         logits = engine.run("logits", inputs)["logits"]
-        drawn = noise.gumbel(step.index, end - start, model["vocabulary"])
-        embeddings = choose(engine, model, settings, step, logits, engine.put(drawn))
+        drawn = noise.gumbel(step.index, end - start, model.vocabulary)
+        embeddings = choose(engine, model, step, logits, engine.put(drawn))
         if kept is not None:
             index = engine.put(kept_index(kept.keep, scales, step.index))
             placed = engine.run("place", {"latents": embedded, "sample": embeddings, "index": index})
@@ -136,20 +134,19 @@ def sample(
     return latents
 
 
-def choose(
-    engine: Engine, model: Mapping[str, Any], settings: Mapping[str, Any], step: Step, logits: Array, noise: Array
-) -> Array:
+def choose(engine: Engine, model: VarInfo, step: Step, logits: Array, noise: Array) -> Array:
     """Embeddings [B, T, C] of the tokens drawn from logits [B, T, V], or with more_smooth mixed from several."""
-    top_k, top_p = settings["top_k"], settings["top_p"]
+    assert step.choice is not None  # every scale draws tokens
+    top_k, top_p = step.choice.top_k, step.choice.top_p
     inputs = {
         "logits": logits,
         "noise": noise,
-        "cut": engine.put(scalar(model["vocabulary"] - top_k if top_k else 0, np.int64)),
+        "cut": engine.put(scalar(model.vocabulary - top_k if top_k else 0, np.int64)),
         "tail": engine.put(scalar(1 - top_p if top_p else -1)),
     }
-    if not settings["more_smooth"]:
+    if not step.choice.more_smooth:
         return engine.run("choose", inputs)["embeddings"]
-    ratio = progress(step.index, len(model["patch_nums"]))
+    ratio = progress(step.index, len(model.patch_nums))
     inputs["gain"] = engine.put(scalar(1 + ratio))
     inputs["sharpness"] = engine.put(scalar(1 / max(0.27 * (1 - ratio * 0.95), 0.005)))
     return engine.run("smooth", inputs)["embeddings"]
@@ -160,11 +157,10 @@ def cache_names(depth: int) -> list[tuple[str, str]]:
     return [(f"key_{i:02d}", f"value_{i:02d}") for i in range(depth)]
 
 
-def empty_cache(engine: Engine, model: Mapping[str, Any], rows: int) -> dict[str, Array]:
+def empty_cache(engine: Engine, model: VarInfo, rows: int) -> dict[str, Array]:
     """No keys and values yet."""
-    heads = model["heads"]
-    nothing = engine.put(np.zeros((rows, heads, 0, model["width"] // heads), np.float32))
-    return {name: nothing for pair in cache_names(model["depth"]) for name in pair}
+    nothing = engine.put(np.zeros((rows, model.heads, 0, model.width // model.heads), np.float32))
+    return {name: nothing for pair in cache_names(model.depth) for name in pair}
 
 
 def kept_index(keep: NDArray[np.bool_], scales: Sequence[int], scale: int) -> NDArray[np.int64]:
@@ -176,8 +172,6 @@ def kept_index(keep: NDArray[np.bool_], scales: Sequence[int], scale: int) -> ND
     return np.where(kept_tokens(keep, scales[scale]), start + own, total + own)
 
 
-def preview_latents(
-    model: Mapping[str, Any], settings: Mapping[str, Any], samples: Sequence[NDArray[np.float32]]
-) -> list[NDArray[np.float32]]:
+def preview_latents(model: VarInfo, plan: Plan, samples: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
     """The feature map after each scale."""
     return list(samples)

@@ -115,7 +115,7 @@ async def stream_levels(stream: LevelStream) -> AsyncIterator[str]:
     """The events of /v1/generate/stream: `level` for every picture and step, `picture` for each finished picture,
     then `done`; or `error`."""
     queued = stream.queued
-    names = queued.model.step_names(queued.settings)
+    names = [step.name for step in queued.plan]
     try:
         async with aclosing(_updates(stream)) as updates:
             async for update in updates:
@@ -136,7 +136,7 @@ async def stream_partial_images(stream: LevelStream, prefix: str) -> AsyncIterat
     """The events of OpenAI's API: `prefix`.partial_image for some of the steps, then `prefix`.completed; or `error`."""
     queued = stream.queued
     count = getattr(queued.request, "partial_images", 0)
-    steps = sorted(partial_image_steps(len(queued.model.step_names(queued.settings)), count))
+    steps = sorted(partial_image_steps(len(queued.plan), count))
     output_format = queued.request.output_format
 
     def common(event: str) -> dict[str, Any]:

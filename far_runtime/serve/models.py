@@ -17,8 +17,9 @@ from far_runtime.engines.timed import timed
 from far_runtime.errors import FarError, as_option, fields_for_options
 from far_runtime.model_name import check_name
 from far_runtime.pipeline import Pipeline
+from far_runtime.sampling.base import Plan
 from far_runtime.sampling.presets import preset_names, preset_of
-from far_runtime.sampling.settings import plan_of, resolve_settings, sampler_of
+from far_runtime.sampling.settings import resolve_plan, resolve_settings, sampler_of
 from far_runtime.serve.batching import Batcher, BatcherObserver, QueueConfig
 
 
@@ -46,13 +47,13 @@ class Model:
     @property
     def size(self) -> str:
         """The size of its pictures, as OpenAI's API writes it: 64x64."""
-        side = self.manifest.model["image_size"]
+        side = self.manifest.model.image_size
         return f"{side}x{side}"
 
     @property
     def can_edit(self) -> bool:
         """Whether the bundle has what editing needs."""
-        return any(graph.stage == "encode" for graph in self.manifest.graphs)
+        return self.manifest.has_stage("encode")
 
     def check_editing(self) -> None:
         """Raise FarError if the model cannot edit."""
@@ -81,14 +82,10 @@ class Model:
         with fields_for_options():
             return resolve_subjects(self.manifest, labels=[class_label])[0]
 
-    def settings(self, requested: Mapping[str, Any]) -> dict[str, Any]:
-        """The resolved sampling settings of a request; raises FarError for invalid ones."""
+    def resolve(self, requested: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
+        """The resolved sampling settings of a request and the plan of the loop; raises FarError for invalid ones."""
         with fields_for_options():
-            return resolve_settings(self.manifest, {name: as_option(name, value) for name, value in requested.items()})
-
-    def step_names(self, settings: Mapping[str, Any]) -> list[str]:
-        """The names of the loop's steps, such as "level 3"."""
-        return [step.name for step in plan_of(self.manifest, settings)]
+            return resolve_plan(self.manifest, {name: as_option(name, value) for name, value in requested.items()})
 
     def info(self) -> dict[str, Any]:
         """What /v1/models says of the model."""
@@ -97,9 +94,9 @@ class Model:
             "system": manifest.system,
             "condition": "text" if takes_text(manifest) else "labels",
             "classes": list(manifest.classes),
-            "count": None if takes_text(manifest) else manifest.model["classes"],
+            "count": None if takes_text(manifest) else manifest.model.classes,
             "size": self.size,
-            "grid": manifest.model["grid"],
+            "grid": manifest.model.grid,
             "options": list(sampler_of(manifest).SETTINGS),
             "defaults": resolve_settings(manifest),
             "presets": {name: preset_of(manifest, name).line for name in preset_names(manifest)},

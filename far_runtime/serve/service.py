@@ -17,6 +17,7 @@ from far_runtime.conditioning.subjects import Subject, is_null
 from far_runtime.errors import FarError, fields_for_options
 from far_runtime.images.metadata import PictureMetadata
 from far_runtime.images.writing import picture_bytes
+from far_runtime.sampling.base import Plan
 from far_runtime.sampling.noise import random_seed
 from far_runtime.sampling.settings import batch_key
 from far_runtime.serve.auth import ApiKeys, RateLimiter
@@ -78,6 +79,9 @@ class ValidatedRequest:
     settings: dict[str, Any]
     """Resolved sampling settings."""
 
+    plan: Plan
+    """The steps of the loop under these settings."""
+
     seed: int
     """Seed of the first picture."""
 
@@ -94,6 +98,9 @@ class QueuedRequest:
 
     settings: dict[str, Any]
     """Resolved sampling settings."""
+
+    plan: Plan
+    """The steps of the loop under these settings."""
 
     seed: int
     """Seed of the first picture."""
@@ -170,7 +177,7 @@ class Service:
         with self._rate_limited(client, request.n):
             model.batcher.check_capacity(request.n)
             image, mask = await request.image.read(), await request.mask.read() if request.mask else None
-            size, max_pixels = model.manifest.model["image_size"], self.limits.max_pixels
+            size, max_pixels = model.manifest.model.image_size, self.limits.max_pixels
             with fields_for_options():
                 async with self.decoding:
                     edit = await asyncio.to_thread(read_edit, image, mask, request.outpaint, size, max_pixels)
@@ -188,11 +195,11 @@ class Service:
         subject = model.subject(request.prompt, request.label, request.negative, allow_null=editing)
         if editing and request.guidance is not None and is_null(model.manifest, subject):
             raise FarError("guidance leads towards a prompt or label; give one, or leave guidance out")
-        settings = model.settings(request.sampling())
+        settings, plan = model.resolve(request.sampling())
         seed = random_seed() if request.seed is None else request.seed
         if seed + request.n > 2**64:
             raise FarError(f"seed {seed}: with n {request.n} the last seed is beyond 18446744073709551615")
-        return ValidatedRequest(request=request, model=model, subject=subject, settings=settings, seed=seed)
+        return ValidatedRequest(request=request, model=model, subject=subject, settings=settings, plan=plan, seed=seed)
 
     def _enqueue(
         self, validated: ValidatedRequest, on_level: OnLevel | None, edit: EditJob | None = None
@@ -203,7 +210,7 @@ class Service:
         def on_level_of(index: int) -> OnJobLevel | None:
             return None if on_level is None else lambda step, pixels: on_level(index, step, pixels)
 
-        settings_key = batch_key(model.manifest, settings)
+        settings_key = batch_key(settings, validated.plan)
         jobs = [
             Job(
                 subject=validated.subject,
@@ -216,7 +223,9 @@ class Service:
             for i in range(request.n)
         ]
         model.batcher.submit(jobs)
-        return QueuedRequest(request=request, model=model, settings=settings, seed=validated.seed, jobs=jobs)
+        return QueuedRequest(
+            request=request, model=model, settings=settings, plan=validated.plan, seed=validated.seed, jobs=jobs
+        )
 
     @contextmanager
     def _rate_limited(self, client: object, count: int) -> Iterator[None]:

@@ -139,7 +139,7 @@ def stage_config(
 
 def loop_config(name: str, manifest: Manifest, backend: Backend, serving: ServingConfig) -> dict[str, Any]:
     """The configuration of the loop's model, which Triton batches: one picture per row."""
-    side = manifest.model["image_size"]
+    side = manifest.model.image_size
     reads_text = takes_text(manifest)
     optional_inputs = [("SEED", "TYPE_UINT64"), ("SAMPLING", "TYPE_STRING")]
     if reads_text:

@@ -55,7 +55,7 @@ def open_loop(folder: Path) -> Bundle:
     Raises FarError if a file has changed since the export, or if the library that reads prompts is missing.
     """
     manifest = read_manifest(folder)
-    if takes_text(manifest) and any(graph.stage == "text" for graph in manifest.graphs):
+    if takes_text(manifest) and manifest.has_stage("text"):
         if (folder / TOKENIZER).is_file() and record_of(folder / TOKENIZER) != manifest.files.get(TOKENIZER):
             raise FarError(f"{folder / TOKENIZER}: changed since export; write the model repository again")
         load_tokenizer(folder)

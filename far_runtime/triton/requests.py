@@ -11,7 +11,7 @@ from far_runtime.bundle import Manifest
 from far_runtime.conditioning.subjects import Subject, resolve_subjects, takes_text
 from far_runtime.errors import FarError, as_option, fields_for_options
 from far_runtime.sampling.noise import random_seed
-from far_runtime.sampling.settings import batch_key, resolve_settings
+from far_runtime.sampling.settings import batch_key, resolve_plan
 
 MAX_TEXT = 1000
 """Characters of a prompt or label."""
@@ -58,13 +58,13 @@ def parse_request(manifest: Manifest, request: int, inputs: Mapping[str, Sequenc
         labels, prompts = ([], [name]) if reads_text else ([name], [])
         with fields_for_options():
             subject = resolve_subjects(manifest, labels, prompts, negative)[0]
-            settings = resolve_settings(manifest, {key: as_option(key, value) for key, value in requested.items()})
+            settings, plan = resolve_plan(manifest, {key: as_option(key, value) for key, value in requested.items()})
         job = Job(
             position=(request, i),
             subject=subject,
             seed=seed,
             settings=settings,
-            settings_key=batch_key(manifest, settings),
+            settings_key=batch_key(settings, plan),
         )
         jobs.append(job)
     return jobs

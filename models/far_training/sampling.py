@@ -42,17 +42,17 @@ def sample_pictures(
 
     info = SYSTEMS[system].info(model, vae)
     loop = SAMPLERS[system]
-    settings = loop.resolve_settings(info, sampling)
+    plan = loop.plan(info, loop.resolve_settings(info, sampling))
     engine = TorchEngine(SYSTEMS[system].stages(model, vae, info, None), str(next(model.parameters()).device))
     found = []
     for start in range(0, len(labels), batch):
         part = slice(start, start + batch)
         if features is None:
-            condition = label_condition(engine, labels[part], info["classes"])
+            condition = label_condition(engine, labels[part], info.classes)
         else:
             texts = list(labels[part])
             condition = context_condition(engine, engine.put(features), texts, [None] * len(texts))
-        latents = loop.sample(engine, info, settings, condition, SeedNoise(list(seeds[part])))
+        latents = loop.sample(engine, info, plan, condition, SeedNoise(list(seeds[part])))
         found.append(np.asarray(engine.get(engine.run("decode", {"latents": latents})["pixels"])))
     return np.concatenate(found)
 

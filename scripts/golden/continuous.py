@@ -17,7 +17,8 @@ from far_export.stages.stage import Stage
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
-from far_runtime.sampling.base import Condition, Step, label_condition
+from far_runtime.model_info import model_info
+from far_runtime.sampling.base import Condition, Plan, Step, label_condition
 from far_runtime.sampling.systems import SAMPLERS
 from golden.draws import NamedNoise, noise, relative_error, save_checkpoint
 from golden.stage_engine import engine_of
@@ -58,15 +59,15 @@ def labels_of(case: dict[str, Any], null: int) -> list[int]:
 
 
 def run_loop(
-    system: str, model: dict[str, Any], settings: dict[str, Any], recorder: Recorder, condition: Condition, seed: int
-) -> tuple[NDArray[Any], tuple[Step, ...]]:
+    system: str, config: Any, settings: dict[str, Any], recorder: Recorder, condition: Condition, seed: int
+) -> tuple[NDArray[Any], Plan]:
     """The loop with the case's noise: latents [B, C, h, w] and the plan."""
     sampler = SAMPLERS[system]
+    model = model_info(system, {**vars(config), "image_size": 0}, "the golden case")  # no loop reads the size
     plan = sampler.plan(model, settings)
     source = NamedNoise(condition.batch, tuple(step.substeps for step in plan), seed)
-    latents = recorder.get(sampler.sample(recorder, model, settings, condition, source, recorder.on_step))
-    grid, channels = model["grid"], model["channels"]
-    return latents.reshape(condition.batch, grid, grid, channels).transpose(0, 3, 1, 2), plan
+    latents = recorder.get(sampler.sample(recorder, model, plan, condition, source, recorder.on_step))
+    return latents.reshape(condition.batch, model.grid, model.grid, model.channels).transpose(0, 3, 1, 2), plan
 
 
 def check_far(
@@ -87,7 +88,7 @@ def check_far(
     }
     recorder = Recorder(engine_of(far_graphs.stages(far), engine_name, folder / "bundle"))
     condition = label_condition(recorder, labels_of(case, config.classes), config.classes)
-    latents, plan = run_loop("far", vars(config), settings, recorder, condition, case["seed"])
+    latents, plan = run_loop("far", config, settings, recorder, condition, case["seed"])
     return {
         **z_errors(far, recorder, plan, expected),
         "sampled": relative_error(samples_of(recorder, config.channels), expected["sampled"]),
@@ -100,9 +101,7 @@ def samples_of(recorder: Recorder, channels: int) -> NDArray[Any]:
     return np.stack(recorder.samples).reshape(len(recorder.samples), -1, channels)
 
 
-def z_errors(
-    model: nn.Module, recorder: Recorder, plan: tuple[Step, ...], expected: dict[str, NDArray[Any]]
-) -> dict[str, float]:
+def z_errors(model: nn.Module, recorder: Recorder, plan: Plan, expected: dict[str, NDArray[Any]]) -> dict[str, float]:
     """Relative errors of every 16th token's z, of the first step and of all: z is compared as the head's condition
     without its level part, since the transformer stage ends there."""
     net = model.diffloss.net
@@ -135,7 +134,7 @@ def check_mar(
     }
     recorder = PredictedRecorder(engine_of(mar_graphs.stages(mar), engine_name, folder / "bundle"))
     condition = label_condition(recorder, labels_of(case, config.classes), config.classes)
-    latents, plan = run_loop("mar", vars(config), settings, recorder, condition, case["seed"])
+    latents, plan = run_loop("mar", config, settings, recorder, condition, case["seed"])
     net = mar.diffloss.net
     got, wanted = [], []
     for step, output, predicted, z in zip(

@@ -25,7 +25,7 @@ def check_far_t2i(
     recorder = Recorder(engine_of(graphs.stages(model), engine_name, folder / "bundle"))
     features = noise("context", (batch, config.context_tokens, config.context_width), case["seed"])
     condition = context_condition(recorder, recorder.put(features), range(batch), [None] * batch)
-    latents, plan = run_loop("far_t2i", vars(config), settings, recorder, condition, case["seed"])
+    latents, plan = run_loop("far_t2i", config, settings, recorder, condition, case["seed"])
     return {
         **z_errors(model, recorder, plan, expected),
         "sampled": relative_error(samples_of(recorder, config.channels), expected["sampled"]),

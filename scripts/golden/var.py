@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from far_export.stages.var import model_info, stages
+from far_export.stages.var import stages, var_info
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.engines.base import Engine
 from far_runtime.sampling import var as loop
@@ -80,13 +80,13 @@ def check_var(
     given = {"heads": case["heads"], "patch_nums": case["patch_nums"]}
     var = load_checkpoint(folder / "var.pth", overrides=given, expect="var").model
     vqvae = load_checkpoint(folder / "vae.pth", expect="vqvae").model
-    model = model_info(var, vqvae)
+    model = var_info(var, vqvae)
     names = {"guidance": "cfg", "top_k": "top_k", "top_p": "top_p", "more_smooth": "more_smooth"}
     settings = loop.resolve_settings(model, {ours: case[theirs] for ours, theirs in names.items() if theirs in case})
     engine = Recorder(engine_of(stages(var, vqvae, pixels=False), engine_name, folder / "bundle"))
-    condition = label_condition(engine, case["labels"], model["classes"])
+    condition = label_condition(engine, case["labels"], model.classes)
     noise: Any = NamedGumbel(condition.batch, case["seed"])
-    latents = loop.sample(engine, model, settings, condition, noise)
+    latents = loop.sample(engine, model, loop.plan(model, settings), condition, noise)
     image = np.clip(engine.get(engine.run("decode", {"latents": latents})["image"]), -1, 1) / 2 + 0.5
     cells = engine.get(latents).transpose(0, 2, 1)
     errors = {}

@@ -68,13 +68,14 @@ class Sets:
         facts = [manifest.id, engine.name, [one.caption for one in subjects], first, settings, power]
         file = self._kept / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.npy"
         if not file.exists():
-            steps = [diffusion_of(step) for step in plan_of(manifest, settings)]
+            plan = plan_of(manifest, settings)
+            steps = [diffusion_of(step) for step in plan]
             factors = [
                 1.0 if power == "own" else one.temperature ** float(power) / (one.start_scale or 1.0) for one in steps
             ]
             noise = ScaledNoise(range(first, first + len(subjects)), factors)
             condition, _ = condition_of(engine, bundle, subjects)
-            latents = sampler_of(manifest).sample(engine, manifest.model, settings, condition, noise)
+            latents = sampler_of(manifest).sample(engine, manifest.model, plan, condition, noise)
             found = features(self._network, self._pipeline.decode(engine.get(latents)))
             file.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(file) as aside, aside.open("wb") as opened:

@@ -14,6 +14,7 @@ from PIL import Image
 from far_export.stages import SYSTEMS, System
 from far_models.checkpoint import load as checkpoint
 from far_runtime.cli.main import main
+from far_runtime.model_info import MODEL_INFOS, MarInfo
 from far_runtime.sampling import mar
 from far_runtime.sampling.systems import SAMPLERS
 
@@ -22,9 +23,9 @@ from far_runtime.sampling.systems import SAMPLERS
 def one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
     """MAR's network under a loop that draws all tokens at once, as docs/adding-a-system.md says to add it."""
 
-    def as_mar(settings: Any) -> dict[str, Any]:
+    def as_mar(model: MarInfo, settings: Any) -> dict[str, Any]:
         return {
-            **mar.resolve_settings({"grid": 4}, {"steps": settings["steps"], "guidance": settings["guidance"]}),
+            **mar.resolve_settings(model, {"steps": settings["steps"], "guidance": settings["guidance"]}),
             "iterations": 1,
         }
 
@@ -34,14 +35,15 @@ def one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
             "steps": int(given.get("steps", 3)),
             "guidance": float(given.get("guidance", 2.0)),
         },
-        plan=lambda model, settings: mar.plan(model, as_mar(settings)),
-        sample=lambda engine, model, settings, *others: mar.sample(engine, model, as_mar(settings), *others),
-        preview_latents=lambda model, settings, samples: list(samples),
+        plan=lambda model, settings, kept=0: mar.plan(model, as_mar(model, settings), kept),
+        sample=mar.sample,
+        preview_latents=mar.preview_latents,
     )
     like = SYSTEMS["mar"]
     signs = {"one_shot": ("diffloss.net.cond_embed.weight", checkpoint.build_mar), "klvae": checkpoint.SYSTEMS["klvae"]}
     monkeypatch.setattr(checkpoint, "SYSTEMS", signs)
     monkeypatch.setitem(SYSTEMS, "one_shot", System("one_shot", "klvae", like.stages, like.editing, like.info))
+    monkeypatch.setitem(MODEL_INFOS, "one_shot", MarInfo)
     monkeypatch.setitem(SAMPLERS, "one_shot", loop)  # type: ignore[arg-type]
 
 

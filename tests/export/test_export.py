@@ -88,9 +88,9 @@ def test_a_first_level_takes_labels_alone(tiny: Any) -> None:
 def test_manifest_says_what_the_checkpoint_says(tiny: Any) -> None:
     manifest = open_bundle(tiny.bundle).manifest
     assert manifest.system == "far"
-    assert manifest.model["prediction"] == "v"
-    assert manifest.model["image_size"] == 16
-    assert len(manifest.classes) == manifest.model["classes"] == 10
+    assert manifest.model.prediction == "v"
+    assert manifest.model.image_size == 16
+    assert len(manifest.classes) == manifest.model.classes == 10
     wanted = {"levels": [0, 1, 2, 3], "steps": "3", "guidance": 3.0, "temperature": 1.0}
     assert manifest.default_settings == wanted | {
         "solver": "ddpm",

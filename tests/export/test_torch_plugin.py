@@ -77,7 +77,7 @@ def test_compiled_torch_computes_the_same(tiny: Tiny) -> None:
     bundle, sources = open_bundle(tiny.bundle), Sources(tiny.safetensors, tiny.vae)
     compiled, eager = (open_plugin(bundle, variant, ONE_THREAD, sources) for variant in ("compile", ""))
     assert (compiled.name, eager.name) == ("torch:compile", "torch")
-    shape = (2, bundle.manifest.model["grid"] ** 2, bundle.manifest.model["channels"])
+    shape = (2, bundle.manifest.model.tokens, bundle.manifest.model.channels)
     inputs = {"latents": compiled.put(np.random.default_rng(0).standard_normal(shape, np.float32))}
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     found, expected = (engine.get(engine.run("decode", inputs)["pixels"]) for engine in (compiled, eager))

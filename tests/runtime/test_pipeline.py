@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation, Progress
-from far_runtime.pipeline import Pipeline, unsteady
+from far_runtime.pipeline import Pipeline
 from far_runtime.sampling import far
+from far_runtime.sampling import var as var_loop
+from far_runtime.sampling.latent_checks import unsteady
 from far_runtime.sampling.lowpass import lowpass
-from far_runtime.sampling.settings import batch_key, plan_of, resolve_settings
+from far_runtime.sampling.settings import batch_key, plan_of, resolve_plan, resolve_settings
+from model_infos import far_info, var_info
 
 
 def relative_error(a: Any, b: Any) -> float:
@@ -36,13 +39,13 @@ def test_a_picture_of_a_batch_is_the_picture_alone(
 ) -> None:
     pipeline: Pipeline = request.getfixturevalue(variant)
     labels, seeds = zip(*wanted, strict=True)
-    merge_guidance = pipeline.generate(labels, seeds, batch_size=batch_size, steps=2)
+    batch = pipeline.generate(labels, seeds, batch_size=batch_size, steps=2)
     i = data.draw(st.integers(0, len(wanted) - 1))
     alone = pipeline.generate([labels[i]], [seeds[i]], steps=2)
-    assert relative_error(merge_guidance.latents[i], alone.latents[0]) < 1e-5
-    assert merge_guidance.latents.shape[1:] == (16, 4)
-    assert merge_guidance.images.shape == (len(wanted), 16, 16, 3)
-    assert merge_guidance.images.dtype == np.uint8
+    assert relative_error(batch.latents[i], alone.latents[0]) < 1e-5
+    assert batch.latents.shape[1:] == (16, 4)
+    assert batch.images.shape == (len(wanted), 16, 16, 3)
+    assert batch.images.dtype == np.uint8
 
 
 def test_seeds_and_labels_make_a_difference(any_pipeline: Pipeline) -> None:
@@ -72,12 +75,12 @@ def test_noise_is_shared_below_a_level(pipeline: Pipeline) -> None:
 
 def test_models_that_share_noise_draw_all_levels_of_their_grid() -> None:
     for masked in (False, True):
-        assert far.resolve_settings({"grid": 16, "masked": masked}, {"shared_noise": 1})["levels"] == list(range(16))
+        assert far.resolve_settings(far_info(16, masked), {"shared_noise": 1})["levels"] == list(range(16))
         with pytest.raises(FarError, match="with --shared-noise 2 level 1 draws what level 2 sees; put 2 after 1"):
-            far.resolve_settings({"grid": 16, "masked": masked}, {"shared_noise": 2, "levels": [0, 1, 3, 5]})
-    assert far.resolve_settings({"grid": 16, "masked": False}, {})["levels"] == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+            far.resolve_settings(far_info(16, masked), {"shared_noise": 2, "levels": [0, 1, 3, 5]})
+    assert far.resolve_settings(far_info(16), {})["levels"] == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     with pytest.raises(FarError, match=r"--shared-noise 1\.5: expected 0 to 16"):
-        far.resolve_settings({"grid": 16, "masked": False}, {"shared_noise": 1.5})
+        far.resolve_settings(far_info(16), {"shared_noise": 1.5})
 
 
 def test_presets_keep_what_noise_the_model_shares(pipeline: Pipeline) -> None:
@@ -99,17 +102,17 @@ def test_presets_keep_what_noise_the_model_shares(pipeline: Pipeline) -> None:
 def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(
     any_pipeline: Pipeline, scales: tuple[float, ...]
 ) -> None:
-    merge_guidance = any_pipeline.generate([1, 2, 3], [4, 5, 6], guidance=scales)
+    batch = any_pipeline.generate([1, 2, 3], [4, 5, 6], guidance=scales)
     alone = [
         any_pipeline.generate([label], [seed], guidance=scale)
         for label, seed, scale in zip([1, 2, 3], [4, 5, 6], scales, strict=True)
     ]
     for i, one in enumerate(alone):
-        assert relative_error(merge_guidance.latents[i], one.latents[0]) < 1e-5
-        assert merge_guidance.settings[i].sampling == one.settings[0].sampling
+        assert relative_error(batch.latents[i], one.latents[0]) < 1e-5
+        assert batch.settings[i].sampling == one.settings[0].sampling
     again = any_pipeline.generate([1, 2, 3], [4, 5, 6], guidance=np.array(scales))
-    assert again.settings == merge_guidance.settings and np.array_equal(again.images, merge_guidance.images)
-    assert relative_error(any_pipeline.generate([2], [5], guidance=9.0).latents[0], merge_guidance.latents[1]) > 1e-4
+    assert again.settings == batch.settings and np.array_equal(again.images, batch.images)
+    assert relative_error(any_pipeline.generate([2], [5], guidance=9.0).latents[0], batch.latents[1]) > 1e-4
 
 
 def test_a_scale_for_each_picture_or_one_for_all(pipeline: Pipeline) -> None:
@@ -123,7 +126,7 @@ def test_pictures_of_one_kind_are_guided_at_the_same_steps(pipeline: Pipeline) -
     manifest = pipeline.bundle.manifest
 
     def kind(**given: Any) -> str:
-        return batch_key(manifest, resolve_settings(manifest, given))
+        return batch_key(*resolve_plan(manifest, given))
 
     assert kind(guidance=2.0) == kind(guidance=7.0) != kind(guidance=1.0)
     assert kind(guidance=2.0, guidance_floor=1.6) != kind(guidance=7.0, guidance_floor=1.6)
@@ -316,13 +319,14 @@ def test_latents_that_are_not_finite_make_no_picture(pipeline: Pipeline) -> None
 
 
 def test_latents_beyond_all_measure_are_told_of(pipeline: Pipeline) -> None:
-    manifest = pipeline.bundle.manifest
+    plan = resolve_plan(pipeline.bundle.manifest)[1]
     latents = np.random.default_rng(0).standard_normal((2, 16, 4), np.float32)
-    assert unsteady(manifest, 2 * latents) == ()
-    (warning,) = unsteady(manifest, 565 * latents)
+    assert unsteady(plan, 2 * latents) == ()
+    (warning,) = unsteady(plan, 565 * latents)
     deviation = float(latents.std()) * 565
     assert f"is {deviation:.0f} where about 1 is right" in warning and "--start 950" in warning
-    assert unsteady(replace(manifest, system="var"), 565 * latents) == ()  # feature maps have no such scale
+    var = var_loop.plan(var_info(), var_loop.resolve_settings(var_info(), {}))
+    assert unsteady(var, 565 * latents) == ()  # feature maps have no such scale
 
 
 def test_untuned_presets_of_mar_leave_the_first_iterations_unguided(mar_pipeline: Pipeline) -> None:

@@ -95,7 +95,7 @@ def test_the_way_there_can_be_saved(simulation: Any, pipelines: Any, system_bund
 
 def test_edits_are_captured_too(simulation: Any, pipelines: Any, system_bundle: Path) -> None:
     reference, pipeline = pipelines(system_bundle)
-    size = reference.bundle.manifest.model["image_size"]
+    size = reference.bundle.manifest.model.image_size
     keep = np.ones((size, size), np.bool_)
     keep[:, size // 2 :] = False
     for seed in range(3):

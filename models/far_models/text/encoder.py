@@ -16,6 +16,7 @@ from far_models.text.folder import read_config, read_tensors, setting, without_p
 from far_models.text.qwen2 import Qwen2, Qwen2Config
 from far_models.text.tokens import QWEN_SYSTEM_PROMPT, text_settings
 from far_runtime.errors import FarError
+from far_runtime.model_info import TextSettings
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TextEncoder:
 
     folder: Path
     network: nn.Module
-    settings: dict[str, Any]
+    settings: TextSettings
 
     @property
     def width(self) -> int:
@@ -39,7 +40,7 @@ class TextEncoder:
     @property
     def features(self) -> TextFeatures:
         """The network without the features of the system prompt."""
-        return TextFeatures(self.network, len(self.settings["prefix"])).eval()
+        return TextFeatures(self.network, len(self.settings.prefix)).eval()
 
 
 class TextFeatures(nn.Module):
@@ -84,7 +85,7 @@ def load_text_encoder(folder: str | Path, tokens: int) -> TextEncoder:
     with torch.device("meta"):
         network = kind.build(config, path)
     settings = text_settings(path, config, network.config.vocabulary, tokens, kind.system_prompt)
-    taken = len(settings["prefix"]) + tokens
+    taken = len(settings.prefix) + tokens
     if taken > network.config.positions:
         raise FarError(
             f"{path}: the checkpoint reads {tokens} text tokens, with the system prompt {taken}; this text encoder "

@@ -9,6 +9,7 @@ from typing import Any
 from far_models.text.folder import read_json
 from far_runtime.conditioning.text import load_tokenizer
 from far_runtime.errors import FarError
+from far_runtime.model_info import TextSettings
 
 QWEN_SYSTEM_PROMPT = """\
 Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable for image \
@@ -30,12 +31,11 @@ Start your response with "Enhanced Prompt:".
 
 def text_settings(
     folder: Path, config: Mapping[str, Any], vocabulary: int, tokens: int, system_prompt: str = ""
-) -> dict[str, Any]:
-    """The bundle's `model["text"]`.
+) -> TextSettings:
+    """How the tokenizer of a folder turns prompts into rows of token ids, padded or cut to so many tokens.
 
-    tokens: how many a prompt is padded or cut to. prefix: ids of the system prompt, which every prompt follows and
-    whose features are dropped. pad, padding_side: as the tokenizer pads. Raises FarError for a folder without
-    tokenizer.json or a padding token, and for a tokenizer with more ids than the network has embeddings.
+    Raises FarError for a folder without tokenizer.json or a padding token, and for a tokenizer with more ids than the
+    network has embeddings.
     """
     tokenizer = load_tokenizer(folder)
     named = _named(folder)
@@ -50,13 +50,13 @@ def text_settings(
             f"{folder}: its tokenizer adds {closing} tokens to every text, the checkpoint reads {tokens} in all; use "
             "the text encoder that the checkpoint was trained with"
         )
-    return {
-        "tokens": tokens,
-        "prefix": tokenizer.encode(system_prompt).ids if system_prompt else [],
-        "system_prompt": system_prompt,
-        "pad": _padding(folder, config, vocabulary, tokenizer),
-        "padding_side": "left" if named.get("padding_side") == "left" else "right",
-    }
+    return TextSettings(
+        tokens=tokens,
+        prefix=tuple(tokenizer.encode(system_prompt).ids) if system_prompt else (),
+        system_prompt=system_prompt,
+        pad=_padding(folder, config, vocabulary, tokenizer),
+        padding_side="left" if named.get("padding_side") == "left" else "right",
+    )
 
 
 def _named(folder: Path) -> dict[str, Any]:

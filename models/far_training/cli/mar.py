@@ -38,6 +38,7 @@ def mar_command(
     """Train MAR on latents; RUN/mar.safetensors is what the exporter reads."""
     from far_models.checkpoint.save import begin_with
     from far_models.mar import PRESETS
+    from far_runtime.model_info import MarInfo
     from far_runtime.sampling.mar import resolve_settings
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
@@ -52,7 +53,8 @@ def mar_command(
     sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
     if sheet_iterations:
         sampling["iterations"] = sheet_iterations
-    resolve_settings({"grid": config.grid}, sampling)
+    info = MarInfo(grid=config.grid, channels=config.channels, image_size=size, prediction=config.prediction)
+    resolve_settings(info, sampling)
     report = sheet_reporter("mar", vae, **sampling)
     task = mar_task(config, loss_settings, latents, settings.batch, settings.seed, report, sampling)
     begin_with(task.model, init)

@@ -18,6 +18,7 @@ from far_models.checkpoint.load import load_checkpoint
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet
 from far_runtime.errors import FarError
+from far_runtime.model_info import FarInfo
 from far_runtime.storage.atomic import whole_file
 from far_training.data.cache import file_digest, write_json
 from far_training.data.latents import check_fit, encode
@@ -161,7 +162,9 @@ class Redrawing:
         from far_export.torch_engine import TorchEngine
         from far_runtime.sampling import far as loop
 
-        self.info, self.scale = SYSTEMS["far"].info(far, vae), far.config.latent_scale
+        info = SYSTEMS["far"].info(far, vae)
+        assert isinstance(info, FarInfo)
+        self.info, self.scale = info, far.config.latent_scale
         self.steps = loop.plan(self.info, loop.resolve_settings(self.info, sampling))
         self.levels = len(self.steps)
         stages = SYSTEMS["far"].stages(far, vae, self.info, None)
@@ -178,8 +181,8 @@ class Redrawing:
 
         engine = self.engine
         own = engine.put((self.scale * latents).flatten(2).transpose(1, 2).contiguous().numpy())
-        condition = label_condition(engine, labels.tolist(), self.info["classes"])
+        condition = label_condition(engine, labels.tolist(), self.info.classes)
         noise, steps = SeedNoise(seeds.tolist()), self.steps[self.levels - last :]
-        drawn = np.asarray(engine.get(loop.run_steps(engine, self.info, steps, condition, noise, latents=own)))
+        drawn = np.asarray(engine.get(loop.sample(engine, self.info, steps, condition, noise, latents=own)))
         found: NDArray[np.float32] = (drawn / self.scale).transpose(0, 2, 1).reshape(latents.shape)
         return found

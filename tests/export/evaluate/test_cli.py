@@ -91,7 +91,7 @@ def test_classes_are_drawn_equally_often_and_by_seed(
         return generate(self, subjects, seeds, **rest)
 
     monkeypatch.setattr(Pipeline, "generate", spy)
-    classes = open_bundle(tiny.bundle).manifest.model["classes"]
+    classes = open_bundle(tiny.bundle).manifest.model.classes
     arguments = (tiny.bundle, "--reference", folder, "--seed", 5, "-o", tmp_path / "out")
     result = run(*arguments, "--count", 2 * classes)
     assert result.exit_code == 0

@@ -237,7 +237,7 @@ def test_a_histogram_grows_without_losing_counts_and_refuses_nan() -> None:
 def test_a_bundle_without_products_to_quantise_is_refused_and_stays_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny.bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
     manifest = open_bundle(folder).manifest
-    wide = replace(manifest, model={**manifest.model, "channels": 10_000})
+    wide = replace(manifest, model=replace(manifest.model, channels=10_000))
     with pytest.raises(CheckFailed, match="no matrix product"):
         quantize_bundle(folder, wide, 1, lambda line: None)
     assert open_bundle(folder).manifest == manifest

@@ -20,11 +20,13 @@ from far_models.far_t2i import FART2I
 from far_runtime.bundle import Graph, open_bundle
 from far_runtime.conditioning.text import context_condition
 from far_runtime.sampling import far_t2i as loop
-from far_runtime.sampling.base import KeptRegion
+from far_runtime.sampling.base import KeptRegion, merge_guidance
 from far_runtime.sampling.flops import row_flops
 from far_runtime.sampling.lowpass import lowpass
 from far_runtime.sampling.noise import SeedNoise
+from model_infos import far_t2i_info
 
+INFO = far_t2i_info(4)
 SETTINGS = {"levels": [0, 1, 3], "steps": 2, "guidance": 2.0, "temperature": 1.0}
 
 
@@ -37,11 +39,11 @@ def draw(model: FART2I, stages: Sequence[Stage], settings: dict[str, Any], kept:
     engine = TorchEngine(stages)
     features = np.random.default_rng(0).standard_normal((2, 8, 12)).astype(np.float32)
     condition = context_condition(engine, engine.put(features), [0, 1], [None, 0])
-    return engine.get(loop.sample(engine, vars(model.config), settings, condition, SeedNoise([1, 2]), None, kept))
+    return engine.get(loop.sample(engine, INFO, loop.plan(INFO, settings), condition, SeedNoise([1, 2]), None, kept))
 
 
 def test_a_graph_a_step_draws_what_the_shared_graphs_draw(model: FART2I) -> None:
-    folded = far_t2i.stages(model, loop.plan(vars(model.config), SETTINGS))
+    folded = far_t2i.stages(model, loop.plan(INFO, SETTINGS))
     assert [stage.name for stage in folded] == [
         "context", "transformer_00_level00", "transformer_01_level01", "transformer_02_level03", "denoise",
     ]  # fmt: skip
@@ -60,7 +62,7 @@ def test_guidance_1_is_the_conditional_half_alone(model: FART2I) -> None:
         seen.clear()
         engine = Rows(far_t2i.stages(model))
         condition = context_condition(engine, torch.zeros(1, 8, 12), [0, None], [None, None])
-        loop.sample(engine, vars(model.config), {**SETTINGS, "guidance": guidance}, condition, SeedNoise([1, 2]))
+        loop.sample(engine, INFO, loop.plan(INFO, {**SETTINGS, "guidance": guidance}), condition, SeedNoise([1, 2]))
         return {count for stage, count in seen if stage == "transformer"}
 
     seen: list[tuple[str, int]] = []
@@ -69,7 +71,7 @@ def test_guidance_1_is_the_conditional_half_alone(model: FART2I) -> None:
 
 
 def test_the_plan_is_the_official_one() -> None:
-    model = {"grid": 16}
+    model = far_t2i_info(16)
     settings = loop.resolve_settings(model, {})
     wanted = {"levels": [0, 2, 3, 4, 5, 6, 7, 8, 10, 13], "steps": 100, "guidance": 3.0, "temperature": 1.0}
     assert settings == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0, "shared_noise": 0}
@@ -79,14 +81,14 @@ def test_the_plan_is_the_official_one() -> None:
     assert [step.constants["count"] for step in plan[:4]] == [0, 4, 13, 28]
     assert plan[-1].constants["count"] == 216
     assert [round(float(step.temperature), 4) for step in (plan[0], plan[-1])] == [0.8025, 1.0]
-    assert loop.resolve_settings({"grid": 4}, {})["levels"] == [0, 1, 2, 3]
+    assert loop.resolve_settings(INFO, {})["levels"] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("guidance", [3.0, (3.0, 1.0)])
-def test_noise_is_shared_below_a_level(guidance: Any) -> None:
-    settings = loop.resolve_settings({"grid": 16}, {"shared_noise": 1})
+@pytest.mark.parametrize("scales", [(3.0,), (3.0, 1.0)])
+def test_noise_is_shared_below_a_level(scales: tuple[float, ...]) -> None:
+    settings = loop.resolve_settings(far_t2i_info(16), {"shared_noise": 1})
     assert settings["levels"] == list(range(16))
-    plan = loop.plan({"grid": 16}, {**settings, "guidance": guidance})
+    plan = merge_guidance([loop.plan(far_t2i_info(16), {**settings, "guidance": scale}) for scale in scales])
     assert [step.shared for step in plan] == [True] + [False] * 15
 
 

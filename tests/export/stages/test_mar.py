@@ -123,7 +123,7 @@ def test_from_checkpoint_to_a_repeated_picture(
     )  # fmt: skip
     assert code == 0, err
     manifest = open_bundle("bundle").manifest
-    assert manifest.system == "mar" and manifest.model["masked"] and manifest.model["condition"] == "labels"
+    assert manifest.system == "mar" and manifest.model.record["masked"] and manifest.model.condition == "labels"
     assert [graph.stage for graph in manifest.graphs] == ["transformer", "denoise", "place", "decode"]
 
     code, out, _ = far(capfd, "inspect", "bundle")

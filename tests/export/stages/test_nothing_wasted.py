@@ -201,7 +201,7 @@ def test_text_to_image_equals_the_plain_loop(tiny: Tiny, draw: Any) -> None:
     features = torch.from_numpy(engine.get(found).copy())[[0, 1, 2, 3, 3, 3]]
     model: Any = load_pair(tiny.t2i, tiny.vae)[0].model
     plain = plain_far(
-        model, model.context(features, torch.zeros(6)), True, [0, 1, 2, 3], bundle.manifest.model["prediction"]
+        model, model.context(features, torch.zeros(6)), True, [0, 1, 2, 3], bundle.manifest.model.prediction
     )
     assert relative_error(draw(tiny.t2i_bundle, PROMPTS, negative=NEGATIVE), plain) < 1e-5
 

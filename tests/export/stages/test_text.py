@@ -52,8 +52,8 @@ def test_a_label_model_takes_no_text_encoder(tiny: Any, tmp_path: Path) -> None:
 
 def test_a_bundle_holds_the_tokenizer_and_how_to_use_it(tiny: Any) -> None:
     manifest = open_bundle(tiny.t2i_bundle).manifest
-    assert manifest.model["condition"] == "text"
-    assert manifest.model["text"] == load_text_encoder(tiny.bert, 8).settings
+    assert manifest.model.condition == "text"
+    assert manifest.model.text == load_text_encoder(tiny.bert, 8).settings
     assert manifest.source["text_encoder"] == {"folder": "bert"}
     assert (tiny.t2i_bundle / "tokenizer.json").read_bytes() == (tiny.bert / "tokenizer.json").read_bytes()
     assert "tokenizer.json" in manifest.files

@@ -17,7 +17,7 @@ from far_export.onnx.writer import export_stages
 from far_export.stages import var_token_choice as var_choice
 from far_export.stages.flops import count_flops
 from far_export.stages.stage import Stage
-from far_export.stages.var import editing_stages, model_info, stages, transformer_flops
+from far_export.stages.var import editing_stages, stages, transformer_flops, var_info
 from far_export.stages.var_token_choice import ChooseStageModule, SmoothStageModule, ascending, choose_stage, filtered
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
@@ -116,19 +116,19 @@ def test_the_loop_draws_the_same_tokens_on_both_engines(
     models: tuple[VAR, VQVAE], declared: dict[str, Stage], exported: tuple[Any, Path], tmp_path: Path
 ) -> None:
     """Batch and rows are others than the traced ones; the first scale has no keys and values yet."""
-    model = model_info(*models)
+    model = var_info(*models)
     engines = [engine_of(list(declared.values()), "torch", tmp_path / "unused"), exported[0]]
     features = np.random.default_rng(0).normal(size=(2, 16, 4)).astype(np.float32)
     keep = np.zeros((2, 4, 4), bool)
     keep[:, :2] = True
     for given in ({"top_k": 7, "guidance": 2.0}, {"guidance": 0, "top_p": 0.5}, {"more_smooth": True}):
-        settings = loop.resolve_settings(model, given)
+        plan = loop.plan(model, loop.resolve_settings(model, given))
         for editing in (False, True):
             drawn = []
             for engine in engines:
                 kept = KeptRegion(engine.put(features), keep) if editing else None
-                condition = label_condition(engine, [1, 4], model["classes"])
-                latents = loop.sample(engine, model, settings, condition, SeedNoise([3, 4]), kept=kept)
+                condition = label_condition(engine, [1, 4], model.classes)
+                latents = loop.sample(engine, model, plan, condition, SeedNoise([3, 4]), kept=kept)
                 drawn.append(engine.get(latents))
             np.testing.assert_allclose(drawn[1], drawn[0], rtol=0, atol=1e-4)
 
@@ -201,7 +201,7 @@ def test_another_models_vq_vae_is_refused(models: tuple[VAR, VQVAE]) -> None:
 
 
 def test_manifest_s_model_is_plain(models: tuple[VAR, VQVAE]) -> None:
-    model = model_info(*models)
-    assert (model["grid"], model["image_size"], model["phis"], model["classes"]) == (4, 8, 3, 5)
-    assert model["patch_nums"] == SCALES
-    assert model["vae"]["patch_nums"] == SCALES
+    model = var_info(*models)
+    assert (model.grid, model.image_size, model.phis, model.classes) == (4, 8, 3, 5)
+    assert model.patch_nums == SCALES
+    assert model.record["vae"]["patch_nums"] == SCALES

@@ -14,6 +14,7 @@ from far_export.verify.error_plot import COLOURS, Decades, error_plot, power_of_
 from far_export.verify.html import amplification, html_page
 from far_export.verify.results import EngineInfo, LoopResult, PictureResult, Report, StageResult
 from far_runtime.sampling import far as loop
+from model_infos import far_info
 
 
 def stage(name: str, step: int | None, error: float, tolerance: float = 1e-4) -> StageResult:
@@ -63,7 +64,7 @@ def picture(difference: int, label: int = 0, name: str = "") -> PictureResult:
 
 def report(errors: tuple[float, float], difference: int = 0, name: str = "") -> Report:
     """Two levels, one stage with these errors; the latents are always off by 1e-6."""
-    model = {"grid": 4, "masked": False}
+    model = far_info(4)
     settings = loop.resolve_settings(model, {"levels": [0, 1], "steps": 1, "guidance": 1.0})
     return Report(
         bundle="bundle <1>",

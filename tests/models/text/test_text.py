@@ -119,11 +119,11 @@ def test_features_are_those_of_a_plain_computation(tiny: Any, kind: str, sign: s
 
 
 def test_the_system_prompt_goes_before_qwen2s_prompts_only(tiny: Any) -> None:
-    assert load_text_encoder(tiny.bert, 8).settings["prefix"] == []
+    assert load_text_encoder(tiny.bert, 8).settings.prefix == ()
     settings = load_text_encoder(tiny.qwen2, 8).settings
-    assert len(settings["prefix"]) == 132  # words and marks of the official system prompt
-    assert settings["system_prompt"].startswith('Given a user prompt, generate an "Enhanced prompt"')
-    assert settings["system_prompt"].endswith("    User Prompt:\n")
+    assert len(settings.prefix) == 132  # words and marks of the official system prompt
+    assert settings.system_prompt.startswith('Given a user prompt, generate an "Enhanced prompt"')
+    assert settings.system_prompt.endswith("    User Prompt:\n")
 
 
 def test_a_pytorch_bin_with_old_names_is_the_same(tiny: Any, tmp_path: Path) -> None:

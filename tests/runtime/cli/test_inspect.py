@@ -14,6 +14,7 @@ from far_runtime.bundle import Graph, Manifest, manifest_checksum, open_bundle, 
 from far_runtime.sampling import far as far_loop
 from far_runtime.sampling import mar as mar_loop
 from far_runtime.sampling.flops import call_flops, picture_cost, row_flops, step_flops
+from model_infos import far_info, mar_info
 
 
 def test_the_tables_show_stages_shapes_schedule_classes_and_checksums(far: Any, tiny: Any) -> None:
@@ -106,11 +107,11 @@ def toy_manifest() -> Manifest:
         return Graph(stage, stage, "", (), (), 1e-4, flops=terms)
 
     graphs = (graph("transformer", once=100.0, count=10.0, count_count=1.0), graph("denoise", once=7.0))
-    return Manifest("far", {}, {}, (*graphs, graph("decode", once=1000.0)), {})
+    return Manifest("far", far_info(4), {}, (*graphs, graph("decode", once=1000.0)), {})
 
 
 def test_guided_steps_cost_two_rows_and_visible_tokens_count() -> None:
-    model = {"grid": 4, "masked": True}
+    model = far_info(4, masked=True)
     steps = far_loop.plan(
         model, far_loop.resolve_settings(model, {"levels": [0, 1, 2, 3], "guidance": 3.0, "steps": "2:5"})
     )
@@ -129,7 +130,7 @@ def test_the_predicted_tokens_of_an_iteration_count() -> None:
         for graph in toy_manifest().graphs
     )
     manifest = replace(toy_manifest(), system="mar", graphs=graphs)
-    model = {"grid": 4}
+    model = mar_info(4)
     for iterations in (1, 3, 16):
         settings = {"iterations": iterations, "steps": 5, "guidance": 2.0, "guidance_schedule": "constant"}
         steps = mar_loop.plan(model, mar_loop.resolve_settings(model, settings))
@@ -160,8 +161,8 @@ def test_far_b_costs_what_the_released_code_costs_less_what_is_done_once() -> No
         model, vae = FAR(config), AutoencoderKL(VAEConfig())
     stages = [*far_graphs.stages(model), vae_graphs.decode_stage(vae, config.grid, config.latent_scale)]
     graphs = tuple(Graph(s.name, s.stage, "", (), (), s.tolerance, flops=dict(s.flops)) for s in stages)
-    manifest = Manifest("far", {}, {}, graphs, {})
-    model_info = {"grid": config.grid, "masked": False}
+    manifest = Manifest("far", far_info(4), {}, graphs, {})
+    model_info = far_info(config.grid)
     steps = far_loop.plan(model_info, far_loop.resolve_settings(model_info, {"guidance": 3.0}))
     assert [call.rows for call in steps[0].calls] == [1, 1]
     ours = picture_cost(manifest, steps)

@@ -67,11 +67,11 @@ def test_neighbours_and_history_do_not_matter(any_pipeline: Pipeline) -> None:
     bundle = any_pipeline.bundle
     settings = {"steps": 2, "guidance": 1.0, **ONE_STEP[bundle.manifest.system]}
     uneven = Pipeline(bundle, RowsDiffer(any_pipeline.engine))
-    merge_guidance = uneven.generate([3, 1, 4], [9, 2, 6], **settings).latents
+    batch = uneven.generate([3, 1, 4], [9, 2, 6], **settings).latents
     alone = Pipeline(bundle, RowsDiffer(any_pipeline.engine)).generate([1], [2], **settings).latents
-    assert np.allclose(merge_guidance[1], alone[0], atol=1e-6)
+    assert np.allclose(batch[1], alone[0], atol=1e-6)
     plain = Pipeline(bundle, RowsDiffer(any_pipeline.engine), cache_bytes=0).generate([3, 1, 4], [9, 2, 6], **settings)
-    assert not np.allclose(merge_guidance, plain.latents, atol=1e-2)
+    assert not np.allclose(batch, plain.latents, atol=1e-2)
 
 
 def test_settings_of_the_first_level_are_told_apart(pipeline: Pipeline) -> None:

@@ -17,14 +17,12 @@ from far_runtime.bundle import Manifest, open_bundle
 from far_runtime.conditioning.text import load_tokenizer, text_condition, tokenize
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
+from far_runtime.model_info import TextSettings
 from far_runtime.pipeline import Pipeline
 
-SETTINGS = {
-    "tokens": 6,
-    "prefix": [7, 8],
-    "pad": 0,
-    "padding_side": "right",
-}  # the tiny BERT's tokenizer: [CLS] 1, [SEP] 2
+SETTINGS = TextSettings(
+    tokens=6, prefix=(7, 8), pad=0, padding_side="right"
+)  # the tiny BERT's tokenizer: [CLS] 1, [SEP] 2
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def test_rows_are_the_prefix_the_prompt_and_padding(tiny: Any) -> None:
 
 
 def test_padding_on_the_left_where_the_tokenizer_pads_there(tiny: Any) -> None:
-    ids, mask, _ = tokenize(load_tokenizer(tiny.bert), {**SETTINGS, "padding_side": "left"}, ["a lion"])
+    ids, mask, _ = tokenize(load_tokenizer(tiny.bert), replace(SETTINGS, padding_side="left"), ["a lion"])
     assert ids.tolist() == [[7, 8, 0, 0, 1, 4, 8, 2]]
     assert mask.tolist() == [[1, 1, 0, 0, 1, 1, 1, 1]]
 

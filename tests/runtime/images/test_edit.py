@@ -112,15 +112,15 @@ def relative_error(a: Any, b: Any) -> float:
 
 def test_kept_latents_are_the_encoders_after_every_step(editor: Pipeline) -> None:
     made = editor.edit([subject(editor)] * 2, [0, 1], IMAGE, KEEP, save_levels=True)
-    kept, kept = encoded(editor, IMAGE)[0], CELLS.reshape(-1)
+    image, kept = encoded(editor, IMAGE)[0], CELLS.reshape(-1)
     assert made.level_latents is not None
     assert made.level_latents.shape[:2] == (2, len(made.step_names))
-    for state in made.level_latents.reshape(-1, GRID * GRID, kept.shape[-1]):
-        assert np.array_equal(state[kept], kept[kept])
+    for state in made.level_latents.reshape(-1, GRID * GRID, image.shape[-1]):
+        assert np.array_equal(state[kept], image[kept])
     for latents in made.latents:
-        assert np.array_equal(latents[kept], kept[kept])
-        assert (latents[~kept] != kept[~kept]).any(axis=-1).all()
-    assert np.abs(kept).max() > 0.01
+        assert np.array_equal(latents[kept], image[kept])
+        assert (latents[~kept] != image[~kept]).any(axis=-1).all()
+    assert np.abs(image).max() > 0.01
 
 
 def test_seeds_subjects_and_the_kept_part_make_a_difference(editor: Pipeline) -> None:
@@ -135,12 +135,12 @@ def test_seeds_subjects_and_the_kept_part_make_a_difference(editor: Pipeline) ->
 
 def test_a_picture_of_a_batch_is_the_picture_alone(editor: Pipeline) -> None:
     subjects, seeds = [subject(editor), null_subject(editor.bundle.manifest), subject(editor)], [5, 6, 7]
-    merge_guidance = editor.edit(subjects, seeds, IMAGE, KEEP, batch_size=2)
-    assert [(one.batch, one.index) for one in merge_guidance.settings] == [(2, 0), (2, 1), (1, 0)]
+    batch = editor.edit(subjects, seeds, IMAGE, KEEP, batch_size=2)
+    assert [(one.batch, one.index) for one in batch.settings] == [(2, 0), (2, 1), (1, 0)]
     for i in (0, 2):
         alone = editor.edit(subjects[i : i + 1], seeds[i : i + 1], IMAGE, KEEP)
-        assert relative_error(merge_guidance.latents[i], alone.latents[0]) < 1e-5
-        assert np.abs(merge_guidance.images[i].astype(int) - alone.images[0]).max() <= 1
+        assert relative_error(batch.latents[i], alone.latents[0]) < 1e-5
+        assert np.abs(batch.images[i].astype(int) - alone.images[0]).max() <= 1
 
 
 def test_an_edit_that_keeps_nothing_is_plain_generation(editor: Pipeline) -> None:

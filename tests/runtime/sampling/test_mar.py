@@ -18,6 +18,7 @@ from far_runtime.sampling.base import KeptRegion, Step, label_condition
 from far_runtime.sampling.mar import masked_counts
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.solvers import COEFFICIENTS
+from model_infos import mar_info
 
 CHANNELS, CLASSES = 2, 5
 
@@ -60,10 +61,6 @@ class Recorder:
         pass
 
 
-def model(grid: int) -> dict[str, Any]:
-    return {"grid": grid, "channels": CHANNELS, "classes": CLASSES, "prediction": "epsilon"}
-
-
 def draw(
     grid: int, seeds: list[int], kept: KeptRegion | None = None, **given: Any
 ) -> tuple[Recorder, np.ndarray, list]:
@@ -75,8 +72,9 @@ def draw(
             states.append((step, state.copy()))
 
     condition = label_condition(engine, [1] * len(seeds), CLASSES)
-    settings = mar.resolve_settings(model(grid), {"steps": 2, **given})
-    latents = mar.sample(engine, model(grid), settings, condition, SeedNoise(seeds), on_step, kept)
+    settings = mar.resolve_settings(mar_info(grid), {"steps": 2, **given})
+    plan = mar.plan(mar_info(grid), settings, 0 if kept is None else int(kept.keep[0].sum()))
+    latents = mar.sample(engine, mar_info(grid), plan, condition, SeedNoise(seeds), on_step, kept)
     return engine, latents, states
 
 
@@ -147,7 +145,7 @@ def test_guidance_rises_with_what_is_known_or_stays(size: tuple[int, int], scale
     grid, iterations = size
     tokens = grid * grid
     given = {"iterations": iterations, "guidance": scale, "guidance_schedule": kind}
-    steps = mar.plan(model(grid), mar.resolve_settings(model(grid), given))
+    steps = mar.plan(mar_info(grid), mar.resolve_settings(mar_info(grid), given))
     masked = [max(count, 1) for count in masked_counts(tokens, iterations)]  # the last one counts as one, officially
     rising = [1 + (scale - 1) * (tokens - count) / tokens for count in masked]
     assert [step.guidance for step in steps] == pytest.approx(rising if kind == "linear" else [scale] * iterations)
@@ -167,14 +165,14 @@ def test_without_guidance_there_is_no_unconditional_half(guidance: float, rows: 
 
 def test_diffusion_steps_may_fall_over_the_iterations() -> None:
     """DiSA's 50:5."""
-    settings = mar.resolve_settings(model(4), {"iterations": 10, "steps": "50:5"})
+    settings = mar.resolve_settings(mar_info(4), {"iterations": 10, "steps": "50:5"})
     assert settings["steps"] == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
-    assert mar.resolve_settings(model(4), {"iterations": 10, "steps": settings["steps"]}) == {**settings}
+    assert mar.resolve_settings(mar_info(4), {"iterations": 10, "steps": settings["steps"]}) == {**settings}
     engine, _, states = draw(4, [3], iterations=10, steps="50:5")
     assert [step.substeps for step, _ in states] == settings["steps"]
     assert [step.calls[1].times for step, _ in states] == settings["steps"]
     assert len(engine.denoise) == sum(settings["steps"])
-    assert mar.resolve_settings(model(4), {"iterations": 1, "steps": "50:5"})["steps"] == 50
+    assert mar.resolve_settings(mar_info(4), {"iterations": 1, "steps": "50:5"})["steps"] == 50
 
 
 def test_temperature_is_the_factor_of_the_noise_at_every_iteration() -> None:
@@ -185,8 +183,8 @@ def test_temperature_is_the_factor_of_the_noise_at_every_iteration() -> None:
 
 def test_the_official_settings_are_the_defaults() -> None:
     wanted = {"iterations": 64, "steps": 100, "guidance": 2.9, "guidance_schedule": "linear", "temperature": 1.0}
-    assert mar.resolve_settings(model(16), {}) == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
-    assert mar.resolve_settings(model(4), {})["iterations"] == 16  # as many as there are tokens
+    assert mar.resolve_settings(mar_info(16), {}) == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
+    assert mar.resolve_settings(mar_info(4), {})["iterations"] == 16  # as many as there are tokens
 
 
 @given(sizes, seeds, st.data())
@@ -223,4 +221,4 @@ def test_kept_tokens_are_seen_from_the_start_and_never_drawn(
 )
 def test_settings_that_cannot_be(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(FarError, match=reason):
-        mar.resolve_settings(model(4), given)
+        mar.resolve_settings(mar_info(4), given)

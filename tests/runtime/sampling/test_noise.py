@@ -53,13 +53,13 @@ def test_draws_stay_what_they_were() -> None:
 
 @given(st.lists(seeds, min_size=1, max_size=5), st.integers(0, 12), st.integers(0, 100))
 def test_a_row_of_a_batch_is_the_picture_alone(batch: list[int], step: int, draw: int) -> None:
-    merge_guidance = SeedNoise(batch)
+    noise = SeedNoise(batch)
     for row, seed in enumerate(batch):
         alone = SeedNoise([seed])
-        assert np.array_equal(merge_guidance.start(step, 4, 3)[row], alone.start(step, 4, 3)[0])
-        assert np.array_equal(merge_guidance.diffusion(step, draw, 4, 3)[row], alone.diffusion(step, draw, 4, 3)[0])
-        assert np.array_equal(merge_guidance.orders(16)[row], alone.orders(16)[0])
-        assert np.array_equal(merge_guidance.gumbel(step, 4, 9)[row], alone.gumbel(step, 4, 9)[0])
+        assert np.array_equal(noise.start(step, 4, 3)[row], alone.start(step, 4, 3)[0])
+        assert np.array_equal(noise.diffusion(step, draw, 4, 3)[row], alone.diffusion(step, draw, 4, 3)[0])
+        assert np.array_equal(noise.orders(16)[row], alone.orders(16)[0])
+        assert np.array_equal(noise.gumbel(step, 4, 9)[row], alone.gumbel(step, 4, 9)[0])
 
 
 @given(seeds, st.integers(0, 20))

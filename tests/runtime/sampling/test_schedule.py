@@ -14,6 +14,7 @@ from far_runtime.sampling.far import plan_of, visible_tokens
 from far_runtime.sampling.noise_schedule import cosine_alphas_cumprod, posterior, respaced_timesteps
 from far_runtime.sampling.schedule import Schedule, make_schedule, official_levels, parse_levels, parse_steps
 from far_runtime.sampling.solvers import Diffusion
+from model_infos import far_info
 
 MASKED = official_levels(16, masked=True)
 UNMASKED = official_levels(16, masked=False)
@@ -47,7 +48,7 @@ def test_official_unmasked_schedule() -> None:
         0,
     ]
     assert temperatures(made) == pytest.approx([0.8 + 0.2 * (1 - cosine) for cosine in cosines])
-    steps = plan_of({"grid": 16, "masked": False}, made)
+    steps = plan_of(far_info(16), made)
     assert [step.constants["lowpass"] for step in steps] == list(UNMASKED)
     assert {step.constants["count"] for step in steps} == {256}
 
@@ -56,7 +57,7 @@ def test_official_masked_schedule() -> None:
     made = make_schedule(MASKED, grid=16, masked=True, guidance=3.0, temperature=1.0)
     assert made.guidance == pytest.approx([1 + 2 * i / 11 for i in range(11)])
     assert temperatures(made) == pytest.approx([0.85 + 0.15 * i / 11 for i in range(11)])
-    steps = plan_of({"grid": 16, "masked": True}, made)
+    steps = plan_of(far_info(16, masked=True), made)
     assert [step.constants["count"] for step in steps] == [0, 3, 11, 24, 41, 63, 89, 118, 150, 184, 220]
     assert [step.constants["lowpass"] for step in steps] == [16, 16, 12, 4, 5, 6, 7, 8, 9, 10, 11]
     assert [step.constants["level"] for step in steps] == [step.number for step in steps] == list(MASKED)

@@ -220,7 +220,7 @@ CLOSE = {("epsilon", 950): 2e-6, ("v", 950): 2e-6, ("epsilon", 999): 3e-5, ("v",
 def draw_recorded(pipeline: Pipeline, diffusion: Diffusion, prediction: str) -> tuple[list[Any], Recorder]:
     """The states of two pictures [2, L, C] before and after every step of the tiny bundle's own graph, guided."""
     model, recorder = pipeline.bundle.manifest.model, Recorder(pipeline)
-    shape = (model["grid"] ** 2, model["channels"])
+    shape = (model.tokens, model.channels)
     condition = np.random.default_rng(1).standard_normal((4, shape[0], 32)).astype(np.float32)
     noise = SeedNoise([3, 4])
     states: list[Any] = [noise.start(0, *shape)]
@@ -376,7 +376,7 @@ def test_every_level_is_drawn_by_its_own_solver(any_pipeline: Pipeline) -> None:
         assert step.diffusion is not None
         assert (step.diffusion.solver, step.diffusion.steps) == (solver[step.index], steps[step.index])
         before = None
-        for timestep, coefficients in zip(*step.diffusion.table(manifest.model["prediction"]), strict=True):
+        for timestep, coefficients in zip(*step.diffusion.table(manifest.model.prediction), strict=True):
             call = next(calls)
             assert call["timestep"].tolist() == [timestep]
             assert call["coefficients"].tolist() == coefficients.tolist()

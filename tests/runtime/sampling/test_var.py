@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from far_runtime.errors import FarError
+from far_runtime.model_info import VarInfo
 from far_runtime.sampling import var as loop
-from far_runtime.sampling.base import KeptRegion, Step, label_condition
+from far_runtime.sampling.base import KeptRegion, Step, label_condition, merge_guidance
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.pyramid import SCALES_256, SCALES_512, kept_tokens, token_ranges
+from model_infos import var_info
 
-OFFICIAL = {"patch_nums": SCALES_256, "vocabulary": 4096, "phis": 4}
+OFFICIAL = var_info()
 DEFAULTS = {"guidance": 1.5, "top_k": 900, "top_p": 0.96, "more_smooth": False}
 
 
@@ -45,7 +47,7 @@ class Tiny:
     """Engine and manifest entry of a tiny model over 1, 2 and 4 cells a side, and its codes [24, 4]."""
 
     engine: Any
-    model: dict[str, Any]
+    model: VarInfo
     codes: Any
     states: Any
 
@@ -54,7 +56,8 @@ class Tiny:
 def tiny_var() -> Iterator[Tiny]:
     import torch
 
-    from far_export.stages.var import editing_stages, model_info, stages
+    from far_export.stages.var import editing_stages, stages
+    from far_export.stages.var import var_info as info_of
     from far_export.torch_engine import TorchEngine
     from far_models.var import VAR, VARConfig
     from far_models.vq_vae import VQVAE, VQVAEConfig
@@ -71,7 +74,7 @@ def tiny_var() -> Iterator[Tiny]:
         return [state.numpy() for state in vqvae.quantize.states(torch.from_numpy(tokens))]
 
     engine = TorchEngine([*stages(var, vqvae), *editing_stages(var, vqvae)])
-    yield Tiny(engine, model_info(var, vqvae), vqvae.quantize.embedding.weight.numpy(), states)
+    yield Tiny(engine, info_of(var, vqvae), vqvae.quantize.embedding.weight.numpy(), states)
     engine.close()
 
 
@@ -79,9 +82,11 @@ def draw(tiny: Tiny, seeds: list[int], labels: list[int] | None = None, **option
     """Feature maps [B, 16, 4], and what was run."""
     kept, each = options.pop("kept", None), options.pop("each", None)
     recorder = Recorder(tiny.engine)
-    settings = loop.resolve_settings(tiny.model, options) | ({"guidance": each} if each else {})
-    condition = label_condition(recorder, labels or [1] * len(seeds), tiny.model["classes"])
-    state = loop.sample(recorder, tiny.model, settings, condition, SeedNoise(seeds), kept=kept)
+    settings = loop.resolve_settings(tiny.model, options)
+    scales = each or [settings["guidance"]]
+    plan = merge_guidance([loop.plan(tiny.model, {**settings, "guidance": scale}) for scale in scales])
+    condition = label_condition(recorder, labels or [1] * len(seeds), tiny.model.classes)
+    state = loop.sample(recorder, tiny.model, plan, condition, SeedNoise(seeds), kept=kept)
     return recorder.get(state), recorder
 
 
@@ -98,7 +103,7 @@ def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(tiny_var: Tiny) ->
 
 def test_official_settings_are_the_default() -> None:
     assert loop.resolve_settings(OFFICIAL, {}) == DEFAULTS
-    assert loop.resolve_settings({**OFFICIAL, "vocabulary": 64}, {})["top_k"] == 64
+    assert loop.resolve_settings(var_info(64), {})["top_k"] == 64
     assert tuple(DEFAULTS) == loop.SETTINGS
 
 
@@ -134,11 +139,11 @@ def test_plan_of_the_official_model() -> None:
 
 
 def test_a_seed_gives_the_same_picture_in_any_batch(tiny_var: Tiny) -> None:
-    merge_guidance, _ = draw(tiny_var, [3, 4, 3], [1, 2, 1])
+    batch, _ = draw(tiny_var, [3, 4, 3], [1, 2, 1])
     alone, _ = draw(tiny_var, [4], [2])
-    np.testing.assert_allclose(merge_guidance[1], alone[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(merge_guidance[0], merge_guidance[2], rtol=0, atol=1e-5)
-    assert np.abs(merge_guidance[0] - merge_guidance[1]).max() > 0.1
+    np.testing.assert_allclose(batch[1], alone[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(batch[0], batch[2], rtol=0, atol=1e-5)
+    assert np.abs(batch[0] - batch[1]).max() > 0.1
 
 
 def test_the_first_scale_has_no_unconditional_logits_but_keys(tiny_var: Tiny) -> None:
@@ -171,16 +176,16 @@ def test_one_candidate_leaves_nothing_to_chance(tiny_var: Tiny) -> None:
 
 def test_the_state_after_each_scale_is_reported(tiny_var: Tiny) -> None:
     seen: list[tuple[Step, int, Any]] = []
-    settings = loop.resolve_settings(tiny_var.model, {})
+    plan = loop.plan(tiny_var.model, loop.resolve_settings(tiny_var.model, {}))
     condition = label_condition(tiny_var.engine, [1], 5)
     state = loop.sample(
-        tiny_var.engine, tiny_var.model, settings, condition, SeedNoise([1]),
+        tiny_var.engine, tiny_var.model, plan, condition, SeedNoise([1]),
         lambda step, done, state: seen.append((step, done, state.numpy().copy())),
     )  # fmt: skip
     assert [(step.name, done) for step, done, _ in seen] == [("scale 1", 1), ("scale 2", 1), ("scale 4", 1)]
     samples = [state for _, _, state in seen]
     assert np.array_equal(samples[-1], state.numpy())
-    assert loop.preview_latents(tiny_var.model, settings, samples) == samples
+    assert loop.preview_latents(tiny_var.model, plan, samples) == samples
 
 
 def encoded(tiny: Tiny, batch: int) -> Any:

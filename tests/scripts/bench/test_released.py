@@ -49,10 +49,10 @@ def test_the_released_var_draws_the_same_tokens() -> None:
     with torch.inference_mode():
         for parameter in var.parameters():
             parameter.normal_(std=0.4)
-        stages, model = var_graphs.stages(var, vqvae), var_graphs.model_info(var, vqvae)
-        settings = var_loop.resolve_settings(model, {"guidance": 1.5, "top_k": 9, "top_p": 0.9})
+        stages, model = var_graphs.stages(var, vqvae), var_graphs.var_info(var, vqvae)
+        plan = var_loop.plan(model, var_loop.resolve_settings(model, {"guidance": 1.5, "top_k": 9, "top_p": 0.9}))
         engine = TorchEngine(stages)
         condition = label_condition(engine, [1, 2], 5)
-        ours = engine.get(var_loop.sample(engine, model, settings, condition, SeedNoise([0, 1])))
+        ours = engine.get(var_loop.sample(engine, model, plan, condition, SeedNoise([0, 1])))
         theirs = ReleasedVAR(var, vqvae).sample([1, 2], SeedNoise([0, 1]), 1.5, 9, 0.9).numpy()
     assert compare(ours, theirs).error < 1e-4

@@ -71,11 +71,9 @@ def test_all_levels_are_a_sample_and_the_last_ones_follow_the_picture(tiny: Tiny
     given = {"steps": "2", "guidance": 2.0}
     redrawing, info = Redrawing(model, vae, given), SYSTEMS["far"].info(model, vae)
     engine = TorchEngine(SYSTEMS["far"].stages(model, vae, info, None), "cpu")
-    settings, condition = (
-        sampler.resolve_settings(info, given),
-        label_condition(engine, LABELS.tolist(), info["classes"]),
-    )
-    drawn = np.asarray(engine.get(sampler.sample(engine, info, settings, condition, SeedNoise(SEEDS.tolist()))))
+    plan = sampler.plan(info, sampler.resolve_settings(info, given))
+    condition = label_condition(engine, LABELS.tolist(), info.classes)
+    drawn = np.asarray(engine.get(sampler.sample(engine, info, plan, condition, SeedNoise(SEEDS.tolist()))))
     sample = drawn.transpose(0, 2, 1).reshape(3, 4, 4, 4) / model.config.latent_scale
     torch.manual_seed(0)
     one, other = torch.randn(2, 3, 4, 4, 4)

@@ -32,11 +32,11 @@ def graph_profiles(bundle: Bundle, batch: Sizes | None, limit: int) -> dict[str,
 
 def _calls(bundle: Bundle) -> dict[str, list[Mapping[str, int]]]:
     """Sizes of the axes other than the batch at every call of the default schedule, by graph, in order."""
-    from far_runtime.sampling.settings import plan_of, resolve_settings
+    from far_runtime.sampling.settings import resolve_plan
 
     manifest = bundle.manifest
     calls: dict[str, list[Mapping[str, int]]] = {}
-    for step in plan_of(manifest, resolve_settings(manifest)):
+    for step in resolve_plan(manifest)[1]:
         for call in step.calls:
             sizes = calls.setdefault(manifest.graph(call.stage, call.constants).name, [])
             if call.sizes not in sizes:
