@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
+class SettingName(str):
+    """The name of a setting or option within a message, as Python has it: `batch_size`."""
+
+
+Spelling = Callable[[str], str]
+"""How a face of the program writes the name of a setting: the command line "--batch-size" for "batch_size"."""
+
+
+class Message(str):
+    """A text for users, which as a string has the names of settings as Python spells them."""
+
+    parts: tuple[str, ...]
+    """The pieces of the text in their order; a name is a `SettingName`."""
+
+    def __new__(cls, *parts: str) -> Message:
+        message = super().__new__(cls, "".join(parts))
+        message.parts = tuple(
+            piece for part in parts for piece in (part.parts if isinstance(part, Message) else [part])
+        )
+        return message
+
+    def to_json(self) -> list[Any]:
+        """Its parts for `from_json`, with [name] for the name of a setting."""
+        return [[part] if isinstance(part, SettingName) else part for part in self.parts]
+
+    @classmethod
+    def from_json(cls, parts: list[Any]) -> Message:
+        return cls(*(SettingName(part[0]) if isinstance(part, list) else part for part in parts))
+
+
+def join_texts(texts: Iterable[str], separator: str) -> Message:
+    """Texts with a separator between, as `str.join` puts them together."""
+    return Message(*[part for text in texts for part in (separator, text)][1:])
+
+
+def spelled(text: str, spelling: Spelling) -> str:
+    """A text with the names of its settings spelled anew, where it is a `Message`; any other text as it is."""
+    if not isinstance(text, Message):
+        return text
+    return "".join(spelling(part) if isinstance(part, SettingName) else part for part in text.parts)
+
+
 class FarError(Exception):
-    """Bad input or surroundings: what was wrong, what was expected, what mends it; the command exits with 2."""
+    """Bad input or surroundings: what was wrong, what was expected, what mends it; the command exits with 2.
+
+    The text is given in parts, of which a `SettingName` is the name of a setting, so that each face of the program can
+    write it in its own way: `FarError(SettingName("steps"), " 0: expected 1 to 1000")`.
+    """
+
+    def __init__(self, *parts: str) -> None:
+        super().__init__(*parts)
+
+    def __str__(self) -> str:
+        return "".join(self.args)
+
+    @property
+    def message(self) -> Message:
+        """Its text with the names of settings in it."""
+        return Message(*self.args)
 
 
 class NotFinite(FarError):
@@ -18,18 +73,3 @@ class NotFinite(FarError):
 
 class CheckFailed(FarError):
     """A check ran to its end and its answer is no; the command exits with 1."""
-
-
-@contextmanager
-def fields_for_options() -> Iterator[None]:
-    """Errors that speak of the command line's options speak of the request's fields."""
-    try:
-        yield
-    except FarError as error:
-        text = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))
-        raise FarError(text) from error
-
-
-def as_option(name: str, value: Any) -> Any:
-    """A setting as the command line has it: lists of numbers separated by commas."""
-    return ",".join(map(str, value)) if isinstance(value, list) and name != "levels" else value

@@ -18,7 +18,7 @@ from far_runtime.conditioning.cache import LIMIT, ConditionCache
 from far_runtime.conditioning.subjects import Subject, condition_of, is_null, resolve_subjects, takes_text
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions, run_generation
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.generation import (
     Generation,
     LevelRecorder,
@@ -75,7 +75,7 @@ class Pipeline:
         Raises FarError for a bundle that is missing or damaged and for an engine that cannot be had.
         """
         if threads is not None and threads < 1:
-            raise FarError(f"{threads} threads: expected 1 or more; use --threads 2, say")
+            raise FarError(f"{threads} threads: expected 1 or more; use ", SettingName("threads"), " 2, say")
         options = replace(options or EngineOptions(), threads=threads or (options.threads if options else None))
         return cls.over(open_bundle(path, check), engine, options)
 
@@ -122,7 +122,7 @@ class Pipeline:
         """Draw one picture per subject and seed, `batch_size` at a time.
 
         Subjects are labels by number or name, or prompts, whichever the bundle draws from; `negative` is a prompt to
-        lead away from. `sampling` has the system's settings (`Sampler.SETTINGS`) by name, such as guidance=2.5; what is
+        lead away from. `sampling` has the system's settings (`settings_of`) by name, such as guidance=2.5; what is
         None or absent is the bundle's default; guidance may be a sequence with a scale for each picture. A picture
         depends on its own subject, seed and settings alone, up to the engine's rounding. Raises FarError for subjects
         and settings that cannot be.
@@ -213,13 +213,17 @@ class Pipeline:
     ) -> list[Subject]:
         """The subjects of a call; FarError where subjects, seeds and batch size cannot be."""
         resolved = self.subjects(subjects, negative)
-        option, kind = ("--prompt", "prompts") if takes_text(self.bundle.manifest) else ("--label", "labels")
+        name, kind = ("prompt", "prompts") if takes_text(self.bundle.manifest) else ("label", "labels")
         if not resolved:
-            raise FarError(f"no {kind}; give one or more with {option}")
+            raise FarError(f"no {kind}; give one or more with ", SettingName(name))
         if len(seeds) != len(resolved):
             raise FarError(f"{len(seeds)} seeds for {len(resolved)} {kind}; give one seed per picture")
         if batch_size < 1:
-            raise FarError(f"batch size {batch_size}: expected 1 or more; use --batch-size {DEFAULT_BATCH}, say")
+            raise FarError(
+                f"batch size {batch_size}: expected 1 or more; use ",
+                SettingName("batch_size"),
+                f" {DEFAULT_BATCH}, say",
+            )
         return resolved
 
     def _plans(self, sampling: Mapping[str, Any], count: int, kept: int = 0) -> list[tuple[dict[str, Any], Plan]]:

@@ -11,7 +11,7 @@ from typing import Any
 from far_export.tune.run import Tuned
 from far_runtime.bundle import Bundle, open_bundle, write_manifest
 from far_runtime.errors import FarError
-from far_runtime.sampling.presets import FEW_STEPS
+from far_runtime.sampling.presets import LIMITS
 from far_runtime.sampling.schedule import compact
 from far_runtime.storage.atomic import check_folder, whole_file
 
@@ -60,7 +60,7 @@ def save_presets(path: Path, presets: Mapping[str, dict[str, Any]]) -> None:
         aside.write_text(json.dumps(presets, indent=1) + "\n", encoding="utf-8")
 
 
-def read_presets(path: Path, known: tuple[str, ...] = tuple(FEW_STEPS)) -> dict[str, dict[str, Any]]:
+def read_presets(path: Path, known: tuple[str, ...] = tuple(LIMITS)) -> dict[str, dict[str, Any]]:
     """Presets from a file of `save_presets`; FarError for anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

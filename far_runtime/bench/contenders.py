@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from far_runtime.bundle import Bundle
 from far_runtime.engines import ENGINES, open_engine
 from far_runtime.engines.base import Engine, EngineOptions
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 GROUP = "far.engines"
 """Entry points `library = module`: modules that are a `Plugin`."""
@@ -74,7 +74,7 @@ def contenders(names: Sequence[str]) -> list[Contender]:
         if library not in ENGINES and library not in added:
             raise FarError(f"engine {name!r}: unknown; known: {', '.join([*ENGINES, *added])}")
         if name in names[:i]:
-            raise FarError(f"--engine {name}: given twice; name each engine once")
+            raise FarError(SettingName("engine"), f" {name}: given twice; name each engine once")
     return [Contender(name, added.get(name.partition(":")[0])) for name in names]
 
 

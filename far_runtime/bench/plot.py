@@ -9,7 +9,7 @@ from typing import Any
 from far_runtime.bench.statistics import HOST, Figures
 from far_runtime.bench.table import at_one_batch
 from far_runtime.engines.timed import COPIES
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.storage.atomic import whole_file
 
 SUFFIXES = (".png", ".svg")
@@ -27,11 +27,13 @@ OTHER_COLOURS = ("#0f9aa0", "#5b8c2a", "#b3261e", "#8a6d3b", "#3b4a5e")
 def check_plot(path: Path) -> None:
     """FarError unless `path` is named as a picture that can be drawn here."""
     if path.suffix.lower() not in SUFFIXES:
-        raise FarError(f"{path}: a plot is written as PNG or SVG; use --plot {path.with_suffix('.png')}, say")
+        raise FarError(
+            f"{path}: a plot is written as PNG or SVG; use ", SettingName("plot"), f" {path.with_suffix('.png')}, say"
+        )
     try:
         importlib.import_module("matplotlib")
     except ImportError:
-        raise FarError("--plot needs matplotlib; install it with: pip install matplotlib") from None
+        raise FarError(SettingName("plot"), " needs matplotlib; install it with: pip install matplotlib") from None
 
 
 def save_plot(figures: Figures, title: str, path: Path) -> None:

@@ -13,7 +13,7 @@ from far_runtime.bench.contenders import GPU, computed_in, device_of
 from far_runtime.bench.matmul_rate import Kind, MatmulRate
 from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
 from far_runtime.bench.worker_process import Failed, Worker
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, Message
 
 REST = 0.25
 """Seconds between two engines, for the threads of the last one to go to sleep: ONNX Runtime's were seen to spin for
@@ -149,7 +149,7 @@ class _Turns:
         try:
             opened: Opened = self._worker.call("open")
         except Failed as failure:
-            raise FarError(f"engine {contender.name}: does not open: {failure}") from failure
+            raise FarError(f"engine {contender.name}: does not open: ", *failure.args) from failure
         plugin = contender.plugin is not None
         computes, note = computed_in(opened.name, precision, plugin)
         self.runs = EngineRuns(
@@ -193,12 +193,12 @@ class _Turns:
             self.runs.memory = self._worker.call("memory")
             return answer
         except FarError as error:
-            self.runs.failure = f"batch {batch}: {error}"
+            self.runs.failure = Message(f"batch {batch}: ", *error.args)
         except Failed as failure:
             if failure.memory:
-                self._skip(batch, str(failure), failure.dead)
+                self._skip(batch, failure.args[0], failure.dead)
             else:
-                self.runs.failure = f"batch {batch}: {failure}"
+                self.runs.failure = Message(f"batch {batch}: ", *failure.args)
         return None
 
     def _skip(self, batch: int, reason: str, dead: bool) -> None:
@@ -214,7 +214,7 @@ class _Turns:
                     if self.runs.batches[size].first:  # had been warmed up
                         self._worker.call("whole", size)
             except (FarError, Failed) as error:
-                self.runs.failure = f"did not come back after it had run out of memory: {error}"
+                self.runs.failure = Message("did not come back after it had run out of memory: ", *error.args)
 
     def _new(self) -> Worker:
         worker = self._start(self.session)

@@ -11,6 +11,7 @@ from typing import Any
 from far_runtime.bench.matmul_rate import Kind
 from far_runtime.bench.rounds import BatchRuns, EngineRuns, Runs
 from far_runtime.engines.timed import COPIES
+from far_runtime.errors import Message
 
 FORMAT = 1
 HOST = "host"
@@ -122,9 +123,9 @@ class Figures:
     engines: tuple[EngineFigures, ...]
 
     @property
-    def failures(self) -> list[str]:
+    def failures(self) -> list[Message]:
         """A sentence for every engine that was given up."""
-        return [f"engine {engine.engine}: {engine.failure}" for engine in self.engines if engine.failure]
+        return [Message(f"engine {engine.engine}: ", engine.failure) for engine in self.engines if engine.failure]
 
     @property
     def first(self) -> str:

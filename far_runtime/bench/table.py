@@ -11,12 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from far_runtime.bench.statistics import BatchFigures, EngineFigures, Figures
+from far_runtime.errors import Message, Spelling, spelled
 
 UNKNOWN = "-"
 
 
-def print_figures(figures: Figures, machine: dict[str, Any], console: Console) -> None:
-    """What it was measured on, then engines, pictures by batch size, and stages at one batch size."""
+def print_figures(figures: Figures, machine: dict[str, Any], console: Console, spelling: Spelling = str) -> None:
+    """What it was measured on, then engines, pictures by batch size, and stages at one batch size, with the names of
+    settings in that spelling."""
     for line in headings(figures, machine):
         console.print(line, markup=False, soft_wrap=True)
     for table in (engine_table(figures), picture_table(figures), stage_table(figures)):
@@ -24,7 +26,9 @@ def print_figures(figures: Figures, machine: dict[str, Any], console: Console) -
             console.print()
             console.print(table)
     for line in remarks(figures):
-        console.print(line, markup=False, soft_wrap=True, style="red" if line in figures.failures else "")
+        console.print(
+            spelled(line, spelling), markup=False, soft_wrap=True, style="red" if line in figures.failures else ""
+        )
 
 
 def headings(figures: Figures, machine: dict[str, Any]) -> Iterator[str]:
@@ -122,7 +126,7 @@ def remarks(figures: Figures) -> list[str]:
     """What was given up and why, and what else is to be known."""
     notes = [f"{engine.engine}: {engine.note}" for engine in figures.engines if engine.note]
     skipped = [
-        f"{engine.engine}, batch {batch.batch}: skipped: {batch.skipped}"
+        Message(f"{engine.engine}, batch {batch.batch}: skipped: ", batch.skipped)
         for engine in figures.engines
         for batch in engine.batches
         if batch.skipped and not engine.failure

@@ -118,7 +118,7 @@ def _answer(session: Session, method: str, args: tuple[Any, ...]) -> tuple[str, 
         return "done", getattr(session, method)(*args)
     except FarError as error:
         kind = "memory" if OUT_OF_MEMORY.search(str(error)) else "refused"
-        return kind, str(error)
+        return kind, error.message
     except MemoryError as error:
         return "memory", f"out of memory ({error})" if str(error) else "out of memory"
     except Exception as error:  # engines raise many types; none may end the comparison

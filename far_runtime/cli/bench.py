@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engines
+from far_runtime.cli.option_names import option
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
 
@@ -72,7 +73,7 @@ def bench(**options: Any) -> None:
     from far_runtime.bench.contenders import contenders
     from far_runtime.bench.plot import check_plot, save_plot
     from far_runtime.bench.table import print_figures
-    from far_runtime.errors import CheckFailed, FarError
+    from far_runtime.errors import CheckFailed, FarError, join_texts
     from far_runtime.progress import progress_bar
     from far_runtime.storage.atomic import check_distinct, check_file, whole_file
 
@@ -94,7 +95,7 @@ def bench(**options: Any) -> None:
         figures, facts = run(compared, engine_settings, options, on_progress)
     if not options["quiet"]:
         wide = None if sys.stdout.isatty() and not to_stdout else 120
-        print_figures(figures, facts["machine"], Console(stderr=to_stdout, highlight=False, width=wide))
+        print_figures(figures, facts["machine"], Console(stderr=to_stdout, highlight=False, width=wide), option)
     text = json.dumps(figures.to_dict(**facts), indent=1) + "\n"
     if to_stdout:
         click.echo(text, nl=False)
@@ -102,7 +103,7 @@ def bench(**options: Any) -> None:
         with whole_file(json_file) as aside:
             aside.write_text(text, encoding="utf-8")
     if not figures.first:
-        raise CheckFailed("; ".join(figures.failures))
+        raise CheckFailed(join_texts(figures.failures, "; "))
     if plot_file is not None:
         try:
             machine = f"{facts['machine']['processor']}, {facts['machine']['usable_processors']} processors"
@@ -112,7 +113,7 @@ def bench(**options: Any) -> None:
     if written and not options["quiet"]:
         click.echo("written: " + ", ".join(str(path) for _, path in written), err=to_stdout)
     if figures.failures:
-        raise CheckFailed("; ".join(figures.failures))
+        raise CheckFailed(join_texts(figures.failures, "; "))
 
 
 def run(

@@ -14,6 +14,7 @@ import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
 from far_runtime.cli.generate import PATH
+from far_runtime.cli.option_names import with_options
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
 
@@ -143,7 +144,7 @@ def edit(
                 **sampling,
             )
         for warning in made.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            click.echo(f"warning: {with_options(warning)}", err=True)
         lines = write(replace(made, images=compose(made.images, fitted, feather)), count, outputs)
         on_engine = f"{pipeline.engine.name} {pipeline.surroundings()['engine_version']}"
     if quiet:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, is_given, resolve_engine, take_engine
+from far_runtime.cli.option_names import with_options
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
-from far_runtime.sampling.options import SAMPLING
+from far_runtime.sampling.options import SETTINGS
 
 if TYPE_CHECKING:
     from far_runtime.generation import Generation
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 DEFAULT_LABELS = 8
-OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size", *SAMPLING)
+OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size", *SETTINGS)
 """Parameters that --like takes from the picture."""
 
 
@@ -132,7 +133,7 @@ def generate(
         with generation_bars(not quiet and sys.stderr.isatty()) as on_progress:
             made = draw(on_progress=on_progress, save_levels=save_levels is not None)
         for warning in made.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            click.echo(f"warning: {with_options(warning)}", err=True)
         lines = write(made, columns, outputs)
         on_engine = f"{pipeline.engine.name} {pipeline.surroundings()['engine_version']}"
     if quiet:

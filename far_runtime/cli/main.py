@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from far_runtime import __version__
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import CheckFailed, FarError
 
 BUILT_IN = {
@@ -117,9 +118,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _leave(f"error: {error.format_message()}", error.exit_code, debug)
     except CheckFailed as error:
-        _leave(f"error: {error}", 1, debug)
+        _leave(f"error: {with_options(error)}", 1, debug)
     except FarError as error:
-        _leave(f"error: {error}", 2, debug)
+        _leave(f"error: {with_options(error)}", 2, debug)
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
         _leave(f"error: {path}{error.strerror or error}; is there room, and may it be read and written?", 2, debug)

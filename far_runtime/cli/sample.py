@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
+from far_runtime.cli.option_names import with_options
 from far_runtime.cli.ray_options import parse_resources, ray_options, refuse_without_ray
 from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
@@ -161,7 +162,7 @@ def _write_shards(
         for warning in shard.warnings:
             if warning not in warnings:
                 warnings.add(warning)
-                say(f"warning: {warning}")
+                say(f"warning: {with_options(warning)}")
     return engines
 
 

@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
-from far_runtime.sampling.options import SAMPLING
+from far_runtime.cli.option_names import option
+from far_runtime.sampling.options import SETTINGS
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for every sampling setting, all of them None by default: the bundle's own value."""
-    for name, attributes in reversed(SAMPLING.items()):
-        command = click.option("--" + name.replace("_", "-"), name, **attributes)(command)
+    for name, setting in reversed(SETTINGS.items()):
+        command = click.option(option(name), name, type=setting.type, metavar=setting.metavar, help=setting.help)(
+            command
+        )
     return command
 
 
@@ -40,5 +43,5 @@ def subject_options(default: str) -> Callable[[Callable[..., Any]], Callable[...
 
 def take_sampling(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the sampling settings from a command's options and return those that were given."""
-    given = {name: options.pop(name) for name in SAMPLING}
+    given = {name: options.pop(name) for name in SETTINGS}
     return {name: value for name, value in given.items() if value is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 SHOWN = 5
 
@@ -23,14 +23,20 @@ def resolve_label(label: int | str, count: int, names: Sequence[str] = ()) -> in
         return _by_name(text, names, count)
     if not 0 <= number < count:
         raise FarError(
-            f"label {number}: out of range; this bundle has classes 0 to {count - 1}; use --label with one of them"
+            f"label {number}: out of range; this bundle has classes 0 to {count - 1}; use ",
+            SettingName("label"),
+            " with one of them",
         )
     return number
 
 
 def _by_name(text: str, names: Sequence[str], count: int) -> int:
     if not names:
-        raise FarError(f"label {text!r}: this bundle has no class names; use --label with a number, 0 to {count - 1}")
+        raise FarError(
+            f"label {text!r}: this bundle has no class names; use ",
+            SettingName("label"),
+            f" with a number, 0 to {count - 1}",
+        )
     folded, wanted = [name.casefold() for name in names], text.casefold()
     matches = [i for i, name in enumerate(folded) if name == wanted]
     if not matches and wanted:
@@ -40,13 +46,16 @@ def _by_name(text: str, names: Sequence[str], count: int) -> int:
     if matches:
         close = sorted(matches, key=lambda i: -difflib.SequenceMatcher(None, wanted, folded[i]).ratio())
         raise FarError(
-            f"label {text!r}: {len(matches)} classes fit ({_listed(close, names)}); use the number of one: "
-            f"--label {close[0]}, say"
+            f"label {text!r}: {len(matches)} classes fit ({_listed(close, names)}); use the number of one: ",
+            SettingName("label"),
+            f" {close[0]}, say",
         )
     close = [folded.index(name) for name in difflib.get_close_matches(wanted, folded, SHOWN, cutoff=0.5)]
     hint = f"the closest are {_listed(close, names)}" if close else "none comes close; far inspect lists them"
     raise FarError(
-        f"label {text!r}: no class of that name; {hint}; use --label with a name or a number, 0 to {count - 1}"
+        f"label {text!r}: no class of that name; {hint}; use ",
+        SettingName("label"),
+        f" with a name or a number, 0 to {count - 1}",
     )
 
 

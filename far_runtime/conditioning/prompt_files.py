@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.storage.atomic import whole_file
 
 GENEVAL_SAMPLES = 4
@@ -49,7 +49,7 @@ def read_prompts(path: Path, count: int | None, samples: int | None) -> PromptSe
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise FarError(f"--prompts {path}: cannot be read as text ({error})") from error
+        raise FarError(SettingName("prompts"), f" {path}: cannot be read as text ({error})") from error
     lines = [line for line in text.split("\n") if line.strip()]
     if path.suffix == ".jsonl":
         kind, each, rows = "GenEval", samples or GENEVAL_SAMPLES, _geneval(path, lines[:count])
@@ -59,7 +59,9 @@ def read_prompts(path: Path, count: int | None, samples: int | None) -> PromptSe
         kind, each = "lines of text", samples or 1
         rows = [(f"{i:05d}", line.strip(), line.strip()) for i, line in enumerate(lines[:count])]
     if not rows:
-        raise FarError(f"--prompts {path}: has no prompts; expected one a line, or those of GenEval or COCO")
+        raise FarError(
+            SettingName("prompts"), f" {path}: has no prompts; expected one a line, or those of GenEval or COCO"
+        )
     if path.suffix == ".jsonl":
         names = [f"{name}/samples/{k:04d}.png" for name, _, _ in rows for k in range(each)]
         notes = {f"{name}/metadata.jsonl": note + "\n" for name, _, note in rows}
@@ -78,7 +80,8 @@ def _geneval(path: Path, lines: Sequence[str]) -> list[tuple[str, str, str]]:
             prompt = json.loads(line)["prompt"]
         except (ValueError, LookupError, TypeError) as error:
             raise FarError(
-                f'--prompts {path}: line {i + 1} is no JSON object with "prompt", as in evaluation_metadata.jsonl'
+                SettingName("prompts"),
+                f' {path}: line {i + 1} is no JSON object with "prompt", as in evaluation_metadata.jsonl',
             ) from error
         rows.append((f"{i:05d}", str(prompt), line.strip()))
     return rows
@@ -94,7 +97,8 @@ def _coco(path: Path, text: str) -> list[tuple[str, str, str]]:
                 captions[image] = (number, " ".join(caption.split()))
     except (ValueError, LookupError, TypeError) as error:
         raise FarError(
-            f'--prompts {path}: no COCO captions ({error!r}); expected "annotations" with image_id, id and caption'
+            SettingName("prompts"),
+            f' {path}: no COCO captions ({error!r}); expected "annotations" with image_id, id and caption',
         ) from error
     order = sorted(captions, key=lambda image: hashlib.sha256(str(image).encode()).digest())
     return [(f"{image:012d}", captions[image][1], captions[image][1]) for image in order]

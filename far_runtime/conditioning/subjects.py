@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from far_runtime.bundle import Bundle, Manifest
 from far_runtime.conditioning.labels import resolve_label
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,11 +51,20 @@ def resolve_subjects(
     """
     if takes_text(manifest):
         if labels:
-            raise FarError("this bundle draws from text, not from labels; use --prompt TEXT in place of --label")
+            raise FarError(
+                "this bundle draws from text, not from labels; use ",
+                SettingName("prompt"),
+                " TEXT in place of ",
+                SettingName("label"),
+            )
         return [Subject(None, prompt, negative) for prompt in prompts]
     if prompts or negative:
-        wrong = "--prompt" if prompts else "--negative"
-        raise FarError(f"this bundle draws from class labels, not from text; use --label in place of {wrong}")
+        raise FarError(
+            "this bundle draws from class labels, not from text; use ",
+            SettingName("label"),
+            " in place of ",
+            SettingName("prompt" if prompts else "negative"),
+        )
     return [subject_of(manifest, resolve_label(label, manifest.model.classes, manifest.classes)) for label in labels]
 
 

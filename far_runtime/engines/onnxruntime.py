@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
 from far_runtime.engines.onnxruntime_providers import PROVIDERS, check_session, parse_providers, provider_options
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 
 class OnnxRuntimeEngine:
@@ -35,8 +35,8 @@ class OnnxRuntimeEngine:
         for name in self._names:
             if PROVIDERS[name].name not in self._ort.get_available_providers():
                 raise FarError(
-                    f"engine onnxruntime:{provider}: this onnxruntime has no {PROVIDERS[name].name}; "
-                    f"install it with: {PROVIDERS[name].package}"
+                    f"engine onnxruntime:{provider}: this onnxruntime has no {PROVIDERS[name].name}; install it with: ",
+                    PROVIDERS[name].package,
                 )
         self.name = f"onnxruntime:{provider}"
         self.version: str = self._ort.__version__
@@ -89,12 +89,14 @@ class OnnxRuntimeEngine:
             detail = str(error).splitlines()[0]
             if graph.precision == "bf16" and list(self._names) == ["cpu"]:
                 raise FarError(
-                    f"{path}: is in BF16, for which onnxruntime has no kernels on the CPU; use --engine openvino, or "
-                    "export the bundle with --precision fp16 or fp32"
+                    f"{path}: is in BF16, for which onnxruntime has no kernels on the CPU; use ",
+                    SettingName("engine"),
+                    " openvino, or export the bundle with --precision fp16 or fp32",
                 ) from error
             raise FarError(
-                f"{path}: onnxruntime {self.version} does not load it on {self.name} ({detail}); use another --engine, "
-                "or export the bundle again"
+                f"{path}: onnxruntime {self.version} does not load it on {self.name} ({detail}); use another ",
+                SettingName("engine"),
+                ", or export the bundle again",
             ) from error
         check_session(session, self._names, self.name, path)
         return session

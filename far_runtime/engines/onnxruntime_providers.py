@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from far_runtime.bundle import Graph
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, Message, SettingName
 
 SHAPE_ARITHMETIC = frozenset(
     (
@@ -62,7 +62,11 @@ PROVIDERS = {
     "openvino": Provider(
         "OpenVINOExecutionProvider",
         "cpu",
-        "pip uninstall onnxruntime && pip install onnxruntime-openvino (or use --engine openvino)",
+        Message(
+            "pip uninstall onnxruntime && pip install onnxruntime-openvino (or use ",
+            SettingName("engine"),
+            " openvino)",
+        ),
         {"device_type": "CPU", "precision": "FP32"},
     ),
 }
@@ -102,7 +106,9 @@ def check_session(session: Any, names: Sequence[str], engine: str, path: Path) -
     if session.get_providers()[:1] != wanted[:1]:
         raise FarError(
             f"{engine}: {wanted[0]} did not start for {path} (its libraries, or the device, cannot be used); see the "
-            "messages of onnxruntime above, or use --engine onnxruntime"
+            "messages of onnxruntime above, or use ",
+            SettingName("engine"),
+            " onnxruntime",
         )
     if "cpu" in names or not hasattr(session, "get_provider_graph_assignment_info"):
         return  # without that method, an earlier onnxruntime, which was told to refuse a graph that needs the CPU
@@ -113,6 +119,7 @@ def check_session(session: Any, names: Sequence[str], engine: str, path: Path) -
     if left:
         raise FarError(
             f"{engine}: {wanted[0]} leaves {sum(left.values())} nodes of {path} to another provider "
-            f"({', '.join(f'{count} {kind}' for kind, count in left.most_common(4))}); allow it with --engine "
-            f"{engine},cpu, or use another engine"
+            f"({', '.join(f'{count} {kind}' for kind, count in left.most_common(4))}); allow it with ",
+            SettingName("engine"),
+            f" {engine},cpu, or use another engine",
         )

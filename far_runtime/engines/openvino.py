@@ -16,7 +16,7 @@ from far_runtime.bundle import WEIGHTS, Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, scalar
 from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
 from far_runtime.engines.cache.store import EngineCache
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.machine.cpu import abilities, saturates
 from far_runtime.machine.memory import unmapping
 
@@ -194,8 +194,9 @@ class OpenVinoEngine:
         except RuntimeError as error:
             detail = str(error).strip().splitlines()[-1]
             raise FarError(
-                f"{path}: openvino {self.version} does not compile it for {self._device} ({detail}); use another "
-                "--engine, or export the bundle again"
+                f"{path}: openvino {self.version} does not compile it for {self._device} ({detail}); use another ",
+                SettingName("engine"),
+                ", or export the bundle again",
             ) from error
 
 

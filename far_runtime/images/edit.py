@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.images.reading import ImageFile
 
 SIDES = ("left", "right", "top", "bottom")
@@ -79,7 +79,8 @@ def out_paint(picture: ImageFile, margins: Mapping[str, int], size: int) -> Edit
     width, height = size - left - right, size - top - bottom
     if width < 1 or height < 1:
         raise FarError(
-            f"--outpaint {margins_text(margins)}: leaves no picture of {size} x {size} pixels; use smaller margins"
+            SettingName("outpaint"),
+            f" {margins_text(margins)}: leaves no picture of {size} x {size} pixels; use smaller margins",
         )
     inner, notes = _fitted(picture, width, height)
     around = ((top, bottom), (left, right))
@@ -92,19 +93,23 @@ def out_paint(picture: ImageFile, margins: Mapping[str, int], size: int) -> Edit
 def parse_margins(text: str) -> dict[str, int]:
     """Pixels by side from "left=64,top=32"; FarError for an unknown or repeated side, a number that is none, and where
     nothing is to be added."""
-    example = "use --outpaint left=16,right=16, say"
+    name = SettingName("outpaint")
+
+    def refused(reason: str) -> FarError:
+        return FarError(name, f" {text}: {reason}; use ", name, " left=16,right=16, say")
+
     margins: dict[str, int] = {}
     for part in text.split(","):
         side, _, number = (word.strip() for word in part.partition("="))
         if side not in SIDES:
-            raise FarError(f"--outpaint {text}: side {side!r}; expected {', '.join(SIDES)}; {example}")
+            raise refused(f"side {side!r}; expected {', '.join(SIDES)}")
         if side in margins:
-            raise FarError(f"--outpaint {text}: {side} is there twice; {example}")
+            raise refused(f"{side} is there twice")
         if not number.isascii() or not number.isdigit():
-            raise FarError(f"--outpaint {text}: {side}={number}; expected a number of pixels, 0 or more; {example}")
+            raise refused(f"{side}={number}; expected a number of pixels, 0 or more")
         margins[side] = int(number[:9])  # more digits than any picture has pixels
     if not any(margins.values()):
-        raise FarError(f"--outpaint {text}: adds nothing to the picture; {example}")
+        raise refused("adds nothing to the picture")
     return margins
 
 

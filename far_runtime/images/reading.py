@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 MAX_BYTES, MAX_PIXELS = 256 << 20, 64_000_000
 """Larger than any camera's pictures; a small file that unpacks to gigabytes is refused before it does."""
@@ -36,12 +36,12 @@ class ImageFile:
 
 
 def open_picture(
-    data: bytes, name: str, option: str, formats: tuple[str, ...] | None = None, most: int = MAX_PIXELS
+    data: bytes, source: str, name: str, formats: tuple[str, ...] | None = None, most: int = MAX_PIXELS
 ) -> Image.Image:
     """What a file's bytes show, upright, in the mode that it has.
 
-    name: of the file, in errors. formats: those of Pillow's that may be tried (None: all). most: pixels. Raises
-    FarError for what is no picture, damaged or too large.
+    source: what errors call the file. name: the setting that gives it. formats: those of Pillow's that may be tried;
+    None: all. most: pixels. FarError for what is no picture, damaged or too large.
     """
     try:
         with warnings.catch_warnings():
@@ -52,10 +52,14 @@ def open_picture(
                 image.load()
                 return ImageOps.exif_transpose(image)
     except Image.DecompressionBombError:
-        raise FarError(f"{name}: more than {most / 1e6:g} million pixels; give {option} a smaller picture") from None
+        raise FarError(
+            f"{source}: more than {most / 1e6:g} million pixels; give ", SettingName(name), " a smaller picture"
+        ) from None
     except Exception as error:  # Pillow's decoders raise almost anything over a damaged file
         reason = "no picture of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise FarError(f"{name}: cannot be read as a picture ({reason}); {option} takes a PNG or JPEG, say") from error
+        raise FarError(
+            f"{source}: cannot be read as a picture ({reason}); ", SettingName(name), " takes a PNG or JPEG, say"
+        ) from error
 
 
 def as_picture(image: Image.Image) -> Image.Image:
@@ -79,30 +83,30 @@ def transparent(image: Image.Image) -> Image.Image | None:
     return Image.fromarray(np.where(clear, 255, 0).astype(np.uint8)) if clear.any() else None
 
 
-def read_picture(path: Path, option: str = "--image") -> ImageFile:
+def read_picture(path: Path, name: str = "image") -> ImageFile:
     """A picture in RGB, turned upright as its EXIF says, on white where it is transparent; the first frame of several.
 
-    Raises FarError, naming the option, for a file that is missing, no picture, damaged or too large.
+    Raises FarError, naming the setting, for a file that is missing, no picture, damaged or too large.
     """
-    return _read(path, option, as_picture)
+    return _read(path, SettingName(name), as_picture)
 
 
-def read_mask(path: Path, option: str = "--mask") -> ImageFile:
+def read_mask(path: Path, name: str = "mask") -> ImageFile:
     """A mask in greys, turned upright as its EXIF says, on black where it is transparent. Raises as `read_picture`."""
-    return _read(path, option, as_mask)
+    return _read(path, SettingName(name), as_mask)
 
 
-def _read(path: Path, option: str, shown: Callable[[Image.Image], Image.Image]) -> ImageFile:
+def _read(path: Path, name: str, shown: Callable[[Image.Image], Image.Image]) -> ImageFile:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise FarError(f"{path}: no such file; {option} takes a picture, a PNG or JPEG, say") from None
+        raise FarError(f"{path}: no such file; ", name, " takes a picture, a PNG or JPEG, say") from None
     except OSError as error:
-        raise FarError(f"{path}: cannot be read ({error.strerror}); {option} takes a picture file") from error
+        raise FarError(f"{path}: cannot be read ({error.strerror}); ", name, " takes a picture file") from error
     if len(data) > MAX_BYTES:
-        raise FarError(f"{path}: larger than {MAX_BYTES >> 20} MB; give {option} a smaller picture")
-    image = shown(open_picture(data, str(path), option))
+        raise FarError(f"{path}: larger than {MAX_BYTES >> 20} MB; give ", name, " a smaller picture")
+    image = shown(open_picture(data, str(path), name))
     return ImageFile(path, image, hashlib.sha256(data).hexdigest())
 
 

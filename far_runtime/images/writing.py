@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 from far_runtime.conditioning.subjects import Subject
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.images.metadata import PictureMetadata
 from far_runtime.storage.atomic import whole_file
 
@@ -74,11 +74,14 @@ def read_settings(path: Path) -> PictureMetadata:
         with Image.open(path) as image:
             record = json.loads(image.info[KEY])
     except FileNotFoundError:
-        raise FarError(f"{path}: no such file; --like takes a PNG that far generate --each wrote") from None
+        raise FarError(
+            f"{path}: no such file; ", SettingName("like"), " takes a PNG that far generate --each wrote"
+        ) from None
     except KeyError:
         raise FarError(
-            f"{path}: no settings of far-deploy in it (an editor may have dropped them); "
-            "--like takes a PNG as far generate --each wrote it"
+            f"{path}: no settings of far-deploy in it (an editor may have dropped them); ",
+            SettingName("like"),
+            " takes a PNG as far generate --each wrote it",
         ) from None
     except (
         OSError,
@@ -89,17 +92,26 @@ def read_settings(path: Path) -> PictureMetadata:
         RecursionError,
     ) as error:
         raise FarError(
-            f"{path}: no PNG with settings, or cut short ({error}); --like takes a PNG that far generate --each wrote"
+            f"{path}: no PNG with settings, or cut short ({error}); ",
+            SettingName("like"),
+            " takes a PNG that far generate --each wrote",
         ) from error
     if isinstance(record, dict) and "pictures" in record:
         count = f" of {len(record['pictures'])} pictures" if isinstance(record["pictures"], list) else ""
-        raise FarError(f"{path}: is a contact sheet{count}; --like takes one picture, as --each writes them")
+        raise FarError(
+            f"{path}: is a contact sheet{count}; ",
+            SettingName("like"),
+            " takes one picture, as ",
+            SettingName("each"),
+            " writes them",
+        )
     try:
         return PictureMetadata.from_dict(record)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FarError(
-            f"{path}: its settings are incomplete or damaged ({type(error).__name__}: {error}); "
-            "--like takes a PNG as far generate --each wrote it"
+            f"{path}: its settings are incomplete or damaged ({type(error).__name__}: {error}); ",
+            SettingName("like"),
+            " takes a PNG as far generate --each wrote it",
         ) from error
 
 
@@ -157,11 +169,14 @@ def picture_grid(pixels: Pixels, row_captions: Sequence[str], column_captions: S
 def check_animation(rows: int, columns: int, height: int, width: int) -> None:
     """FarError where an animation of such a grid cannot be written."""
     if not features.check("webp"):
-        raise FarError("this Pillow cannot write WebP; update it with: pip install -U Pillow, or drop --save-levels")
+        raise FarError(
+            "this Pillow cannot write WebP; update it with: pip install -U Pillow, or drop ", SettingName("save_levels")
+        )
     if max(grid_size(rows, columns, height, width)) > WEBP_LIMIT:
         raise FarError(
-            f"--save-levels: {rows} x {columns} pictures are larger than WebP's {WEBP_LIMIT} pixels; "
-            "make fewer at a time with --count"
+            SettingName("save_levels"),
+            f": {rows} x {columns} pictures are larger than WebP's {WEBP_LIMIT} pixels; make fewer at a time with ",
+            SettingName("count"),
         )
 
 

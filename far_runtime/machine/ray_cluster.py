@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 1 << 30
@@ -60,7 +60,7 @@ def cluster(address: str | None, max_workers: int, resources: WorkerResources, m
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise FarError("--ray needs ray; install it with: pip install 'far-deploy[ray]'") from error
+        raise FarError(SettingName("ray"), " needs ray; install it with: pip install 'far-deploy[ray]'") from error
 
     address = cluster_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to Ray's makers
@@ -82,7 +82,7 @@ def cluster(address: str | None, max_workers: int, resources: WorkerResources, m
         except Exception as error:  # Ray raises a plain Exception if its processes take too long to start
             where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
             reason = str(error).strip().split("\n")[0]
-            raise FarError(f"{where} ({reason}); see ray status, or choose another --address") from error
+            raise FarError(f"{where} ({reason}); see ray status, or choose another ", SettingName("address")) from error
         try:
             for number, handler in handlers.items():  # ray.init has set its own
                 signal.signal(number, handler)
@@ -102,7 +102,8 @@ def _check_answers(address: str) -> None:
     except OSError as error:
         raise FarError(
             f"no Ray cluster answers at {address} ({error.strerror or error}); start one with: ray start --head, or "
-            "choose another --address"
+            "choose another ",
+            SettingName("address"),
         ) from error
 
 

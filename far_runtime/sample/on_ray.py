@@ -12,7 +12,7 @@ from typing import Any
 
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.base import EngineOptions
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, Message, SettingName
 from far_runtime.machine.ray_cluster import WorkerResources, cluster
 from far_runtime.pipeline import Pipeline
 from far_runtime.sample.draw import DrawnShard, draw_shard, engine_facts
@@ -81,9 +81,10 @@ class Worker:
             try:
                 self._count_attempt(shard)
                 drawn = draw_shard(self._open(), self._config.run, shard)
-                file, note = drawn.data, {"engine": drawn.engine, "warnings": drawn.warnings}
+                warnings = [Message(text).to_json() for text in drawn.warnings]
+                file, note = drawn.data, {"engine": drawn.engine, "warnings": warnings}
             except FarError as error:
-                file, note = b"", {"error": str(error)}
+                file, note = b"", {"error": error.message.to_json()}
             numbers.append(shard.number)
             files.append(file)
             notes.append(json.dumps(note))
@@ -96,7 +97,11 @@ class Worker:
         if ray.get(self._attempts.begin.remote(shard.number)) > MAX_ATTEMPTS:
             raise FarError(
                 f"shard {shard.number}: {MAX_ATTEMPTS} workers died drawing it; try far generate with its engine, and "
-                "fewer --workers or a smaller --batch-size if memory is short"
+                "fewer ",
+                SettingName("workers"),
+                " or a smaller ",
+                SettingName("batch_size"),
+                " if memory is short",
             )
 
     def _open(self) -> Pipeline:
@@ -113,8 +118,10 @@ class Worker:
             if config.expected_engine not in (None, engine):
                 raise FarError(
                     f"{platform.node()} would draw with {engine['engine']} {engine['engine_version']} "
-                    f"({engine['threads']} threads), the existing shards are drawn by {config.expected_engine}; use "
-                    "--engine, or --mixed"
+                    f"({engine['threads']} threads), the existing shards are drawn by {config.expected_engine}; use ",
+                    SettingName("engine"),
+                    ", or ",
+                    SettingName("mixed"),
                 )
         return self._pipeline
 
@@ -151,8 +158,9 @@ def draw_on_ray(
                 (row,) = batch.to_pylist()
                 note = json.loads(row["note"])
                 if "error" in note:
-                    raise FarError(note["error"])
-                yield DrawnShard(by_number[row["number"]], row["data"], note["engine"], tuple(note["warnings"]))
+                    raise FarError(Message.from_json(note["error"]))
+                warnings = tuple(Message.from_json(parts) for parts in note["warnings"])
+                yield DrawnShard(by_number[row["number"]], row["data"], note["engine"], warnings)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().split("\n")[-1]
             raise FarError(

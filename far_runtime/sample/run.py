@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from far_runtime.conditioning.subjects import Subject
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 SEEDS = 2**64
 FORMATS = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -67,7 +67,10 @@ class SampleRun:
             raise ValueError("a run without pictures, or of an unknown format")
         if not 0 <= self.seed <= SEEDS - self.count:
             raise FarError(
-                f"--seed {self.seed}: with --count {self.count} the seeds go beyond 0 to {SEEDS - 1}; use others"
+                SettingName("seed"),
+                f" {self.seed}: with ",
+                SettingName("count"),
+                f" {self.count} the seeds go beyond 0 to {SEEDS - 1}; use others",
             )
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.images.metadata import PictureMetadata
 
 
@@ -63,7 +63,7 @@ def import_parquet() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise FarError(
-            "--format parquet needs pyarrow; install it with: pip install pyarrow, or use webdataset"
+            SettingName("format"), " parquet needs pyarrow; install it with: pip install pyarrow, or use webdataset"
         ) from error
     return pyarrow.parquet
 

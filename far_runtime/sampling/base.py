@@ -156,12 +156,12 @@ Info = TypeVar("Info", bound=ModelInfo, contravariant=True)
 class Sampler(Protocol[Info]):
     """A system's sampling loop: the module far_runtime/sampling/<system>.py.
 
-    `model` is the manifest's. A system whose first step sees nothing but the condition has a function `first` too
-    (`FirstStep`).
+    `model` is the manifest's. The table far_runtime.sampling.options.SETTINGS says which settings the system takes. A
+    system whose first step sees nothing but the condition has a function `first` too (`FirstStep`).
     """
 
-    SETTINGS: tuple[str, ...]
-    """Names of the sampling settings that it takes; guidance is one of every system's."""
+    PRESETS: Mapping[str, Mapping[str, Any]]
+    """The settings of the presets quality, balanced and fast where a bundle was not tuned; empty: it has none."""
 
     def resolve_settings(self, model: Info, given: Mapping[str, Any]) -> dict[str, Any]:
         """All settings by name as JSON values: the given ones, and the official code's for the others. Raises FarError

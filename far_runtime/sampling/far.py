@@ -12,50 +12,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.model_info import FarInfo, FarT2iInfo
 from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Plan, Step
 from far_runtime.sampling.lowpass import lowpass
 from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.options import resolve_values
 from far_runtime.sampling.reverse_diffusion import diffuse, keep_index, kept_last, place, restore_index
 from far_runtime.sampling.schedule import (
-    DIFFUSION_SETTINGS,
     Schedule,
     check_levels,
+    comma_separated,
     make_schedule,
     official_levels,
     parse_levels,
-    resolve_diffusion_settings,
+    resolve_steps,
 )
 
-SETTINGS: tuple[str, ...] = ("levels", *DIFFUSION_SETTINGS, "shared_noise")
-GUIDANCE, TEMPERATURE = 3.0, 1.0
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quality": {"solver": "dpmpp-2m", "steps": 8},
+    "balanced": {"solver": "dpmpp-2m", "steps": 5},
+    "fast": {"solver": "dpmpp-2m", "steps": 3},
+}
+"""A sample is low-passed and drawn again at the next level, so that all levels but the last may be coarse. On the
+zoo's model the presets' ratios to the official settings were 0.94, 0.95 and 1.03 (docs/performance.md); other models
+may need more steps, which far tune finds."""
 
 
 def resolve_settings(model: FarInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings, as `resolve_level_settings` says."""
+    """All settings, as `resolve_level_settings` returns them."""
     official = official_levels(model.grid, model.masked)
-    return resolve_level_settings(model.grid, given, official, model.masked)
+    return resolve_level_settings(resolve_values("far", model, given), official, model.grid, model.masked)
 
 
 def resolve_level_settings(
-    grid: int, given: Mapping[str, Any], official: Sequence[int], masked: bool
+    values: Mapping[str, Any], official: Sequence[int], grid: int, masked: bool
 ) -> dict[str, Any]:
-    """levels: level list. steps: diffusion steps, one number or one per level; solver: the same. guidance, temperature:
-    the final values, before the schedule spreads them over the steps. shared_noise: at levels below it all tokens draw
-    with the same noise, which suits models that learned the next level's latents there (1 for `first` = "mean" in
-    far_training.systems.far, 0 officially); no level after such a one may be left out."""
-    shared = given.get("shared_noise", 0)
-    if type(shared) is not int or not 0 <= shared <= grid:
-        raise FarError(f"--shared-noise {shared}: expected 0 to {grid}, the levels of the grid; use 0, say")
-    levels = given.get("levels") or (range(grid) if shared else official)
-    if isinstance(levels, str):
-        levels = parse_levels(levels)
-    levels = [int(level) for level in levels]
-    check_levels(tuple(levels), grid, masked)
+    """All settings of a loop over levels as JSON values, from those of `resolve_values` and the official level list.
+
+    steps and solver: one value, or one per level. guidance and temperature: the final values, before the schedule
+    spreads them over the steps. shared_noise: at levels below it all tokens of a picture draw with the same noise,
+    which suits models that learned the next level's latents there (1 for `first` = "mean" in far_training.systems.far,
+    0 officially). FarError for levels and steps that do not fit.
+    """
+    shared = values["shared_noise"]
+    levels = parse_levels(values["levels"] or (range(grid) if shared else official))
+    check_levels(levels, grid, masked)
     check_shared_noise_levels(levels, shared)
-    resolved = resolve_diffusion_settings(given, len(levels), GUIDANCE, TEMPERATURE)
-    return {"levels": levels, **resolved, "shared_noise": shared}
+    return {**values, "levels": levels, **resolve_steps(values, len(levels))}
 
 
 def check_shared_noise_levels(levels: Sequence[int], shared: int) -> None:
@@ -63,15 +67,9 @@ def check_shared_noise_levels(levels: Sequence[int], shared: int) -> None:
     for level, following in pairwise(levels):
         if level < shared and following != level + 1:
             raise FarError(
-                f"--levels {','.join(map(str, levels))}: with --shared-noise {shared} level {level} draws what level "
-                f"{level + 1} sees; put {level + 1} after {level}"
-            )
-
-
-def schedule_of(settings: Mapping[str, Any], masked: bool) -> Schedule:
-    """The schedule that settings come to."""
-    chosen = {name: settings[name] for name in DIFFUSION_SETTINGS if name in settings}
-    return make_schedule(settings["levels"], masked=masked, **chosen)
+                SettingName("levels"), f" {comma_separated(levels)}: with ", SettingName("shared_noise"),
+                f" {shared} level {level} draws what level {level + 1} sees; put {level + 1} after {level}",
+            )  # fmt: skip
 
 
 def shared_noise(settings: Mapping[str, Any]) -> int:
@@ -81,7 +79,7 @@ def shared_noise(settings: Mapping[str, Any]) -> int:
 
 def plan(model: FarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
     """One step for every level of the list, however many cells an edit keeps."""
-    return plan_of(model, schedule_of(settings, model.masked), shared_noise(settings))
+    return plan_of(model, make_schedule(settings, model.masked), shared_noise(settings))
 
 
 def plan_of(model: FarInfo | FarT2iInfo, schedule: Schedule, shared: int = 0, filter_first: bool = False) -> Plan:

@@ -10,12 +10,13 @@ from typing import Any
 from far_runtime.model_info import FarT2iInfo
 from far_runtime.sampling import far
 from far_runtime.sampling.base import Plan
+from far_runtime.sampling.far import PRESETS as PRESETS
 from far_runtime.sampling.far import first as first
 from far_runtime.sampling.far import preview_latents as preview_latents
 from far_runtime.sampling.far import sample as sample
-from far_runtime.sampling.schedule import OFFICIAL_GRID, Schedule, floored
+from far_runtime.sampling.options import resolve_values
+from far_runtime.sampling.schedule import OFFICIAL_GRID, Schedule, floored, make_schedule
 
-SETTINGS: tuple[str, ...] = far.SETTINGS
 OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 10, 13)
 
 
@@ -23,12 +24,12 @@ def resolve_settings(model: FarT2iInfo, given: Mapping[str, Any]) -> dict[str, A
     """FAR's settings. guidance: the same at every level. temperature: the final value."""
     official = OFFICIAL_LEVELS if model.grid == OFFICIAL_GRID else range(model.grid)
     # Levels rise without exception here, as those of the unmasked FAR do.
-    return far.resolve_level_settings(model.grid, given, official, masked=False)
+    return far.resolve_level_settings(resolve_values("far_t2i", model, given), official, model.grid, masked=False)
 
 
 def schedule_of(settings: Mapping[str, Any]) -> Schedule:
     """The schedule that settings come to: constant guidance, the temperatures of the unmasked FAR."""
-    schedule = far.schedule_of(settings, masked=False)
+    schedule = make_schedule(settings, masked=False)
     guidance = floored(float(settings["guidance"]), settings.get("guidance_floor", 1.0))
     return replace(schedule, guidance=(guidance,) * len(schedule))
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.errors import NotFinite
+from far_runtime.errors import Message, NotFinite, SettingName, join_texts
 from far_runtime.sampling.base import Plan
-from far_runtime.sampling.settings import option
 
 LARGEST_DEVIATION = 10.0
 """Standard deviation of latents, whose scale is about 1, above which a warning is given. A network that is far off at
@@ -23,10 +22,11 @@ def check_finite(latents: NDArray[np.float32], samplings: Sequence[Mapping[str, 
         return
     scales = tuple(dict.fromkeys(sampling["guidance"] for sampling in samplings))
     settings = {**samplings[0], "guidance": scales if len(scales) > 1 else scales[0]}
-    used = ", ".join(f"{option(name)} {value}" for name, value in settings.items())
+    used = join_texts((Message(SettingName(name), f" {value}") for name, value in settings.items()), ", ")
     raise NotFinite(
-        f"the latents are not finite with {used}; try less --guidance, or far verify to see where it begins"
-    )
+        "the latents are not finite with ", used, "; try less ", SettingName("guidance"),
+        ", or far verify to see where it begins",
+    )  # fmt: skip
 
 
 def unsteady(plan: Plan, latents: NDArray[np.float32]) -> tuple[str, ...]:
@@ -34,7 +34,9 @@ def unsteady(plan: Plan, latents: NDArray[np.float32]) -> tuple[str, ...]:
     deviation = float(latents.std())
     if plan[0].diffusion is None or deviation <= LARGEST_DEVIATION:
         return ()
-    return (
+    warning = Message(
         f"the latents' standard deviation is {deviation:.0f} where about 1 is right: the network may be unsteady at "
-        "the first diffusion steps; try --start 950, a --preset other than official, or less --guidance",
-    )
+        "the first diffusion steps; try ", SettingName("start"), " 950, a ", SettingName("preset"),
+        " other than official, or less ", SettingName("guidance"),
+    )  # fmt: skip
+    return (warning,)

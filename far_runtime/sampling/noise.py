@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 START, DIFFUSION, ORDER, GUMBEL = range(4)
 
@@ -98,7 +98,9 @@ class SeedNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         for seed in seeds:
             if not 0 <= seed < 2**64:
-                raise FarError(f"seed {seed}: expected 0 to 18446744073709551615; use --seed with such a number")
+                raise FarError(
+                    f"seed {seed}: expected 0 to 18446744073709551615; use ", SettingName("seed"), " with such a number"
+                )
         self.seeds = tuple(seeds)
         self._generator = np.random.Philox(0)
 

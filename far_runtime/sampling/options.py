@@ -1,51 +1,221 @@
-"""The sampling settings of all systems, as options."""
+"""The sampling settings of all systems: one table, which the command line, the server, Triton and the loops read."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-SAMPLING: dict[str, dict[str, Any]] = {
-    "preset": {
-        "metavar": "NAME",
-        "help": "official, quality, balanced or fast: settings that the other options may change. far tune finds a "
-        "bundle's own.",
-    },
-    "levels": {"metavar": "N,N,...", "help": "FAR: levels from low to high frequency."},
-    "shared_noise": {
-        "type": int,
-        "metavar": "LEVEL",
-        "help": "FAR: the tokens of levels below this one share their noise; 1 for models that were trained with "
-        "--first mean. Default: the model's, or 0.",
-    },
-    "iterations": {"type": int, "metavar": "N", "help": "MAR: iterations, 1 to the number of tokens."},
-    "steps": {
-        "metavar": "N|A:B|N,N,...",
-        "help": "Diffusion steps: N at every level or iteration, from A at the first to B at the last, or one by one.",
-    },
-    "solver": {
-        "metavar": "NAME|NAME,...",
-        "help": "ddpm (the official one), ddim, dpmpp-2m or dpmpp-2m-sde, at every level or iteration or one by one.",
-    },
-    "start": {
-        "type": int,
-        "metavar": "T",
-        "help": "Timestep of the first diffusion step. Default: 999; where the model predicts epsilon, 950 for solvers "
-        "other than ddpm.",
-    },
-    "guidance": {"type": float, "metavar": "SCALE", "help": "Classifier-free guidance at the end of its rise."},
-    "guidance_floor": {
-        "type": float,
-        "metavar": "SCALE",
-        "help": "Steps whose guidance is not above it run without: their unconditional half is left out. Default: 1.",
-    },
-    "guidance_schedule": {"metavar": "linear|constant", "help": "MAR: whether guidance rises with what is known."},
-    "temperature": {"type": float, "metavar": "T", "help": "Factor of the sampler's noise."},
-    "top_k": {"type": int, "metavar": "N", "help": "VAR: draw from the N likeliest tokens; 0: from all."},
-    "top_p": {
-        "type": float,
-        "metavar": "P",
-        "help": "VAR: draw from the likeliest tokens that make up P; 0: from all.",
-    },
-    "more_smooth": {"type": bool, "metavar": "true|false", "help": "VAR: mix codes for smoother pictures."},
+from far_runtime.errors import FarError, SettingName
+from far_runtime.model_info import ModelInfo
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A sampling setting: its name, the values that it takes, and the systems that have it."""
+
+    name: str
+    """As Python and JSON have it."""
+    help: str
+    """What it does, for users."""
+    metavar: str
+    """The form of its value in help texts, such as "N|A:B|N,N,..."."""
+    type: type[int] | type[float] | type[bool] | type[str] = str
+    """Of its value. The texts of `per_step` settings may also be lists, or a number."""
+    official: dict[str, Any] = field(default_factory=dict)
+    """The value of the released code, by system, for every system that takes the setting. None: the loop derives it. A
+    model that is too small for a number has its own highest one."""
+    lowest: float = -math.inf
+    """The smallest number that it takes."""
+    highest: float | Callable[[Any], int] = math.inf
+    """The largest number that it takes, or how a model's sizes limit it."""
+    unit: str = ""
+    """What the range counts, for error messages."""
+    choices: tuple[str, ...] = ()
+    """The texts that it takes, where these are few."""
+    per_step: bool = False
+    """Whether it may have a value for every step of the loop; such values are the loop's to check."""
+    changed_by: Literal["every preset", "tuned presets", "no preset"] = "every preset"
+    """Which presets beside the official one have a value of their own for it."""
+
+    def resolve(self, value: Any, system: str, model: ModelInfo) -> Any:
+        """A value as JSON has it, or the official one for None; FarError for another type and a number out of range."""
+        highest = self.highest(model) if callable(self.highest) else self.highest
+        official = self.official[system]
+        if self.type in (int, float) and official is not None:
+            official = min(official, highest)
+        if value is None:
+            return official
+        if self.per_step:
+            return value
+        if self.type in (int, float):
+            return self._number(value, highest, official)
+        choices = self.choices or ("true", "false")
+        if type(value) is not self.type or (self.choices and value not in choices):
+            raise FarError(SettingName(self.name), f" {value}: expected {' or '.join(choices)}")
+        return value
+
+    def _number(self, value: Any, highest: float, official: float | None) -> float:
+        try:
+            number = float(value) if self.type is float else int(value)
+            same = not isinstance(value, bool) and (isinstance(value, str) or number == value)
+            if same and self.lowest <= number <= highest and math.isfinite(number):
+                return number
+        except (TypeError, ValueError, OverflowError):
+            pass
+        expected = "a whole number" if self.type is int else "a number"
+        limits = f"from {self.lowest:g} to {highest:g}" if highest < math.inf else f"of {self.lowest:g} or more"
+        advice = [] if official is None else ["; use ", SettingName(self.name), f" {official:g}, say"]
+        raise FarError(SettingName(self.name), f" {value}: expected {expected} {limits}{self.unit}", *advice)
+
+
+DIFFUSION = ("far", "far_t2i", "mar")
+"""Systems with a diffusion head."""
+
+FAR = ("far", "far_t2i")
+
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            name="preset",
+            metavar="NAME",
+            help="Named settings: official, quality, balanced or fast. Settings that are given beside it replace its "
+            "own. far tune finds those of a bundle.",
+        ),
+        Setting(
+            name="levels",
+            metavar="N,N,...",
+            help="FAR: the frequency levels to draw, from low to high.",
+            official=dict.fromkeys(FAR),
+            per_step=True,
+            changed_by="tuned presets",
+        ),
+        Setting(
+            name="iterations",
+            metavar="N",
+            help="MAR: iterations, from 1 to the number of tokens.",
+            type=int,
+            official={"mar": 64},
+            lowest=1,
+            highest=lambda model: int(model.tokens),
+            unit=", the tokens of a picture",
+            changed_by="tuned presets",
+        ),
+        Setting(
+            name="steps",
+            metavar="N|A:B|N,N,...",
+            help="Diffusion steps: N at every level or iteration, from A at the first to B at the last, or one number "
+            "for each.",
+            official=dict.fromkeys(DIFFUSION, 100),
+            per_step=True,
+        ),
+        Setting(
+            name="solver",
+            metavar="NAME|NAME,...",
+            help="Diffusion solver of all levels or iterations, or one for each: ddpm (the official one), ddim, "
+            "dpmpp-2m or dpmpp-2m-sde.",
+            official=dict.fromkeys(DIFFUSION, "ddpm"),
+            per_step=True,
+        ),
+        Setting(
+            name="start",
+            metavar="T",
+            help="Timestep of the first diffusion step. Default: 999; for solvers other than ddpm, where the model "
+            "predicts epsilon, 950.",
+            type=int,
+            official=dict.fromkeys(DIFFUSION),
+            lowest=1,
+            highest=999,
+            unit=", the timestep of the first diffusion step",
+        ),
+        Setting(
+            name="guidance",
+            metavar="SCALE",
+            help="Scale of classifier-free guidance; where it rises from step to step, its last value.",
+            type=float,
+            official={"far": 3.0, "far_t2i": 3.0, "mar": 2.9, "var": 1.5},
+            lowest=0,
+            changed_by="no preset",
+        ),
+        Setting(
+            name="guidance_floor",
+            metavar="SCALE",
+            help="Steps whose guidance is not above this run without guidance, at half the cost. Default: 1.",
+            type=float,
+            official=dict.fromkeys(DIFFUSION, 1.0),
+            lowest=0,
+        ),
+        Setting(
+            name="temperature",
+            metavar="T",
+            help="Factor of the noise that the sampler adds.",
+            type=float,
+            official=dict.fromkeys(DIFFUSION, 1.0),
+            lowest=0,
+            changed_by="no preset",
+        ),
+        Setting(
+            name="shared_noise",
+            metavar="LEVEL",
+            help="FAR: at levels below this one all tokens of a picture share their noise. 1 is for models that were "
+            "trained with --first mean. Default: the model's, or 0.",
+            type=int,
+            official=dict.fromkeys(FAR, 0),
+            lowest=0,
+            highest=lambda model: int(model.grid),
+            unit=", the levels of the grid",
+            changed_by="no preset",
+        ),
+        Setting(
+            name="guidance_schedule",
+            metavar="linear|constant",
+            help="MAR: whether guidance rises with the share of tokens that are known (linear) or is constant.",
+            official={"mar": "linear"},
+            choices=("linear", "constant"),
+            changed_by="no preset",
+        ),
+        Setting(
+            name="top_k",
+            metavar="N",
+            help="VAR: draw from the N likeliest tokens; 0: from all.",
+            type=int,
+            official={"var": 900},
+            lowest=0,
+            highest=lambda model: int(model.vocabulary),
+            unit=", the tokens of the vocabulary",
+            changed_by="no preset",
+        ),
+        Setting(
+            name="top_p",
+            metavar="P",
+            help="VAR: draw from the likeliest tokens whose probabilities add up to P; 0: from all.",
+            type=float,
+            official={"var": 0.96},
+            lowest=0,
+            highest=1,
+            changed_by="no preset",
+        ),
+        Setting(
+            name="more_smooth",
+            metavar="true|false",
+            help="VAR: mix the embeddings of several tokens, for smoother pictures.",
+            type=bool,
+            official={"var": False},
+            changed_by="no preset",
+        ),
+    )
 }
-"""Every setting of any system, and the preset; which of them a bundle takes, its system's `SETTINGS` say."""
+"""Every setting of any system, and the preset, in the order of help texts and records."""
+
+
+def settings_of(system: str) -> tuple[str, ...]:
+    """The names of the settings that a system takes."""
+    return tuple(name for name, setting in SETTINGS.items() if system in setting.official)
+
+
+def resolve_values(system: str, model: ModelInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a system: the given values, which FarError refuses where their type or range is another, and the
+    official ones for those that are missing or None. What a setting has per step stays as it is given."""
+    return {name: SETTINGS[name].resolve(given.get(name), system, model) for name in settings_of(system)}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from far_runtime.bundle import Bundle, Manifest
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName, join_texts
 from far_runtime.model_info import ModelInfo
 from far_runtime.sampling.base import Plan, Sampler
-from far_runtime.sampling.presets import OF_THE_BUNDLE, preset_of
+from far_runtime.sampling.options import settings_of
+from far_runtime.sampling.presets import preset_of
+from far_runtime.sampling.schedule import comma_separated
 from far_runtime.sampling.systems import SAMPLERS
 
 
@@ -36,12 +38,14 @@ def resolve_plan(
     chosen = {name: value for name, value in (given or {}).items() if value is not None}
     preset = chosen.pop("preset", None)
     defaults = manifest.default_settings if preset is None else preset_of(manifest, preset).settings
-    own = defaults.get("steps")
-    steps = ",".join(map(str, own)) if isinstance(own, list) else str(own)
-    for name in OF_THE_BUNDLE:
+    steps = comma_separated(defaults.get("steps", ""))
+    for name in ("levels", "iterations"):
         if name in chosen and "steps" not in chosen and "," in steps:
             of = "the bundle's default" if preset is None else f"preset {preset}"
-            raise FarError(f"{option(name)}: {of} has steps {steps}, for its own {name}; give --steps beside it")
+            raise FarError(
+                SettingName(name), f": {of} has steps {steps}, for its own {name}; give ", SettingName("steps"),
+                " beside it",
+            )  # fmt: skip
     settings = resolve_system_settings(manifest.system, manifest.model, chosen, defaults)
     plan = plan_of(manifest, settings, kept)
     for step in plan:
@@ -55,10 +59,9 @@ def resolve_system_settings(
 ) -> dict[str, Any]:
     """All settings of a system: the given ones, else the defaults, else the official code's; FarError for settings that
     it does not have or that cannot be."""
-    sampler = SAMPLERS[system]
-    check_setting_names(system, sampler.SETTINGS, given)
+    check_setting_names(system, given)
     try:
-        return sampler.resolve_settings(model, {**(defaults or {}), **given})
+        return SAMPLERS[system].resolve_settings(model, {**(defaults or {}), **given})
     except (TypeError, ValueError, OverflowError) as error:
         raise FarError(
             f"sampling settings {dict(given)}: {error}; give numbers, as far generate --help shows"
@@ -87,19 +90,14 @@ def without_guidance(manifest: Manifest, settings: Mapping[str, Any], kept: int 
     return dict(settings), plan_of(manifest, settings, kept)
 
 
-def check_setting_names(system: str, options: tuple[str, ...], given: Mapping[str, Any]) -> None:
+def check_setting_names(system: str, given: Iterable[str]) -> None:
     """FarError for a setting that the system does not take."""
-    unknown = [name for name in given if name not in options]
+    known = [SettingName(name) for name in settings_of(system)]
+    unknown = [SettingName(name) for name in given if name not in known]
     if unknown:
         raise FarError(
-            f"{', '.join(option(name) for name in unknown)}: a {system} model has no such setting; it takes "
-            f"{', '.join(option(name) for name in options)}"
+            join_texts(unknown, ", "), f": a {system} model has no such setting; it takes ", join_texts(known, ", ")
         )
-
-
-def option(name: str) -> str:
-    """A setting's name on the command line."""
-    return "--" + name.replace("_", "-")
 
 
 def check_system(bundle: Bundle) -> None:

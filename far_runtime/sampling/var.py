@@ -3,7 +3,6 @@ official models/var.py), and its zero-shot editing (demo_zero_shot_edit.ipynb th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,35 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.engines.base import Array, Engine, scalar
-from far_runtime.errors import FarError
 from far_runtime.model_info import VarInfo
 from far_runtime.sampling.base import Call, Condition, KeptRegion, OnStep, Plan, Step, TokenChoice
 from far_runtime.sampling.noise import NoiseSource
+from far_runtime.sampling.options import resolve_values
 from far_runtime.sampling.pyramid import kept_tokens, phi_index, progress, token_ranges
 
-SETTINGS: tuple[str, ...] = ("guidance", "top_k", "top_p", "more_smooth")
-GUIDANCE, TOP_K, TOP_P = 1.5, 900, 0.96
+PRESETS: Mapping[str, Mapping[str, Any]] = {}
+"""VAR has no diffusion steps to save."""
 
 
 def resolve_settings(model: VarInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-    """guidance: rises from 0 at the first scale to this at the last, 0 is none. top_k: tokens to choose from, 0 for
-    all, 1 for the likeliest always. top_p: the share of the probability that they have to cover, 0 for all.
-    more_smooth: embeddings mixed from several tokens."""
-    vocabulary = model.vocabulary
-    guidance, top_p = float(given.get("guidance", GUIDANCE)), float(given.get("top_p", TOP_P))
-    top_k, more_smooth = given.get("top_k", min(TOP_K, vocabulary)), given.get("more_smooth", False)
-    if not math.isfinite(guidance) or guidance < 0:
-        raise FarError(f"--guidance {guidance:g}: expected 0 (none) or more; use --guidance {GUIDANCE}, say")
-    if type(top_k) is not int or not 0 <= top_k <= vocabulary:
-        raise FarError(
-            f"--top-k {top_k}: expected a whole number, 0 (all) to {vocabulary}; use --top-k "
-            f"{min(TOP_K, vocabulary)}, say"
-        )
-    if not 0 <= top_p <= 1:
-        raise FarError(f"--top-p {top_p:g}: expected 0 (off) to 1; use --top-p {TOP_P}, say")
-    if not isinstance(more_smooth, bool):
-        raise FarError(f"--more-smooth {more_smooth}: expected true or false")
-    return {"guidance": guidance, "top_k": top_k, "top_p": top_p, "more_smooth": more_smooth}
+    """All settings as JSON values; FarError for values that cannot be.
+
+    guidance: rises from 0 at the first scale to this at the last; 0 is none. top_k 1: always the likeliest token.
+    """
+    return resolve_values("var", model, given)
 
 
 def plan(model: VarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 MIN_KEY_LENGTH = 16
 """Characters of the shortest key that is accepted."""
@@ -34,7 +34,7 @@ class ApiKeys:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise FarError(
-                f"{path}: cannot be read ({error}); --keys takes a text file with one key per line"
+                f"{path}: cannot be read ({error}); ", SettingName("keys"), " takes a text file with one key per line"
             ) from error
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:

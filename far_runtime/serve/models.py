@@ -14,12 +14,13 @@ from far_runtime.conditioning.text import check_encoder, load_tokenizer
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.timed import timed
-from far_runtime.errors import FarError, as_option, fields_for_options
+from far_runtime.errors import FarError
 from far_runtime.model_name import check_name
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.base import Plan
+from far_runtime.sampling.options import settings_of
 from far_runtime.sampling.presets import preset_names, preset_of
-from far_runtime.sampling.settings import resolve_plan, resolve_settings, sampler_of
+from far_runtime.sampling.settings import resolve_plan, resolve_settings
 from far_runtime.serve.batching import Batcher, BatcherObserver, QueueConfig
 
 
@@ -79,13 +80,11 @@ class Model:
         class_label = prompt if label is None else label
         if class_label is None:
             raise FarError("neither prompt nor label; say what to draw")
-        with fields_for_options():
-            return resolve_subjects(self.manifest, labels=[class_label])[0]
+        return resolve_subjects(self.manifest, labels=[class_label])[0]
 
     def resolve(self, requested: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
         """The resolved sampling settings of a request and the plan of the loop; raises FarError for invalid ones."""
-        with fields_for_options():
-            return resolve_plan(self.manifest, {name: as_option(name, value) for name, value in requested.items()})
+        return resolve_plan(self.manifest, requested)
 
     def info(self) -> dict[str, Any]:
         """What /v1/models says of the model."""
@@ -97,7 +96,7 @@ class Model:
             "count": None if takes_text(manifest) else manifest.model.classes,
             "size": self.size,
             "grid": manifest.model.grid,
-            "options": list(sampler_of(manifest).SETTINGS),
+            "options": list(settings_of(manifest.system)),
             "defaults": resolve_settings(manifest),
             "presets": {name: preset_of(manifest, name).line for name in preset_names(manifest)},
             "engine": self.batcher.pipeline.engine.name,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from typing_extensions import Self
 
-from far_runtime.sampling.options import SAMPLING
+from far_runtime.sampling.options import SETTINGS, Setting
 
 MOST_PROMPT, MOST_PICTURES, MOST_SEED, MOST_SCALE = 1000, 64, 2**64 - 1, 100
 """Limits that the schema knows; a server's own may be lower."""
@@ -19,8 +20,20 @@ Text = Annotated[str, Field(max_length=200)]
 Numbers = Annotated[list[int], Field(max_length=1024)]
 
 
-class ImageRequest(BaseModel):
-    """Pictures that are asked for. Sampling settings that are not given are those of the preset, or the bundle's."""
+LISTS: dict[str, Any] = {"levels": Numbers | Text, "steps": int | Numbers | Text}
+"""The types of settings that may be lists of numbers."""
+
+
+def setting_field(setting: Setting) -> tuple[Any, Any]:
+    """Type and description of a sampling setting's field. What depends on a model, such as the range of `top_k`, is
+    checked when the request's model is known."""
+    number = Scale if setting.highest == math.inf else Finite
+    value = LISTS.get(setting.name) or {str: Text, float: number}.get(setting.type, setting.type)
+    return value | None, Field(None, description=setting.help)
+
+
+class PictureRequest(BaseModel):
+    """What every request for pictures says beside the sampling settings."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -38,24 +51,21 @@ class ImageRequest(BaseModel):
     response_format: Literal["b64_json"] | None = Field(None, description="Pictures come in the answer itself.")
     output_format: Literal["png", "webp", "jpeg"] = Field("png", description="PNG and WebP are lossless.")
     user: Text | None = Field(None, description="Taken and not used.")
-    preset: Text | None = Field(None, description=SAMPLING["preset"]["help"])
-    levels: Numbers | Text | None = Field(None, description=SAMPLING["levels"]["help"])
-    shared_noise: int | None = Field(None, description=SAMPLING["shared_noise"]["help"])
-    iterations: int | None = Field(None, description=SAMPLING["iterations"]["help"])
-    steps: int | Numbers | Text | None = Field(None, description=SAMPLING["steps"]["help"])
-    solver: Text | None = Field(None, description=SAMPLING["solver"]["help"])
-    start: int | None = Field(None, description=SAMPLING["start"]["help"])
-    guidance: Scale | None = Field(None, description=SAMPLING["guidance"]["help"])
-    guidance_floor: Scale | None = Field(None, description=SAMPLING["guidance_floor"]["help"])
-    guidance_schedule: Text | None = Field(None, description=SAMPLING["guidance_schedule"]["help"])
-    temperature: Scale | None = Field(None, description=SAMPLING["temperature"]["help"])
-    top_k: int | None = Field(None, description=SAMPLING["top_k"]["help"])
-    top_p: Finite | None = Field(None, description=SAMPLING["top_p"]["help"])
-    more_smooth: bool | None = Field(None, description=SAMPLING["more_smooth"]["help"])
+
+
+if TYPE_CHECKING:
+    SettingsRequest = PictureRequest
+else:
+    setting_fields = {name: setting_field(setting) for name, setting in SETTINGS.items()}
+    SettingsRequest = create_model("SettingsRequest", __base__=PictureRequest, **setting_fields)
+
+
+class ImageRequest(SettingsRequest):
+    """Pictures that are asked for. Sampling settings that are not given are those of the preset, or the bundle's."""
 
     def sampling(self) -> dict[str, Any]:
         """The sampling settings that were given, by name."""
-        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
 
 class GenerationRequest(ImageRequest):
@@ -84,8 +94,8 @@ class EditRequest(GenerationRequest):
     )
     outpaint: Text | None = Field(None, description="In place of a mask: pixels to add by side, as left=16,top=8.")
     feather: int = Field(1, ge=0, le=64, description="Pixels of transition, inside of what is drawn anew.")
-    levels: Text | None = Field(None, description=SAMPLING["levels"]["help"])
-    steps: Text | None = Field(None, description=SAMPLING["steps"]["help"])
+    levels: Text | None = Field(None, description=SETTINGS["levels"].help)
+    steps: Text | None = Field(None, description=SETTINGS["steps"].help)
 
 
 class Image(BaseModel):

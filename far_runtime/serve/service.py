@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import HTTPException, Request
 
 from far_runtime.conditioning.subjects import Subject, is_null
-from far_runtime.errors import FarError, fields_for_options
+from far_runtime.errors import FarError
 from far_runtime.images.metadata import PictureMetadata
 from far_runtime.images.writing import picture_bytes
 from far_runtime.sampling.base import Plan
@@ -178,9 +178,8 @@ class Service:
             model.batcher.check_capacity(request.n)
             image, mask = await request.image.read(), await request.mask.read() if request.mask else None
             size, max_pixels = model.manifest.model.image_size, self.limits.max_pixels
-            with fields_for_options():
-                async with self.decoding:
-                    edit = await asyncio.to_thread(read_edit, image, mask, request.outpaint, size, max_pixels)
+            async with self.decoding:
+                edit = await asyncio.to_thread(read_edit, image, mask, request.outpaint, size, max_pixels)
             return self._enqueue(validated, on_level, EditJob(edit, request.feather))
 
     def validate(self, request: ImageRequest, editing: bool = False) -> ValidatedRequest:
@@ -193,7 +192,7 @@ class Service:
         if request.size not in (None, "auto", model.size):
             raise FarError(f"size {request.size!r}: {model.name} draws {model.size}; leave it out")
         subject = model.subject(request.prompt, request.label, request.negative, allow_null=editing)
-        if editing and request.guidance is not None and is_null(model.manifest, subject):
+        if editing and "guidance" in request.sampling() and is_null(model.manifest, subject):
             raise FarError("guidance leads towards a prompt or label; give one, or leave guidance out")
         settings, plan = model.resolve(request.sampling())
         seed = random_seed() if request.seed is None else request.seed

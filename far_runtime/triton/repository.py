@@ -12,7 +12,7 @@ from pathlib import Path
 import far_runtime
 from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph
 from far_runtime.conditioning.text import TOKENIZER
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.model_name import check_name
 from far_runtime.sampling.settings import check_system
 from far_runtime.storage.atomic import whole_folder
@@ -115,8 +115,9 @@ def check_precision(bundle: Bundle, backend: Backend) -> None:
     """Raise FarError if the backend does not compute the bundle's precision."""
     if bundle.manifest.precision == "bf16" and backend.name == "onnxruntime":
         raise FarError(
-            f"{bundle.path}: is in BF16, for which onnxruntime has no kernels on the CPU; use --engine "
-            "onnxruntime:cuda or tensorrt, or export the bundle with --precision fp16 or fp32"
+            f"{bundle.path}: is in BF16, for which onnxruntime has no kernels on the CPU; use ",
+            SettingName("engine"),
+            " onnxruntime:cuda or tensorrt, or export the bundle with --precision fp16 or fp32",
         )
 
 

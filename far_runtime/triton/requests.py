@@ -9,7 +9,7 @@ from typing import Any
 
 from far_runtime.bundle import Manifest
 from far_runtime.conditioning.subjects import Subject, resolve_subjects, takes_text
-from far_runtime.errors import FarError, as_option, fields_for_options
+from far_runtime.errors import FarError
 from far_runtime.sampling.noise import random_seed
 from far_runtime.sampling.settings import batch_key, resolve_plan
 
@@ -56,9 +56,8 @@ def parse_request(manifest: Manifest, request: int, inputs: Mapping[str, Sequenc
         seed = int(row["SEED"]) if "SEED" in row else random_seed()
         requested = parse_sampling(decode_text("SAMPLING", row.get("SAMPLING", b""), MAX_SAMPLING))
         labels, prompts = ([], [name]) if reads_text else ([name], [])
-        with fields_for_options():
-            subject = resolve_subjects(manifest, labels, prompts, negative)[0]
-            settings, plan = resolve_plan(manifest, {key: as_option(key, value) for key, value in requested.items()})
+        subject = resolve_subjects(manifest, labels, prompts, negative)[0]
+        settings, plan = resolve_plan(manifest, requested)
         job = Job(
             position=(request, i),
             subject=subject,

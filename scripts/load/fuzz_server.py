@@ -38,7 +38,7 @@ from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.result import Ok
 
 from far_runtime.errors import FarError
-from far_runtime.sampling.options import SAMPLING
+from far_runtime.sampling.options import SETTINGS
 from far_runtime.serve.events import STREAM_EVENTS, openai_events
 from far_runtime.serve.schema import ErrorBody
 from far_runtime.storage.atomic import check_file, whole_file
@@ -199,8 +199,8 @@ def send(operation: Any, mode: str, target: Target, report: FuzzReport, count: i
 def make_likely(body: dict[str, Any], model: Mapping[str, Any]) -> None:
     """Let a request ask for what the server has, in place of random words; numbers stay as they are."""
     names = {"model", "prompt", "label", "negative", "size", "mask", "outpaint"}
-    words = {name for name in SAMPLING if isinstance(body.get(name), str | list)}
-    foreign = {name for name in SAMPLING if name not in model["options"]}
+    words = {name for name in SETTINGS if isinstance(body.get(name), str | list)}
+    foreign = {name for name in SETTINGS if name not in model["options"]}
     for name in names | words | foreign:
         body.pop(name, None)
     if model["condition"] == "text":

@@ -16,6 +16,7 @@ from far_models.checkpoint import load as checkpoint
 from far_runtime.cli.main import main
 from far_runtime.model_info import MODEL_INFOS, MarInfo
 from far_runtime.sampling import mar
+from far_runtime.sampling.options import SETTINGS
 from far_runtime.sampling.systems import SAMPLERS
 
 
@@ -30,7 +31,7 @@ def one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
         }
 
     loop = SimpleNamespace(
-        SETTINGS=("steps", "guidance"),
+        PRESETS=mar.PRESETS,
         resolve_settings=lambda model, given: {
             "steps": int(given.get("steps", 3)),
             "guidance": float(given.get("guidance", 2.0)),
@@ -45,6 +46,8 @@ def one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SYSTEMS, "one_shot", System("one_shot", "klvae", like.stages, like.editing, like.info))
     monkeypatch.setitem(MODEL_INFOS, "one_shot", MarInfo)
     monkeypatch.setitem(SAMPLERS, "one_shot", loop)  # type: ignore[arg-type]
+    for name, official in (("steps", 3), ("guidance", 2.0)):
+        monkeypatch.setitem(SETTINGS[name].official, "one_shot", official)
 
 
 def far(*arguments: object) -> int:

@@ -131,7 +131,7 @@ def test_onnxruntime_on_the_cpu_says_what_it_cannot_and_who_can(tmp_path: Path) 
     graphs = export_stages(cast_stages([mlp_stage(1.0)], "bf16"), tmp_path)
     bundle = Bundle(tmp_path, Manifest("stages", {}, {}, graphs, {}, precision="bf16"))
     engine = open_engine(bundle, "onnxruntime", EngineOptions(threads=1))
-    with pytest.raises(FarError, match=r"mlp\.onnx: is in BF16, .* use --engine openvino"):
+    with pytest.raises(FarError, match=r"mlp\.onnx: is in BF16, .* use engine openvino"):
         engine.run("mlp", {"x": engine.put(np.ones((1, 4), np.float32))})
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from far_runtime.cli.option_names import with_options
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
 from far_runtime.generation import Generation, Progress
@@ -76,10 +77,10 @@ def test_noise_is_shared_below_a_level(pipeline: Pipeline) -> None:
 def test_models_that_share_noise_draw_all_levels_of_their_grid() -> None:
     for masked in (False, True):
         assert far.resolve_settings(far_info(16, masked), {"shared_noise": 1})["levels"] == list(range(16))
-        with pytest.raises(FarError, match="with --shared-noise 2 level 1 draws what level 2 sees; put 2 after 1"):
+        with pytest.raises(FarError, match="with shared_noise 2 level 1 draws what level 2 sees; put 2 after 1"):
             far.resolve_settings(far_info(16, masked), {"shared_noise": 2, "levels": [0, 1, 3, 5]})
     assert far.resolve_settings(far_info(16), {})["levels"] == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
-    with pytest.raises(FarError, match=r"--shared-noise 1\.5: expected 0 to 16"):
+    with pytest.raises(FarError, match=r"shared_noise 1\.5: expected a whole number from 0 to 16"):
         far.resolve_settings(far_info(16), {"shared_noise": 1.5})
 
 
@@ -118,7 +119,7 @@ def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(
 def test_a_scale_for_each_picture_or_one_for_all(pipeline: Pipeline) -> None:
     with pytest.raises(FarError, match="2 scales of guidance for 3 pictures; give one, or one per picture"):
         pipeline.generate([1, 2, 3], [0, 0, 0], guidance=[1.0, 2.0])
-    with pytest.raises(FarError, match="guidance -1: expected 0 or more"):
+    with pytest.raises(FarError, match=r"guidance -1\.0: expected a number of 0 or more"):
         pipeline.generate([1, 2], [0, 0], guidance=[1.0, -1.0])
 
 
@@ -154,7 +155,7 @@ def test_steps_of_the_bundles_own_levels_are_not_taken_for_others(pipeline: Pipe
     assert resolve_settings(own)["steps"] == [5, 2, 2, 3]
     assert resolve_settings(own, {"levels": [0, 2], "steps": 4})["steps"] == 4
     with pytest.raises(
-        FarError, match="--levels: the bundle's default has steps 5,2,2,3, for its own levels; give --st"
+        FarError, match="levels: the bundle's default has steps 5,2,2,3, for its own levels; give steps beside it"
     ):
         resolve_settings(own, {"levels": [0, 2]})
 
@@ -264,11 +265,11 @@ def test_a_slice_of_a_generation_keeps_what_belongs_together(pipeline: Pipeline)
         ({"guidance": -1.0}, "guidance -1"),
         ({"levels": [2, 1]}, "levels must rise"),
         ({"levels": [4]}, "level 4 is outside 0 to 3"),
-        ({"steps": "x"}, "--steps x"),
-        ({"guidance": "much"}, "could not convert .*give numbers"),
-        ({"levels": 3}, "not iterable; give numbers"),
-        ({"iterations": 3, "top_k": 1}, "--iterations, --top-k: a far model has no such setting; it takes --levels, "),
-        ({"negative": "fog"}, "draws from class labels, not from text; use --label in place of --negative"),
+        ({"steps": "x"}, "steps x"),
+        ({"guidance": "much"}, "guidance much: expected a number of 0 or more; use guidance 3, say"),
+        ({"solver": 3}, "not iterable; give numbers"),
+        ({"iterations": 3, "top_k": 1}, "iterations, top_k: a far model has no such setting; it takes levels, "),
+        ({"negative": "fog"}, "draws from class labels, not from text; use label in place of negative"),
     ],
 )
 def test_bad_numbers_are_refused(pipeline: Pipeline, arguments: dict[str, Any], reason: str) -> None:
@@ -314,7 +315,7 @@ class Broken:
 
 
 def test_latents_that_are_not_finite_make_no_picture(pipeline: Pipeline) -> None:
-    with pytest.raises(FarError, match=r"not finite with --levels \[0, 1, 2, 3\], .*--guidance 3\.0"):
+    with pytest.raises(FarError, match=r"not finite with levels \[0, 1, 2, 3\], .*guidance 3\.0"):
         Pipeline(pipeline.bundle, Broken(pipeline.engine)).generate([1], [0])
 
 
@@ -324,7 +325,8 @@ def test_latents_beyond_all_measure_are_told_of(pipeline: Pipeline) -> None:
     assert unsteady(plan, 2 * latents) == ()
     (warning,) = unsteady(plan, 565 * latents)
     deviation = float(latents.std()) * 565
-    assert f"is {deviation:.0f} where about 1 is right" in warning and "--start 950" in warning
+    assert f"is {deviation:.0f} where about 1 is right" in warning and "start 950" in warning
+    assert "try --start 950, a --preset other" in with_options(warning)
     var = var_loop.plan(var_info(), var_loop.resolve_settings(var_info(), {}))
     assert unsteady(var, 565 * latents) == ()  # feature maps have no such scale
 

@@ -79,7 +79,7 @@ def test_too_many_pictures_at_once_name_the_axis_and_the_range(simulation: Any, 
             {"level": 0, "lowpass": 0, "count": 16},
         )
     assert "axis batch of latents is 3, its engine takes 1 to 2" in str(caught.value)
-    assert "--batch-size" in str(caught.value) and "far build" in str(caught.value)
+    assert "with batch_size" in str(caught.value) and "far build" in str(caught.value)
 
 
 def test_the_profile_that_fits_is_chosen(simulation: Any, tiny: Any) -> None:
@@ -113,7 +113,7 @@ def test_a_full_device_says_how_much_was_asked(simulate: Any, tiny: Any, drawn_b
     with simulation.pipeline(tiny.bundle) as pipeline:
         for seed in range(drawn_before):
             pipeline.generate([1], [seed])
-        with pytest.raises(FarError, match=r"no room for .* more \(free: .* of 16 MiB\); use a smaller --batch-size"):
+        with pytest.raises(FarError, match=r"no room for .* more \(free: .* of 16 MiB\); use a smaller batch_size"):
             pipeline.engine.put(np.zeros(17 << 18, np.float32))
         pipeline.generate([1], [5])  # the failed call is not reported again by the next
 
@@ -130,7 +130,7 @@ def test_a_call_that_fails_is_named_with_cudas_words(simulation: Any, tiny: Any)
 def test_an_engine_that_cannot_be_captured_names_the_option(simulation: Any, tiny: Any) -> None:
     with simulation.pipeline(tiny.bundle, capturable=False) as pipeline:
         pipeline.generate([1], [0])
-        with pytest.raises(FarError, match=r"graph \w+ of this engine cannot be captured.*--no-cuda-graph"):
+        with pytest.raises(FarError, match=r"graph \w+ of this engine cannot be captured.*use no_cuda_graph"):
             pipeline.generate([1], [1])
     with simulation.pipeline(tiny.bundle, EngineOptions(cuda_graph=False), capturable=False) as pipeline:
         pipeline.generate([1], [0])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 
 class Deviation(Exception):
@@ -50,11 +50,16 @@ class Cuda:
             count = self._call("cudaGetDeviceCount")
         except FarError as error:
             raise FarError(
-                f"no NVIDIA GPU can be used here ({error}); install its driver, in a container give it the GPU "
-                "(docker run --gpus all), or use another --engine, such as onnxruntime"
+                "no NVIDIA GPU can be used here (",
+                error.message,
+                "); install its driver, in a container give it the GPU (docker run --gpus all), or use another ",
+                SettingName("engine"),
+                ", such as onnxruntime",
             ) from None
         if not count:
-            raise FarError("no NVIDIA GPU in this machine; use another --engine, such as onnxruntime")
+            raise FarError(
+                "no NVIDIA GPU in this machine; use another ", SettingName("engine"), ", such as onnxruntime"
+            )
         self.stream = self._call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
 
     def malloc(self, size: int) -> int:
@@ -69,8 +74,9 @@ class Cuda:
             if not self.relief():
                 free, total = self._call("cudaMemGetInfo")
                 raise FarError(
-                    f"the GPU has no room for {mib(size)} more (free: {mib(free)} of {mib(total)}); use a smaller "
-                    "--batch-size, or end what else uses the GPU"
+                    f"the GPU has no room for {mib(size)} more (free: {mib(free)} of {mib(total)}); use a smaller ",
+                    SettingName("batch_size"),
+                    ", or end what else uses the GPU",
                 )
         self._check("cudaMalloc", error)
         self.allocations += 1
@@ -86,7 +92,9 @@ class Cuda:
         try:
             address = self._call("cudaMallocHost", size)
         except FarError as error:
-            raise FarError(f"{mib(size)} of pinned host memory: {error}; use a smaller --batch-size") from None
+            raise FarError(
+                f"{mib(size)} of pinned host memory: ", error.message, "; use a smaller ", SettingName("batch_size")
+            ) from None
         self.allocations += 1
         return int(address)
 

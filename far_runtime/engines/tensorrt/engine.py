@@ -135,7 +135,7 @@ class TensorRtEngine:
             }
             context.run({name: array.address for name, array in {**arrays, **outputs}.items()}, self._cuda)
         except FarError as error:
-            raise FarError(f"{error}{self._log.said()}") from None
+            raise FarError(error.message, self._log.said()) from None
         return outputs
 
     def close(self) -> None:

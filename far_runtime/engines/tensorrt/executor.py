@@ -10,7 +10,7 @@ import numpy as np
 
 from far_runtime.bundle import Graph, TensorSpec
 from far_runtime.engines.tensorrt.cuda import Cuda
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, Message, SettingName
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -46,7 +46,8 @@ class Context:
                 self._bound[name] = address
         if cuda.capturing and not getattr(self._context, "is_stream_capturable", lambda stream: True)(int(cuda.stream)):
             raise FarError(
-                f"graph {self._graph.name} of this engine cannot be captured in a CUDA graph; use --no-cuda-graph"
+                f"graph {self._graph.name} of this engine cannot be captured in a CUDA graph; use ",
+                SettingName("no_cuda_graph"),
             )
         if not self._context.execute_async_v3(int(cuda.stream)):
             raise FarError(f"graph {self._graph.name}: TensorRT did not run it")
@@ -127,10 +128,10 @@ class Executor:
             if all(_within(shape, low, high) for shape, (low, _, high) in zip(shapes, profile, strict=True))
         ]
         if not find_compatible:
-            raise FarError(f"{self._misfit(shapes)}; {self.hint}")
+            raise FarError(self._misfit(shapes), f"; {self.hint}")
         return min(find_compatible)[1]
 
-    def _misfit(self, shapes: Shapes) -> str:
+    def _misfit(self, shapes: Shapes) -> Message:
         """What does not fit the profiles, by axis where that can be told."""
         for i, (spec, shape) in enumerate(zip(self.graph.inputs, shapes, strict=True)):
             for j, size in enumerate(shape):
@@ -138,13 +139,17 @@ class Executor:
                 if not any(low <= size <= high for low, high in ranges):
                     axis = spec.shape[j] if isinstance(spec.shape[j], str) else j
                     allowed = " or ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges)
-                    fewer = "; draw fewer at once with --batch-size" if axis in ("batch", "rows") else ""
-                    return (
-                        f"graph {self.graph.name}: axis {axis} of {spec.name} is {size}, its engine takes "
-                        f"{allowed}{fewer}"
+                    fewer = (
+                        ["; draw fewer at once with ", SettingName("batch_size")] if axis in ("batch", "rows") else []
+                    )
+                    return Message(
+                        f"graph {self.graph.name}: axis {axis} of {spec.name} is {size}, its engine takes {allowed}",
+                        *fewer,
                     )
         said = ", ".join(f"{spec.name} {list(shape)}" for spec, shape in zip(self.graph.inputs, shapes, strict=True))
-        return f"graph {self.graph.name}: none of its engine's {len(self._profiles)} profiles takes {said} together"
+        return Message(
+            f"graph {self.graph.name}: none of its engine's {len(self._profiles)} profiles takes {said} together"
+        )
 
     def _check_tensors(self) -> None:
         engine, library, graph = self._engine, self._library, self.graph

@@ -67,7 +67,7 @@ def test_lines_of_text(tmp_path: Path) -> None:
 )
 def test_files_without_prompts(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(FarError, match="--prompts"):
+    with pytest.raises(FarError, match="prompts "):
         read_prompts(tmp_path / name, None, None)
 
 

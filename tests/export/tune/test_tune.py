@@ -213,7 +213,7 @@ def test_from_a_bundle_to_its_presets(tiny: Tiny, tmp_path: Path, quick: None) -
             cli, ["generate", str(bundle), "--label", "1", "--preset", name, "-o", str(tmp_path / "out.png")]
         )
         assert made.exit_code == 0 and f"preset {name}: tuned" in made.output
-    with pytest.raises(FarError, match=r"--levels: preset .* has steps .*, for its own levels; give --steps beside it"):
+    with pytest.raises(FarError, match=r"levels: preset .* has steps .*, for its own levels; give steps beside it"):
         uneven = {"settings": {"levels": [0, 1, 3], "steps": [1, 2, 1]}, "measured": {"ratio": 1.0}}
         resolve_settings(replace(after, presets={"fast": uneven}), {"preset": "fast", "levels": [0, 1]})
 

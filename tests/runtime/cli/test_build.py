@@ -22,7 +22,7 @@ from far_runtime.engines.tensorrt.builder.options import (
     PROFILES,
     BuildOptions,
     capability,
-    check_setting_names,
+    check_options,
 )
 from far_runtime.engines.tensorrt.builder.precision import MatMul, compare, inspected, missing
 from far_runtime.engines.tensorrt.builder.profiles import graph_profiles
@@ -76,26 +76,38 @@ def test_more_steps_than_profiles_share_them(tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("library", "options", "said"),
     [
-        ("tensorrt-rtx", BuildOptions(targets=("89",)), "--target 89: expected compute capabilities such as sm86"),
-        ("tensorrt", BuildOptions(targets=("sm89",)), "--target: TensorRT builds for the GPU that it runs on"),
-        ("tensorrt", BuildOptions(batch=(4, 2, 8)), "--batch 4:2:8: expected 1 <= smallest"),
-        ("tensorrt", BuildOptions(batch=(0, 2, 8)), "--batch 0:2:8: expected 1 <= smallest"),
-        ("tensorrt", BuildOptions(stripped=True, refittable=True), "leave --refittable out"),
+        ("tensorrt-rtx", BuildOptions(targets=("89",)), "target 89: expected compute capabilities such as sm86"),
+        ("tensorrt", BuildOptions(targets=("sm89",)), "target: TensorRT builds for the GPU that it runs on"),
+        ("tensorrt", BuildOptions(batch=(4, 2, 8)), "batch 4:2:8: expected 1 <= smallest"),
+        ("tensorrt", BuildOptions(batch=(0, 2, 8)), "batch 0:2:8: expected 1 <= smallest"),
+        (
+            "tensorrt",
+            BuildOptions(stripped=True, refittable=True),
+            "weight_stripped: is refittable already; leave refittable out",
+        ),
         ("onnxruntime", BuildOptions(), "is not built ahead"),
-        ("tensorrt-rtx", BuildOptions(optimization_level=0), "--optimization-level"),
-        ("tensorrt-rtx", BuildOptions(version_compatible=True), "--version-compatible"),
-        ("tensorrt-rtx", BuildOptions(hardware_compatible="ampere+"), "--hardware-compatible"),
-        ("tensorrt-rtx", BuildOptions(timing_cache=Path("x")), "--timing-cache"),
+        ("tensorrt-rtx", BuildOptions(optimization_level=0), "optimization_level: TensorRT-RTX takes it"),
+        (
+            "tensorrt-rtx",
+            BuildOptions(version_compatible=True),
+            "version_compatible: TensorRT-RTX has no lean runtime; leave it out, or build with engine tensorrt",
+        ),
+        (
+            "tensorrt-rtx",
+            BuildOptions(hardware_compatible="ampere+"),
+            "hardware_compatible: .* in its place, target; leave it out",
+        ),
+        ("tensorrt-rtx", BuildOptions(timing_cache=Path("x")), "timing_cache: TensorRT-RTX times nothing"),
     ],
 )
 def test_options_that_cannot_be_are_refused(library: str, options: BuildOptions, said: str) -> None:
     with pytest.raises(FarError, match=said.replace("(", r"\(")):
-        check_setting_names(library, options)
+        check_options(library, options)
 
 
 def test_what_tensorrt_rtx_lacks_is_an_option_of_tensorrt() -> None:
     assert set(NOT_IN_RTX) <= set(vars(BuildOptions()))
-    check_setting_names("tensorrt", BuildOptions(optimization_level=5, version_compatible=True, refittable=True))
+    check_options("tensorrt", BuildOptions(optimization_level=5, version_compatible=True, refittable=True))
 
 
 def key(bundle: Any, library: str, options: BuildOptions, gpu: Gpu | None = None) -> Any:
@@ -123,8 +135,8 @@ def test_every_option_that_changes_the_engine_changes_its_key(tiny: Any) -> None
 def test_without_a_gpu_the_error_says_what_to_give(tiny: Any) -> None:
     bundle = open_bundle(tiny.bundle)
     for library, options, said in (
-        ("tensorrt", BuildOptions(), "use --engine tensorrt-rtx --target sm89"),
-        ("tensorrt-rtx", BuildOptions(), "give --target"),
+        ("tensorrt", BuildOptions(), "use engine tensorrt-rtx target sm89"),
+        ("tensorrt-rtx", BuildOptions(), "give target"),
         ("tensorrt-rtx", BuildOptions(targets=("sm89",), refittable=True), "on a GPU only"),
         ("tensorrt-rtx", BuildOptions(targets=("sm89",), stripped=True), "on a GPU only"),
     ):
@@ -220,7 +232,7 @@ def first(bundle: Any, name: str = "place") -> Any:
 def test_an_unknown_gpu_is_named_with_the_known_ones(cached: Any) -> None:
     rtx()
     bundle = first(open_bundle(cached("bundle")))
-    with pytest.raises(FarError, match=r"--target sm33: not known to tensorrt-rtx .*, which builds for .*sm89"):
+    with pytest.raises(FarError, match=r"target sm33: not known to tensorrt-rtx .*, which builds for .*sm89"):
         build_engines(bundle, "tensorrt-rtx", BuildOptions(targets=("sm33",)))
 
 
@@ -278,7 +290,7 @@ def test_the_command_builds_lists_and_cleans(far: Any, cached: Any) -> None:
     folder = cached("bundle")
     assert far("build", folder).code == 2
     refused = far("build", folder, "--engine", "tensorrt-rtx")
-    assert refused.code == 2 and "give --target" in refused.err
+    assert refused.code == 2 and "give target" in refused.err
     assert "--target: only tensorrt" in far("build", folder, "--engine", "onnxruntime", "--target", "sm89").err
     assert "as 1:4:8" in far("build", folder, "--engine", "tensorrt-rtx", "--batch", "4").err
 

@@ -168,8 +168,8 @@ def test_like_refuses_what_the_picture_says(far: Any, tiny: Any, option: str) ->
         (["--label", "10"], "label 10: out of range; this bundle has classes 0 to 9"),
         (["--label", "fox"], "2 classes fit (1 red fox, 2 fox terrier)"),
         (["--label", "dragonfry"], "the closest are 4 dragonfly"),
-        (["--guidance", "-0.5"], "guidance -0.5: expected 0 or more"),
-        (["--guidance", "nan"], "guidance nan: expected 0 or more"),
+        (["--guidance", "-0.5"], "--guidance -0.5: expected a number of 0 or more"),
+        (["--guidance", "nan"], "--guidance nan: expected a number of 0 or more"),
         (["--guidance", "much"], "'much' is not a valid float"),
         (["--temperature", "-1"], "temperature -1"),
         (["--levels", "0,2,1"], "levels must rise"),
@@ -256,8 +256,8 @@ def test_no_bundle(far: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 99}, "format 99, this far-deploy reads 5; update it with: pip install -U far-deploy"),
-        ({"format": 2}, "format 2 of an earlier far-deploy, this one reads 5; export it again"),
+        ({"format": 99}, "format 99, this far-deploy reads 5 to 6; update it with: pip install -U far-deploy"),
+        ({"format": 2}, "format 2 of an earlier far-deploy, this one reads 5 to 6; export it again"),
         ({"format": None}, "no format number"),
         ({"system": "far9"}, "system 'far9'"),
         ({"graphs": [{}]}, "incomplete or damaged"),

@@ -28,7 +28,7 @@ def test_out_of_range_says_the_range(number: int | str) -> None:
 
 
 def test_ambiguous_names_list_what_fits() -> None:
-    with pytest.raises(FarError, match=r"'fox': 2 classes fit \(1 red fox, 2 fox terrier\); .*--label 1"):
+    with pytest.raises(FarError, match=r"'fox': 2 classes fit \(1 red fox, 2 fox terrier\); .*label 1, say"):
         resolve_label("fox", len(NAMES), NAMES)
     with pytest.raises(FarError, match=r"'crane': 2 classes fit \(0 crane, 3 Crane\)"):
         resolve_label("crane", len(NAMES), NAMES)
@@ -45,5 +45,5 @@ def test_unknown_names_list_the_closest() -> None:
 
 def test_a_bundle_without_names_wants_numbers() -> None:
     assert resolve_label("3", 10) == 3
-    with pytest.raises(FarError, match="no class names; use --label with a number, 0 to 9"):
+    with pytest.raises(FarError, match="no class names; use label with a number, 0 to 9"):
         resolve_label("fox", 10)

@@ -147,7 +147,7 @@ def test_a_cut_prompt_warns(pipeline: Pipeline) -> None:
 def test_labels_are_refused(pipeline: Pipeline) -> None:
     from far_runtime.conditioning.subjects import resolve_subjects
 
-    with pytest.raises(FarError, match="use --prompt TEXT in place of --label"):
+    with pytest.raises(FarError, match="use prompt TEXT in place of label"):
         resolve_subjects(pipeline.bundle.manifest, labels=[3])
 
 

@@ -456,11 +456,11 @@ def damaged() -> dict[str, bytes]:
     ("name", "reason"),
     [
         ("cut.png", r"cannot be read as a picture \(.*truncated"),
-        ("text.png", r"cannot be read as a picture \(no picture of a known kind\); --image takes"),
+        ("text.png", r"cannot be read as a picture \(no picture of a known kind\); image takes"),
         ("empty.png", "no picture of a known kind"),
-        ("bomb.png", "more than 64 million pixels; give --image a smaller picture"),
+        ("bomb.png", "more than 64 million pixels; give image a smaller picture"),
         ("large.png", "more than 64 million pixels"),
-        ("nothing.png", "no such file; --image takes"),
+        ("nothing.png", "no such file; image takes"),
         (".", r"cannot be read \(Is a directory\)"),
     ],
 )

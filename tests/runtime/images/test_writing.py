@@ -88,7 +88,7 @@ def png_with(path: Path, text: str | None) -> Path:
         (json.dumps({**SETTINGS.to_dict(), "threads": 0}), "0 threads; expected 1 to 1024"),
         (json.dumps({**SETTINGS.to_dict(), "threads": 10**9}), "1000000000 threads; expected 1 to 1024"),
         ("[" * 100_000, "no PNG with settings"),
-        ('{"pictures": 3}', "a.png: is a contact sheet; --like takes one picture"),
+        ('{"pictures": 3}', "a.png: is a contact sheet; like takes one picture"),
         ("3", "incomplete or damaged"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_sheet_remembers_its_pictures_but_is_not_one(tmp_path: Path) -> None:
     save_sheet(tmp_path / "sheet.png", Image.new("RGB", (9, 9)), [SETTINGS, SETTINGS])
     record = json.loads(Image.open(tmp_path / "sheet.png").info[KEY])
     assert [PictureMetadata.from_dict(one) for one in record["pictures"]] == [SETTINGS, SETTINGS]
-    with pytest.raises(FarError, match="a contact sheet of 2 pictures; --like takes one"):
+    with pytest.raises(FarError, match="a contact sheet of 2 pictures; like takes one"):
         read_settings(tmp_path / "sheet.png")
 
 
@@ -152,7 +152,7 @@ def test_an_animation_is_lossless_loops_and_rests_on_its_last_frame(tmp_path: Pa
 
 def test_an_animation_that_webp_cannot_hold_is_refused_beforehand() -> None:
     check_animation(1, 60, 256, 256)
-    with pytest.raises(FarError, match=f"larger than WebP's {WEBP_LIMIT} pixels.*--count"):
+    with pytest.raises(FarError, match=f"larger than WebP's {WEBP_LIMIT} pixels.*with count"):
         check_animation(1, 64, 256, 256)
 
 

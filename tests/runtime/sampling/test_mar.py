@@ -210,13 +210,16 @@ def test_kept_tokens_are_seen_from_the_start_and_never_drawn(
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"iterations": 0}, r"--iterations 0: expected 1 to 16, the tokens of a picture; use --iterations 16, say"),
-        ({"iterations": 17}, "--iterations 17: expected 1 to 16"),
-        ({"guidance_schedule": "cosine"}, "--guidance-schedule cosine: expected linear or constant"),
-        ({"guidance": -1.0}, "guidance -1: expected 0 or more"),
-        ({"temperature": float("nan")}, "temperature nan: expected 0 or more"),
-        ({"iterations": 4, "steps": "1,2"}, "--steps names 2 iterations, the schedule has 4"),
-        ({"iterations": 4, "steps": "5:0"}, "--steps 5:0: 0 diffusion steps; expected 1 to 1000"),
+        (
+            {"iterations": 0},
+            "iterations 0: expected a whole number from 1 to 16, the tokens of a picture; use iterations 16, say",
+        ),
+        ({"iterations": 17}, "iterations 17: expected a whole number from 1 to 16"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule cosine: expected linear or constant"),
+        ({"guidance": -1.0}, r"guidance -1\.0: expected a number of 0 or more; use guidance 2\.9, say"),
+        ({"temperature": float("nan")}, "temperature nan: expected a number of 0 or more"),
+        ({"iterations": 4, "steps": "1,2"}, "steps names 2 iterations, the schedule has 4"),
+        ({"iterations": 4, "steps": "5:0"}, "steps 5:0: 0 diffusion steps; expected 1 to 1000"),
     ],
 )
 def test_settings_that_cannot_be(given: dict[str, Any], reason: str) -> None:

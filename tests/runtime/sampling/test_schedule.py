@@ -10,14 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from far_runtime.errors import FarError
-from far_runtime.sampling.far import plan_of, visible_tokens
+from far_runtime.sampling.far import plan_of, resolve_settings, visible_tokens
 from far_runtime.sampling.noise_schedule import cosine_alphas_cumprod, posterior, respaced_timesteps
-from far_runtime.sampling.schedule import Schedule, make_schedule, official_levels, parse_levels, parse_steps
+from far_runtime.sampling.schedule import (
+    Schedule,
+    check_levels,
+    make_schedule,
+    official_levels,
+    parse_levels,
+    parse_steps,
+)
 from far_runtime.sampling.solvers import Diffusion
 from model_infos import far_info
 
 MASKED = official_levels(16, masked=True)
 UNMASKED = official_levels(16, masked=False)
+FAR, MASKED_FAR = far_info(16), far_info(16, masked=True)
 
 
 def temperatures(schedule: Schedule) -> list[float]:
@@ -31,7 +39,7 @@ def test_official_levels() -> None:
 
 
 def test_official_unmasked_schedule() -> None:
-    made = make_schedule(UNMASKED, grid=16, guidance=3.0, temperature=1.0)
+    made = make_schedule(resolve_settings(FAR, {}), masked=False)
     assert [one.steps for one in made.diffusion] == [100] * 10
     assert {one.solver for one in made.diffusion} == {"ddpm"}
     assert made.guidance == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8])
@@ -48,16 +56,16 @@ def test_official_unmasked_schedule() -> None:
         0,
     ]
     assert temperatures(made) == pytest.approx([0.8 + 0.2 * (1 - cosine) for cosine in cosines])
-    steps = plan_of(far_info(16), made)
+    steps = plan_of(FAR, made)
     assert [step.constants["lowpass"] for step in steps] == list(UNMASKED)
     assert {step.constants["count"] for step in steps} == {256}
 
 
 def test_official_masked_schedule() -> None:
-    made = make_schedule(MASKED, grid=16, masked=True, guidance=3.0, temperature=1.0)
+    made = make_schedule(resolve_settings(MASKED_FAR, {}), masked=True)
     assert made.guidance == pytest.approx([1 + 2 * i / 11 for i in range(11)])
     assert temperatures(made) == pytest.approx([0.85 + 0.15 * i / 11 for i in range(11)])
-    steps = plan_of(far_info(16, masked=True), made)
+    steps = plan_of(MASKED_FAR, made)
     assert [step.constants["count"] for step in steps] == [0, 3, 11, 24, 41, 63, 89, 118, 150, 184, 220]
     assert [step.constants["lowpass"] for step in steps] == [16, 16, 12, 4, 5, 6, 7, 8, 9, 10, 11]
     assert [step.constants["level"] for step in steps] == [step.number for step in steps] == list(MASKED)
@@ -79,7 +87,7 @@ def test_ways_to_write_steps(given: object, count: int, wanted: tuple[int, ...])
 
 @pytest.mark.parametrize("given", ["", "many", "1:2:3", "0", "1001", "4:0", "1,2", "1.5"])
 def test_other_steps_are_refused(given: str) -> None:
-    with pytest.raises(FarError, match="--steps"):
+    with pytest.raises(FarError, match="steps"):
         parse_steps(given, 3)
 
 
@@ -98,33 +106,34 @@ def test_other_steps_are_refused(given: str) -> None:
 )
 def test_levels_that_do_not_rise_are_refused(levels: tuple[int, ...], masked: bool, reason: str) -> None:
     with pytest.raises(FarError, match=reason):
-        make_schedule(levels, grid=16, masked=masked)
+        check_levels(levels, 16, masked)
 
 
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=12), st.booleans())
 def test_levels_that_do_not_rise_come_with_a_list_that_does(levels: list[int], masked: bool) -> None:
     try:
-        make_schedule(levels, grid=16, masked=masked)
+        check_levels(levels, 16, masked)
     except FarError as error:
-        told = re.fullmatch(r"--levels .*: levels must rise .*; use --levels ([\d,]+), say", str(error))
+        told = re.fullmatch(r"levels .*: levels must rise .*; use levels ([\d,]+), say", str(error))
         assert told is not None
         suggested = parse_levels(told[1])
         assert set(suggested) == set(levels)
-        make_schedule(suggested, grid=16, masked=masked)
+        check_levels(suggested, 16, masked)
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
-def test_guidance_and_temperature_are_checked(value: float) -> None:
-    with pytest.raises(FarError, match="guidance"):
-        make_schedule(UNMASKED, grid=16, guidance=value)
-    with pytest.raises(FarError, match="temperature"):
-        make_schedule(UNMASKED, grid=16, temperature=value)
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), True, "much", [1], 2**2000])
+@pytest.mark.parametrize("name", ["guidance", "guidance_floor", "temperature"])
+def test_scales_are_checked(name: str, value: object) -> None:
+    with pytest.raises(FarError, match=rf"^{name} .*: expected a number of 0 or more; use {name} \d, say"):
+        resolve_settings(FAR, {name: value})
 
 
 def test_levels_are_read_from_text() -> None:
-    assert parse_levels("0,2,10") == (0, 2, 10)
+    assert parse_levels("0,2,10") == parse_levels((0, 2, 10)) == [0, 2, 10]
     with pytest.raises(FarError, match="whole numbers"):
         parse_levels("0;2")
+    with pytest.raises(FarError, match="whole numbers"):
+        parse_levels([0.5])  # type: ignore[list-item]
 
 
 def test_cosine_schedule() -> None:

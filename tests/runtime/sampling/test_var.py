@@ -14,6 +14,7 @@ from far_runtime.model_info import VarInfo
 from far_runtime.sampling import var as loop
 from far_runtime.sampling.base import KeptRegion, Step, label_condition, merge_guidance
 from far_runtime.sampling.noise import SeedNoise
+from far_runtime.sampling.options import settings_of
 from far_runtime.sampling.pyramid import SCALES_256, SCALES_512, kept_tokens, token_ranges
 from model_infos import var_info
 
@@ -104,18 +105,21 @@ def test_pictures_of_a_batch_are_guided_each_by_its_own_scale(tiny_var: Tiny) ->
 def test_official_settings_are_the_default() -> None:
     assert loop.resolve_settings(OFFICIAL, {}) == DEFAULTS
     assert loop.resolve_settings(var_info(64), {})["top_k"] == 64
-    assert tuple(DEFAULTS) == loop.SETTINGS
+    assert tuple(DEFAULTS) == settings_of("var")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"guidance": -1.0}, "--guidance -1"),
-        ({"guidance": float("nan")}, "--guidance nan"),
-        ({"top_k": 4097}, "--top-k 4097: expected a whole number, 0 .all. to 4096"),
-        ({"top_k": 0.5}, "--top-k 0.5"),
-        ({"top_p": 1.01}, "--top-p 1.01"),
-        ({"more_smooth": "yes"}, "--more-smooth yes: expected true or false"),
+        ({"guidance": -1.0}, r"guidance -1\.0: expected a number of 0 or more; use guidance 1\.5, say"),
+        ({"guidance": float("nan")}, "guidance nan"),
+        (
+            {"top_k": 4097},
+            "top_k 4097: expected a whole number from 0 to 4096, the tokens of the vocabulary; use top_k 900",
+        ),
+        ({"top_k": 0.5}, "top_k 0.5: expected a whole number"),
+        ({"top_p": 1.01}, r"top_p 1\.01: expected a number from 0 to 1; use top_p 0\.96, say"),
+        ({"more_smooth": "yes"}, "more_smooth yes: expected true or false"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ from far_runtime.bundle import Bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.cache.entry import CachedEngine
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 
 def compile_ahead(bundle: Bundle, name: str, options: EngineOptions, report: Callable[[str], None]) -> None:
@@ -18,7 +18,9 @@ def compile_ahead(bundle: Bundle, name: str, options: EngineOptions, report: Cal
     try:
         compile_all = getattr(engine, "compile", None)
         if compile_all is None:
-            raise FarError(f"--engine {name}: keeps nothing that was compiled, so there is nothing to build ahead")
+            raise FarError(
+                SettingName("engine"), f" {name}: keeps nothing that was compiled, so there is nothing to build ahead"
+            )
         made: CachedEngine = compile_all(report)
         report(f"{made.path}: {made.size / 1e6:.1f} MB, built in {made.seconds:.1f} s")
     finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, Message, SettingName
 
 LIBRARIES = ("tensorrt", "tensorrt-rtx")
 PORTABLE = ("ampere+", "same-cc")
@@ -17,10 +17,10 @@ PROFILES = {"tensorrt": 12, "tensorrt-rtx": 1}
 its kernels to the shapes that it meets when it runs, and an engine has all of its kernels once per profile."""
 
 NOT_IN_RTX = {
-    "optimization_level": "--optimization-level: TensorRT-RTX takes it and builds the same bytes",
-    "timing_cache": "--timing-cache: TensorRT-RTX times nothing while it builds (deprecated there since 1.2)",
-    "version_compatible": "--version-compatible: TensorRT-RTX has no lean runtime",
-    "hardware_compatible": "--hardware-compatible: TensorRT-RTX takes a list of GPUs in its place, --target",
+    "optimization_level": "TensorRT-RTX takes it and builds the same bytes",
+    "timing_cache": "TensorRT-RTX times nothing while it builds (deprecated there since 1.2)",
+    "version_compatible": "TensorRT-RTX has no lean runtime",
+    "hardware_compatible": Message("TensorRT-RTX takes a list of GPUs in its place, ", SettingName("target")),
 }
 """What is refused there, and why; tried with TensorRT-RTX 1.7."""
 
@@ -56,27 +56,41 @@ class BuildOptions:
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
 
-def check_setting_names(library: str, options: BuildOptions) -> None:
+def check_options(library: str, options: BuildOptions) -> None:
     """FarError for options that the library has not, that contradict each other, or that are out of range."""
     if library not in LIBRARIES:
-        raise FarError(f"--engine {library}: is not built ahead; known: {', '.join(LIBRARIES)}")
+        raise FarError(SettingName("engine"), f" {library}: is not built ahead; known: {', '.join(LIBRARIES)}")
     if options.batch is not None:
         low, usual, high = options.batch
         if not 1 <= low <= usual <= high:
-            raise FarError(f"--batch {low}:{usual}:{high}: expected 1 <= smallest <= usual <= largest, as 1:4:8")
+            raise FarError(
+                SettingName("batch"), f" {low}:{usual}:{high}: expected 1 <= smallest <= usual <= largest, as 1:4:8"
+            )
     if options.stripped and options.refittable:
-        raise FarError("--weight-stripped: is refittable already; leave --refittable out")
+        raise FarError(
+            SettingName("weight_stripped"), ": is refittable already; leave ", SettingName("refittable"), " out"
+        )
     if library == "tensorrt" and options.targets:
         raise FarError(
-            "--target: TensorRT builds for the GPU that it runs on; leave it out, or build with --engine tensorrt-rtx"
+            SettingName("target"),
+            ": TensorRT builds for the GPU that it runs on; leave it out, or build with ",
+            SettingName("engine"),
+            " tensorrt-rtx",
         )
     if library == "tensorrt-rtx":
-        for name, said in NOT_IN_RTX.items():
+        for name, reason in NOT_IN_RTX.items():
             if getattr(options, name) is not None and getattr(options, name) is not False:
-                raise FarError(f"{said}; leave it out, or build with --engine tensorrt")
+                raise FarError(
+                    SettingName(name),
+                    ": ",
+                    reason,
+                    "; leave it out, or build with ",
+                    SettingName("engine"),
+                    " tensorrt",
+                )
     for target in options.targets:
         if not re.fullmatch(r"sm\d{2,3}", target):
-            raise FarError(f"--target {target}: expected compute capabilities such as sm86,sm89,sm120")
+            raise FarError(SettingName("target"), f" {target}: expected compute capabilities such as sm86,sm89,sm120")
 
 
 def capability(target: str) -> tuple[int, int]:

@@ -19,9 +19,9 @@ from far_runtime.engines.cache.compatibility import MODULES, RECIPE, library_ver
 from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
-from far_runtime.engines.tensorrt.builder.options import PROFILES, BuildOptions, capability, check_setting_names
+from far_runtime.engines.tensorrt.builder.options import PROFILES, BuildOptions, capability, check_options
 from far_runtime.engines.tensorrt.builder.profiles import Shapes, graph_profiles
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.machine.gpu import Gpu, find_gpu
 from far_runtime.storage.atomic import user_cache
 
@@ -42,7 +42,7 @@ def build_engines(
     is not taken, an engine that fell back to a wider precision, and a build that ran out of memory or disk.
     """
     options = options or BuildOptions()
-    check_setting_names(library, options)
+    check_options(library, options)
     version = check_library(library)
     gpu = find_gpu()
     profiles = graph_profiles(bundle, options.batch, options.profiles or PROFILES[library])
@@ -102,19 +102,26 @@ def engine_key(
         if gpu is None:
             raise FarError(
                 "no NVIDIA GPU can be used here, and TensorRT builds on the GPU that the engine is for; run far build "
-                "there, or use --engine tensorrt-rtx --target sm89, say"
+                "there, or use ",
+                SettingName("engine"),
+                " tensorrt-rtx ",
+                SettingName("target"),
+                " sm89, say",
             )
         return EngineKey(library, {**facts, "device": gpu.name, "compute_capability": gpu.compute_capability})
     targets = options.targets or ((gpu.target,) if gpu else ())
     if not targets:
         raise FarError(
-            "no NVIDIA GPU here to build for: give --target with the compute capabilities of yours, as sm89 or "
-            "sm86,sm89,sm120"
+            "no NVIDIA GPU here to build for: give ",
+            SettingName("target"),
+            " with the compute capabilities of yours, as sm89 or sm86,sm89,sm120",
         )
     if gpu is None and (options.refittable or options.stripped):
         raise FarError(
-            "--refittable and --weight-stripped: TensorRT-RTX compiles such engines on a GPU only, and there is none "
-            "here; leave them out"
+            SettingName("refittable"),
+            " and ",
+            SettingName("weight_stripped"),
+            ": TensorRT-RTX compiles such engines on a GPU only, and there is none here; leave them out",
         )
     return EngineKey(library, {**facts, "targets": sorted(set(targets), key=capability)})
 
@@ -200,14 +207,16 @@ def _failure(
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
         where = f" (log: {kept})"
+    if done.get("unknown_targets"):
+        return FarError(f"graph {graph.name}: ", SettingName("target"), f" {done['unknown_targets']}{where}")
     if done.get("refused"):
         return FarError(f"graph {graph.name}: {done['refused']}{where}")
     if code < 0 and not done:
-        reason = (
-            "killed by the system, most likely for want of memory: give a smaller --batch or more swap, or build on a "
-            "machine with more memory" if code == -9 else f"crashed (signal {-code})"
-        )  # fmt: skip
-        return FarError(f"graph {graph.name}: the build with {job['library']} was {reason}{where}")
+        reason = [
+            "killed by the system, most likely for want of memory: give a smaller ", SettingName("batch"),
+            " or more swap, or build on a machine with more memory",
+        ] if code == -9 else [f"crashed (signal {-code})"]  # fmt: skip
+        return FarError(f"graph {graph.name}: the build with {job['library']} was ", *reason, where)
     said = errors(lines)
     detail = (said[-1] if said else done.get("error", f"exit code {code}")).rstrip(".")
     return FarError(f"graph {graph.name}: {job['library']} does not build it ({detail}){where}")

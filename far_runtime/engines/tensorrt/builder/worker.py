@@ -55,7 +55,7 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     trt = load_library(job["library"])
     unknown = unknown_targets(trt, job)
     if unknown:
-        return {"refused": unknown}
+        return {"unknown_targets": unknown}
     started = time.monotonic()
     builder, network, parser = network_from_onnx_path(job["onnx"], strongly_typed=True)  # by path: weights beside it
     products = network_products(trt, network)
@@ -85,7 +85,7 @@ def unknown_targets(trt: Any, job: Mapping[str, Any]) -> str:
     if not set(asked) - set(known):
         return ""
     wrong = ", ".join(sorted(set(asked) - set(known)))
-    return f"--target {wrong}: not known to tensorrt-rtx {trt.__version__}, which builds for {', '.join(sorted(known))}"
+    return f"{wrong}: not known to tensorrt-rtx {trt.__version__}, which builds for {', '.join(sorted(known))}"
 
 
 def load_library(library: str) -> Any:
