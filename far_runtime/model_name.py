@@ -14,5 +14,6 @@ def check_name(name: str, how: str) -> None:
     if not NAME.fullmatch(name):
         raise FarError(
             f"{name!r} cannot be a model's name; give one of at most 100 letters, digits, . _ -, with a letter or "
-            f"digit first: {how}"
+            "digit first: ",
+            how,
         )

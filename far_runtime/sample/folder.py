@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.sample.draw import DrawnShard
 from far_runtime.sample.run import SampleRun, Shard
 from far_runtime.sample.shards import read_keys
@@ -42,7 +42,10 @@ class SampleFolder:
         check_folder(self.path)
         with held_if_free(self.path / ".lock") as free:
             if not free:
-                raise FarError(f"{self.path}: another far sample is at work there; wait for it, or choose another -o")
+                raise FarError(
+                    f"{self.path}: another far sample is at work there; wait for it, or choose another ",
+                    SettingName("output"),
+                )
             claim(self.path / RUN_FILE, facts)
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)

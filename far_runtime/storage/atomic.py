@@ -11,30 +11,32 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
+
+OUTPUT = SettingName("output")
 
 
-def check_folder(folder: Path, option: str = "-o") -> None:
+def check_folder(folder: Path, option: str = OUTPUT) -> None:
     """Make a folder where it is missing and try to write in it; FarError, naming the option to change, if that fails.
 
     Called before long work, so that nothing is computed that cannot be saved.
     """
     if folder.exists() and not folder.is_dir():
-        raise FarError(f"{folder}: is a file, a folder is needed; name another with {option}")
+        raise FarError(f"{folder}: is a file, a folder is needed; name another with ", option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise FarError(
-            f"{folder}: cannot be written ({error.strerror}); name a folder that can be with {option}"
+            f"{folder}: cannot be written ({error.strerror}); name a folder that can be with ", option
         ) from error
 
 
-def check_file(path: Path, option: str = "-o") -> None:
+def check_file(path: Path, option: str = OUTPUT) -> None:
     """FarError unless `path` can become a file: its folder is writable and nothing but a file stands in its place."""
     if path.exists() and not path.is_file():
-        raise FarError(f"{path}: exists and is no file; give {option} the name of a file")
+        raise FarError(f"{path}: exists and is no file; give ", option, " the name of a file")
     check_folder(path.parent, option)
 
 
@@ -70,7 +72,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path, option: str = "-o") -> Iterator[Path]:
+def whole_folder(target: Path, option: str = OUTPUT) -> Iterator[Path]:
     """A folder beside `target` to write to; after the block it becomes `target`, or vanishes if the block raises.
 
     FarError where something stands at `target` already (an empty folder may), or it cannot be written. What a process
@@ -95,18 +97,18 @@ def whole_folder(target: Path, option: str = "-o") -> Iterator[Path]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise FarError(
-            f"{target}: cannot be written ({error.strerror}); free some space, or name another folder with {option}"
+            f"{target}: cannot be written ({error.strerror}); free some space, or name another folder with ", option
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_new_folder(target: Path, option: str = "-o") -> None:
+def check_new_folder(target: Path, option: str = OUTPUT) -> None:
     """FarError unless `target` is absent or an empty folder."""
     if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         return
     if target.exists() or target.is_symlink():
-        raise FarError(f"{target}: is there already, and stays; remove it, or name another folder with {option}")
+        raise FarError(f"{target}: is there already, and stays; remove it, or name another folder with ", option)
 
 
 def process_lives(process: int) -> bool:
@@ -152,7 +154,9 @@ def folder_put_in_place(target: Path, check_replaceable: Callable[[Path], None])
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             needed = sum(path.stat().st_size for path in folder.iterdir()) >> 20
             raise FarError(
-                f"{parent}: the disk is full after {needed} MB; free some space or give -o a folder elsewhere"
+                f"{parent}: the disk is full after {needed} MB; free some space or give ",
+                OUTPUT,
+                " a folder elsewhere",
             ) from error
         raise
     finally:
@@ -175,7 +179,9 @@ def _replace(folder: Path, target: Path, old: Path) -> None:
             raise
         raise FarError(
             f"{target}: another process has put a bundle there at the same moment, and that one stays; export again, "
-            "or give -o another folder"
+            "or give ",
+            OUTPUT,
+            " another folder",
         ) from error
 
 
@@ -184,7 +190,7 @@ def resolved(target: Path) -> Path:
     try:
         return target.resolve()
     except (OSError, RuntimeError) as error:
-        raise FarError(f"{target}: leads nowhere ({error}); give -o another folder") from error
+        raise FarError(f"{target}: leads nowhere ({error}); give ", OUTPUT, " another folder") from error
 
 
 def clear_leftovers(target: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.storage.atomic import whole_file
 
 
@@ -33,7 +33,9 @@ def check_claim(path: Path, facts: Mapping[str, Any]) -> bool:
         ]
         raise FarError(
             f"{path.parent}: holds pictures of another run ({'; '.join(changed)}); give the same settings or "
-            "choose another -o folder"
+            "choose another ",
+            SettingName("output"),
+            " folder",
         )
     return True
 
@@ -47,5 +49,7 @@ def read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise FarError(f"{path}: cannot be read ({error}); remove {path.parent} or choose another -o") from error
+        raise FarError(
+            f"{path}: cannot be read ({error}); remove {path.parent} or choose another ", SettingName("output")
+        ) from error
     return found

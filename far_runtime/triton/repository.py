@@ -12,7 +12,7 @@ from pathlib import Path
 import far_runtime
 from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph
 from far_runtime.conditioning.text import TOKENIZER
-from far_runtime.errors import FarError, SettingName
+from far_runtime.errors import FarError, Message, SettingName
 from far_runtime.model_name import check_name
 from far_runtime.sampling.settings import check_system
 from far_runtime.storage.atomic import whole_folder
@@ -85,7 +85,7 @@ def write_repository(
     """
     check_system(bundle)
     name = options.name or bundle.path.resolve().name
-    check_name(name, "--name NAME")
+    check_name(name, Message(SettingName("name"), " NAME"))
     backend = get_backend(options.engine)
     check_precision(bundle, backend)
     engine_files = find_engine_files(bundle, options.plans) if backend.library == "tensorrt" else None

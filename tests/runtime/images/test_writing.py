@@ -200,7 +200,7 @@ def test_places_that_cannot_be_written_are_found_beforehand(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     with pytest.raises(FarError, match="is a file, a folder is needed; name another with --each"):
         check_folder(tmp_path / "file", "--each")
-    with pytest.raises(FarError, match=r"cannot be written \(.*\); name a folder that can be with -o"):
+    with pytest.raises(FarError, match=r"cannot be written \(.*\); name a folder that can be with output"):
         check_folder(tmp_path / "file" / "below")
     with pytest.raises(FarError, match="/proc/x: cannot be written"):
         check_folder(Path("/proc/x"))
