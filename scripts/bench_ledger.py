@@ -30,10 +30,10 @@ from bench.ledger_plot import save_plot
 from far_export.onnx.quantize import STAGES as QUANTISED
 from far_runtime.bench.contenders import CPU
 from far_runtime.bench.matmul_rate import MatmulRate
-from far_runtime.bench.plot import check_plot
 from far_runtime.bench.worker_process import Worker
 from far_runtime.bundle import Manifest, open_bundle
 from far_runtime.errors import FarError
+from far_runtime.plotting import check_plot
 from far_runtime.sampling.base import Step
 from far_runtime.sampling.flops import call_flops, picture_cost
 from far_runtime.sampling.presets import preset_names

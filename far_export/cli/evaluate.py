@@ -15,9 +15,11 @@ from far_runtime.cli.sampling_options import sampling_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
 
 if TYPE_CHECKING:
-    from far_export.evaluate.features import Extractor
-    from far_export.evaluate.figures import Figures
-    from far_runtime.bundle import Bundle
+    from far_export.evaluate.evaluation import Evaluation
+    from far_export.evaluate.features import ExtractedFeatures, FeatureExtractor
+    from far_export.evaluate.floor import Floor
+    from far_export.evaluate.reference import Reference
+    from far_runtime.bundle import Bundle, Manifest
     from far_runtime.conditioning.subjects import Subject
 
 PATH = click.Path(path_type=Path)
@@ -99,127 +101,119 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Draw pictures from BUNDLE and compare them with references: Frechet distance, inception score, precision and
-    recall. A run that is ended goes on where it was when it is started again."""
-    import numpy
-    import torch
+    """Draw pictures from BUNDLE and compare them with references: Frechet distance (FID), inception score, precision
+    and recall.
 
-    from far_export.evaluate.figures import figures
-    from far_export.evaluate.floor import open_floor
-    from far_export.evaluate.reference import open_reference
-    from far_export.evaluate.run import Run
-    from far_export.stages import SYSTEMS
-    from far_runtime import __version__
+    A run that was stopped goes on where it was when it is started again."""
+    from far_export.evaluate.table import remarks
     from far_runtime.bundle import open_bundle
     from far_runtime.errors import FarError
-    from far_runtime.pipeline import Pipeline
-    from far_runtime.progress import progress, say
+    from far_runtime.progress import say
     from far_runtime.sampling.settings import check_system, resolve_settings
     from far_runtime.storage.atomic import check_folder, whole_file
 
-    for option, given in (("--floor", floor), ("--inception", inception)):
-        if given and not references:
+    for option, value in (("--floor", floor), ("--inception", inception)):
+        if value and not references:
             raise FarError(f"{option} is for comparisons; give --reference too, or leave it out")
     opened = open_bundle(bundle)
     check_system(opened)
-    plan = _plan(opened, prompts, count, samples, references, seed, images)
+    task = _task(opened, prompts, count, samples, references, seed, images)
     check_folder(output)
-    sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
-    settings = resolve_settings(opened.manifest, sampling)
-    vae = open_floor(floor, SYSTEMS[opened.manifest.system].vae) if floor else None
-    network = _network(inception) if references else None
-    size = opened.manifest.model.image_size
-    against = [open_reference(text, size, network, progress) for text in references] if network else []
-    name, why = resolve_engine(engine, opened)
-    with Pipeline.over(opened, name, engine_settings) as pipeline:
-        facts = {
-            "bundle": opened.manifest.id, "engine": pipeline.engine.name,
-            "engine_version": pipeline.surroundings()["engine_version"], "version": __version__, "seed": seed,
-            "settings": settings, **plan.facts,
-        }  # fmt: skip
-        files = [output / file for file in plan.files] if plan.files else None
-        run = Run(output, facts, len(plan.subjects), batch_size, files, network)
-        run.begin()
-        plan.write_notes(output)
-        told: set[str] = set()
-
-        def draw(numbers: range) -> Any:
-            wanted = plan.subjects[numbers.start : numbers.stop]
-            made = pipeline.generate(wanted, [seed + i for i in numbers], batch_size=batch_size, **sampling)
-            for warning in made.warnings:
-                if warning not in told:
-                    told.add(warning)
-                    say(f"warning: {warning}")
-            return made.images
-
-        found = run.drawn(draw, progress)
-    if found is None or network is None:
-        say(f"{output}: {len(plan.subjects)} pictures")
+    sampling = take_sampling(options)
+    resolve_settings(opened.manifest, sampling)
+    comparison = _comparison(opened.manifest, references, inception, floor) if references else None
+    drawn, facts, choice = _draw(opened, task, comparison, output, batch_size, sampling, options)
+    if drawn is None or comparison is None:
+        say(f"{output}: {len(task.subjects)} pictures")
         return
-    floors = [vae.features(reference, network, progress) if vae else None for reference in against]
-    versions = {"torch": torch.__version__, "numpy": numpy.__version__}
-    how = {**facts, **versions, "network": network.digest, "floor": vae.digest if vae else None}
-    made = figures(found, against, network, floors, how)
+    evaluation = _evaluate(drawn, comparison, facts)
     with whole_file(output / "evaluate.json") as aside:
-        aside.write_text(json.dumps(made.to_dict(), indent=1) + "\n", encoding="utf-8")
-    _print(made, as_json, [*why, f"figures: {output / 'evaluate.json'}"])
+        aside.write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(evaluation.to_dict()))
+    else:
+        _print(evaluation, [*remarks(evaluation), *choice, f"figures: {output / 'evaluate.json'}"])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to draw. files: of the pictures, relative to the output folder. facts: what tells it from another plan.
-    write_notes: writes what else belongs into the folder."""
+class Task:
+    """The pictures to draw."""
 
     subjects: Sequence[Subject]
+    """A class or a prompt for every picture."""
+
+    seed: int
+    """Picture i has the seed `seed` + i."""
+
     files: Sequence[str] | None
+    """The pictures' files, relative to the output folder; None where pictures are not kept."""
+
     facts: Mapping[str, Any]
+    """What tells this task from another one, for the run's record."""
+
     write_notes: Callable[[Path], None] = lambda folder: None
+    """Writes what else a benchmark's scorer reads into the output folder."""
 
 
-def _plan(
-    opened: Bundle,
+@dataclass(frozen=True)
+class Comparison:
+    """What the drawn pictures are compared with, and by which features."""
+
+    network: FeatureExtractor
+    references: Sequence[Reference]
+    floor: Floor | None
+    """The VAE whose reconstructions are measured too."""
+
+
+def _task(
+    bundle: Bundle,
     prompts: Path | None,
     count: int | None,
     samples: int | None,
     references: Sequence[str],
     seed: int,
     images: bool,
-) -> Plan:
+) -> Task:
     from far_runtime.conditioning.subjects import resolve_subjects, takes_text
     from far_runtime.errors import FarError
     from far_runtime.progress import say
 
-    if takes_text(opened.manifest):
-        return _plan_of_prompts(opened, prompts, count, samples, references)
+    if takes_text(bundle.manifest):
+        return _prompts_task(bundle, prompts, count, samples, references, seed)
     if prompts is not None:
-        raise FarError(f"{opened.path}: draws from class labels; leave out --prompts and give --reference")
+        raise FarError(f"{bundle.path}: draws from class labels; leave out --prompts and give --reference")
     if samples is not None:
         raise FarError("--samples is for --prompts; use --count for classes")
     if not references:
         raise FarError("nothing to compare with; give --reference DIR, or statistics: --reference FILE.npz")
-    classes, count = opened.manifest.model.classes, count or DEFAULT_COUNT
+    classes, count = bundle.manifest.model.classes, count or DEFAULT_COUNT
     _check_count(count, references)
     if count % classes:
         say(f"{count} pictures of {classes} classes: some classes have one more than others")
     files = [f"pictures/{seed + i:07d}.png" for i in range(count)] if images else None
-    return Plan(resolve_subjects(opened.manifest, [i % classes for i in range(count)]), files, {})
+    return Task(resolve_subjects(bundle.manifest, [i % classes for i in range(count)]), seed, files, {})
 
 
-def _plan_of_prompts(
-    opened: Bundle, prompts: Path | None, count: int | None, samples: int | None, references: Sequence[str]
-) -> Plan:
+def _prompts_task(
+    bundle: Bundle, prompts: Path | None, count: int | None, samples: int | None, references: Sequence[str], seed: int
+) -> Task:
     from far_runtime.conditioning.prompt_files import read_prompts
     from far_runtime.conditioning.subjects import resolve_subjects
     from far_runtime.errors import FarError
     from far_runtime.progress import say
 
     if prompts is None:
-        raise FarError(f"{opened.path}: draws from text; give it prompts: --prompts FILE")
-    found = read_prompts(prompts, count, samples)
-    _check_count(len(found.prompts), references)
-    say(f"{prompts.name}: {found.kind}, {len(set(found.prompts))} different prompts, {len(found.names)} pictures")
-    subjects = resolve_subjects(opened.manifest, prompts=found.prompts)
-    return Plan(subjects, found.names, {"prompts": found.digest}, found.write_notes)
+        raise FarError(f"{bundle.path}: draws from text; give it prompts: --prompts FILE")
+    file = read_prompts(prompts, count, samples)
+    _check_count(len(file.prompts), references)
+    say(f"{prompts.name}: {file.kind}, {len(set(file.prompts))} different prompts, {len(file.names)} pictures")
+    return Task(
+        subjects=resolve_subjects(bundle.manifest, prompts=file.prompts),
+        seed=seed,
+        files=file.names,
+        facts={"prompts": file.digest},
+        write_notes=file.write_notes,
+    )
 
 
 def _check_count(count: int, references: Sequence[str]) -> None:
@@ -229,23 +223,93 @@ def _check_count(count: int, references: Sequence[str]) -> None:
         raise FarError("1 picture: expected 2 or more to compare with a reference; use --count 1000, say")
 
 
-def _network(weights: Path | None) -> Extractor:
-    from far_export.evaluate import features as networks
-    from far_export.evaluate.inception import inception
-    from far_runtime.progress import say
+def _comparison(
+    manifest: Manifest, references: Sequence[str], inception: Path | None, floor: Path | None
+) -> Comparison:
+    from far_export.evaluate import features
+    from far_export.evaluate.floor import open_floor
+    from far_export.evaluate.inception import inception as open_inception
+    from far_export.evaluate.reference import open_reference
+    from far_export.stages import SYSTEMS
+    from far_runtime.progress import progress, say
 
-    return inception(weights, say) if weights else networks.lite()
+    vae = open_floor(floor, SYSTEMS[manifest.system].vae) if floor else None
+    network = open_inception(inception, say) if inception else features.efficientnet_lite0()
+    size = manifest.model.image_size
+    return Comparison(network, [open_reference(text, size, network, progress) for text in references], vae)
 
 
-def _print(made: Figures, as_json: bool, lines: Sequence[str]) -> None:
+def _draw(
+    bundle: Bundle,
+    task: Task,
+    comparison: Comparison | None,
+    output: Path,
+    batch_size: int,
+    sampling: Mapping[str, Any],
+    options: dict[str, Any],
+) -> tuple[ExtractedFeatures | None, dict[str, Any], list[str]]:
+    """The features of the drawn pictures (None without a comparison), what the pictures depend on, and lines on the
+    choice of the engine."""
+    from far_export.evaluate.run import Run
+    from far_runtime import __version__
+    from far_runtime.pipeline import Pipeline
+    from far_runtime.progress import progress, say
+    from far_runtime.sampling.settings import resolve_settings
+
+    name, engine_settings = take_engine(options)
+    name, choice = resolve_engine(name, bundle)
+    with Pipeline.over(bundle, name, engine_settings) as pipeline:
+        facts = {
+            "bundle": bundle.manifest.id, "engine": pipeline.engine.name,
+            "engine_version": pipeline.surroundings()["engine_version"], "version": __version__, "seed": task.seed,
+            "settings": resolve_settings(bundle.manifest, sampling), **task.facts,
+        }  # fmt: skip
+        run = Run(
+            folder=output,
+            facts=facts,
+            count=len(task.subjects),
+            batch=batch_size,
+            files=[output / file for file in task.files] if task.files else None,
+            network=comparison.network if comparison else None,
+        )
+        run.begin()
+        task.write_notes(output)
+        reported: set[str] = set()
+
+        def draw(numbers: range) -> Any:
+            subjects = task.subjects[numbers.start : numbers.stop]
+            generation = pipeline.generate(
+                subjects, [task.seed + i for i in numbers], batch_size=batch_size, **sampling
+            )
+            for warning in generation.warnings:
+                if warning not in reported:
+                    reported.add(warning)
+                    say(f"warning: {warning}")
+            return generation.images
+
+        return run.drawn(draw, progress), facts, choice
+
+
+def _evaluate(drawn: ExtractedFeatures, comparison: Comparison, facts: Mapping[str, Any]) -> Evaluation:
+    import numpy
+    import torch
+
+    from far_export.evaluate.evaluation import calculate_metrics
+    from far_runtime.progress import progress
+
+    network, floor = comparison.network, comparison.floor
+    floors = [floor.features(ref, network, progress) if floor else None for ref in comparison.references]
+    versions = {"torch": torch.__version__, "numpy": numpy.__version__}
+    run = {**facts, **versions, "network": network.digest, "floor": floor.digest if floor else None}
+    return calculate_metrics(drawn, comparison.references, network, floors, run)
+
+
+def _print(evaluation: Evaluation, lines: Sequence[str]) -> None:
     from rich.console import Console
 
-    from far_export.evaluate.table import remarks, table
+    from far_export.evaluate.table import table
 
-    if as_json:
-        click.echo(json.dumps(made.to_dict()))
-        return
     console = Console(highlight=False, width=None if Console().is_terminal else 140)
-    console.print(table(made))
-    for line in (*remarks(made), *lines):
+    console.print(table(evaluation))
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The user's Inception of 2015-12-05, whose figures are FID and inception score, in either form that is in use."""
+"""The Inception of 2015-12-05, whose metrics are FID and inception score, from either file that is in use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from far_export.evaluate.features import Extractor, Network, best_device
+from far_export.evaluate.features import FeatureExtractor, Network, best_device
 from far_runtime.errors import FarError
 
 KNOWN = (
@@ -24,11 +24,12 @@ KNOWN = (
 """How the SHA-256 of the two files begin."""
 
 
-def inception(path: Path, say: Callable[[str], None] = lambda line: None) -> Extractor:
-    """The network of `inception-2015-12-05.pt` (TorchScript, called as stylegan3's metrics call it: a program, which
-    runs) or of `pt_inception-2015-12-05-6726825d.pth` (weights, by torch-fidelity).
+def inception(path: Path, say: Callable[[str], None] = lambda line: None) -> FeatureExtractor:
+    """The network in one of two files; FarError for a file that is neither.
 
-    say: is told where the file is none of these two that are known. FarError for a file that is neither.
+    `inception-2015-12-05.pt` is TorchScript, a program that runs; it is called as stylegan3's metrics call it.
+    `pt_inception-2015-12-05-6726825d.pth` holds weights, for torch-fidelity's network. `say` is called with a warning
+    where the file has another SHA-256 than these two.
     """
     if not path.is_file():
         raise FarError(f"--inception {path}: no such file; give inception-2015-12-05.pt (TorchScript)")
@@ -38,12 +39,12 @@ def inception(path: Path, say: Callable[[str], None] = lambda line: None) -> Ext
             f"warning: {path}: its SHA-256 ({digest[:16]}..) is not that of inception-2015-12-05.pt or "
             "pt_inception-2015-12-05-6726825d.pth: its figures may not be comparable"
         )
-    network = _scripted(path) or _of_weights(path)
-    return Extractor("inception", _width(network, path), digest[:16], True, network)
+    network = _from_torchscript(path) or _from_weights(path)
+    return FeatureExtractor("inception", _width(network, path), digest[:16], True, network)
 
 
-def _scripted(path: Path) -> Network | None:
-    """None for a file that is no TorchScript."""
+def _from_torchscript(path: Path) -> Network | None:
+    """None where the file holds no TorchScript."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript itself
@@ -69,7 +70,7 @@ def _width(network: Network, path: Path) -> int:
     return int(features.shape[1])
 
 
-def _of_weights(path: Path) -> Network:
+def _from_weights(path: Path) -> Network:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -77,7 +78,7 @@ def _of_weights(path: Path) -> Network:
             f"--inception {path}: is neither TorchScript nor weights ({str(error).splitlines()[0]}); give "
             "inception-2015-12-05.pt"
         ) from error
-    network = _fidelity(path, state).to(best_device()).eval()
+    network = _torch_fidelity_network(path, state).to(best_device()).eval()
 
     def compute(pictures: Tensor) -> tuple[Tensor, Tensor]:
         features, logits = network(pictures)
@@ -86,9 +87,11 @@ def _of_weights(path: Path) -> Network:
     return compute
 
 
-def _fidelity(path: Path, state: Any) -> Any:
-    """torch-fidelity's network with these weights. It would unpickle the user's file, and so is given a new one of
-    nothing but tensors."""
+def _torch_fidelity_network(path: Path, state: Any) -> Any:
+    """torch-fidelity's network with these weights.
+
+    torch-fidelity would unpickle the user's file, and so gets a copy that holds nothing but tensors.
+    """
     try:
         module: Any = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except ImportError as error:

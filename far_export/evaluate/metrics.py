@@ -1,4 +1,4 @@
-"""Figures over image features: Frechet distance, inception score, precision and recall."""
+"""Metrics over image features: Frechet distance, inception score, precision and recall."""
 
 from __future__ import annotations
 
@@ -9,29 +9,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMPONENTS = 48
-"""Principal components of the distances that a few hundred pictures can tell."""
+"""Principal components of the distances that a few hundred pictures suffice for."""
 
 SPLITS = 10
-SMALLEST_SPLIT = 10
-"""Pictures of a split: with fewer, an inception score says more of their number than of the pictures."""
+"""Splits of the inception score."""
 
-NEIGHBOURS = 3
-MOST_REFERENCES = 10_000
-"""Reference pictures of precision and recall: as many as ADM's evaluator takes."""
+MIN_SPLIT_SIZE = 10
+"""Fewest pictures of a split: with fewer, an inception score depends more on their number than on the pictures."""
+
+NEIGHBOURHOOD = 3
+"""k of the k-th nearest neighbour, of precision and recall."""
+
+MAX_REFERENCE_PICTURES = 10_000
+"""Most reference pictures of precision and recall: as many as ADM's evaluator takes."""
 
 ROWS = 1024
+"""Rows of a matrix that are computed together."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean [D] and covariance [D, D] of features, float64."""
+    """Mean and covariance of features."""
 
     mean: NDArray[np.float64]
+    """[D]."""
+
     covariance: NDArray[np.float64]
+    """[D, D]."""
 
 
-def statistics_of(features: NDArray[np.floating]) -> Statistics:
-    """Mean and covariance (of a sample: n - 1) of two or more features [N, D], of any type, some rows at a time."""
+def feature_statistics(features: NDArray[np.floating]) -> Statistics:
+    """Mean and sample covariance (divided by N - 1) of features [N, D] of any type, N >= 2."""
     mean: NDArray[np.float64] = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((features.shape[1], features.shape[1]))
     for start in range(0, len(features), ROWS):
@@ -47,17 +55,17 @@ def principal_components(vectors: NDArray[np.float64], count: int = COMPONENTS) 
     return leading
 
 
-def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Squared Frechet distance of the Gaussians fitted to a [N, D] and b [M, D] (Heusel et al. 2017, eq. 6).
+def frechet_from_features(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Squared Frechet distance of the Gaussians fitted to a [N, D] and b [M, D] (Heusel et al. 2017, eq. 6)."""
+    return frechet_distance(feature_statistics(a), feature_statistics(b))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """Squared Frechet distance of two Gaussians: |mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)).
 
     The trace of (A B)^(1/2) is the sum of the square roots of the eigenvalues of B^(1/2) A B^(1/2), which is symmetric
     and positive semidefinite, so that neither an iteration nor a complex number is needed.
     """
-    return frechet_of(statistics_of(a), statistics_of(b))
-
-
-def frechet_of(a: Statistics, b: Statistics) -> float:
-    """Squared Frechet distance of two Gaussians by their statistics."""
     root = _square_root(b.covariance)
     shared = np.sqrt(np.clip(np.linalg.eigvalsh(root @ a.covariance @ root), 0, None)).sum()
     shift = a.mean - b.mean
@@ -71,8 +79,10 @@ def _square_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def inception_score(probabilities: NDArray[np.floating], splits: int = SPLITS) -> tuple[float, float]:
-    """Mean and deviation over the splits of exp(mean KL(p(y|x) || p(y))) of probabilities [N, K] in the order of the
-    pictures (Salimans et al. 2016)."""
+    """Mean and standard deviation over the splits of exp(mean KL(p(y|x) || p(y))) (Salimans et al. 2016).
+
+    probabilities: [N, K], in the order of the pictures.
+    """
     scores = []
     for part in np.array_split(probabilities.astype(np.float64), splits):
         p = np.clip(part, 1e-16, None)
@@ -81,26 +91,27 @@ def inception_score(probabilities: NDArray[np.floating], splits: int = SPLITS) -
 
 
 def precision_recall(
-    drawn: NDArray[np.floating], reference: NDArray[np.floating], k: int = NEIGHBOURS
+    drawn: NDArray[np.floating], reference: NDArray[np.floating], k: int = NEIGHBOURHOOD
 ) -> tuple[float, float]:
-    """Improved precision and recall of features [N, D] against [M, D] (Kynkaanniemi et al. 2019).
+    """Improved precision and recall of drawn features [N, D] against a reference's [M, D], N and M > k (Kynkaanniemi et
+    al. 2019).
 
-    Precision: share of the drawn that lie within the distance of some reference to its k-th nearest other one; recall:
-    the same the other way round. Both sets need more than k rows. Distances are computed for some rows at a time.
+    Precision is the share of drawn features that lie in the reference's manifold: in a ball around some reference
+    feature, whose radius is the distance to its k-th nearest neighbour. Recall is the same with the sets exchanged.
     """
-    return _covered(drawn, reference, k), _covered(reference, drawn, k)
+    return _share_in_manifold(drawn, reference, k), _share_in_manifold(reference, drawn, k)
 
 
-def _covered(points: NDArray[np.floating], centres: NDArray[np.floating], k: int) -> float:
-    """Share of points in at least one ball around a centre, as large as its distance to the k-th nearest centre."""
+def _share_in_manifold(points: NDArray[np.floating], centres: NDArray[np.floating], k: int) -> float:
+    """Share of points that lie in a ball around at least one centre."""
     centres, points = centres.astype(np.float32), points.astype(np.float32)
-    radius = np.concatenate([np.partition(block, k, axis=1)[:, k] for block in _squared(centres, centres)])
-    inside = [(block <= radius).any(axis=1) for block in _squared(points, centres)]
+    radius = np.concatenate([np.partition(block, k, axis=1)[:, k] for block in _squared_distances(centres, centres)])
+    inside = [(block <= radius).any(axis=1) for block in _squared_distances(points, centres)]
     return float(np.concatenate(inside).mean())
 
 
-def _squared(a: NDArray[np.float32], b: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Squared distances of rows of a [N, D] to b [M, D], some rows at a time; 0 is the nearest, a row itself."""
+def _squared_distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Squared distances of a [N, D] to b [M, D], in blocks of some rows."""
     norms = np.einsum("nd,nd->n", b, b)
     for start in range(0, len(a), ROWS):
         rows = a[start : start + ROWS]

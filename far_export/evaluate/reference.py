@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_export.evaluate.feature_cache import FeatureCache
-from far_export.evaluate.features import Extractor
-from far_export.evaluate.metrics import MOST_REFERENCES, Statistics, statistics_of
+from far_export.evaluate.features import FeatureExtractor
+from far_export.evaluate.metrics import MAX_REFERENCE_PICTURES, Statistics, feature_statistics
 from far_runtime.errors import FarError
 from far_runtime.progress import Reporting, silent
 from far_runtime.storage.atomic import user_cache
@@ -23,43 +23,50 @@ if TYPE_CHECKING:
     from far_models.pictures import PictureSet
 
 PARTS = ("train", "held_out", "all")
-READ = 256
+READ_BATCH = 256
 """Pictures that are read, and whose features are kept, together."""
 
 Pixels = NDArray[np.uint8]
-Read = Callable[[NDArray[np.int64]], Pixels]
+ReadPictures = Callable[[NDArray[np.int64]], Pixels]
+"""Pictures uint8 [n, H, W, 3] by their numbers [n]."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference for Frechet distances. features [N, D]: of its pictures, up to 10,000 of them evenly spread where it
-    has more; None where only statistics are known. read, count: its pictures, where it has any. digest: of its content.
-    note: what was not taken from it."""
+    """What drawn pictures are compared with."""
 
     name: str
     count: int | None
+    """Number of its pictures, None where only their statistics are known."""
+
     digest: str
+    """SHA-256 of its content."""
+
     statistics: Statistics
     features: NDArray[np.float32] | None = None
-    read: Read | None = None
+    """[N, D] of its pictures, of evenly spaced ones where there are more than 10,000; None without pictures."""
+
+    read: ReadPictures | None = None
     note: str = ""
+    """What was not taken from it, and why."""
 
 
-def open_reference(text: str, size: int, network: Extractor, reporting: Reporting = silent) -> Reference:
-    """A reference from PATH or FOLDER:PART (train, held_out or all, of a folder with split.json).
+def open_reference(text: str, size: int, network: FeatureExtractor, reporting: Reporting = silent) -> Reference:
+    """A reference from the text of --reference: a folder, FOLDER:PART, or an .npz file.
 
-    PATH: a folder (images.npy and labels.npy, a subfolder of pictures per class, or pictures; cut to their middle
-    square and resized to `size`), or .npz statistics: mu and sigma, pictures arr_0, or both. Features of pictures are
-    kept in the user's cache. FarError for anything else, and for statistics of another network.
+    A folder holds images.npy and labels.npy, or a subfolder of pictures per class, or pictures; they are cut to their
+    middle square and resized to `size` pixels. PART is train, held_out or all, of a folder with split.json. An .npz
+    file holds the statistics mu and sigma, or pictures arr_0, or both. Features of pictures are kept in the user's
+    cache. FarError for anything else, and for statistics of another network's features.
     """
     path, part = split_part(text)
     if path.is_dir():
-        return _of_folder(path, part, size, network, reporting)
+        return _from_folder(path, part, size, network, reporting)
     if not path.is_file():
         raise FarError(f"--reference {path}: no such file or folder; give a folder of pictures or .npz statistics")
     if part:
         raise FarError(f"--reference {text}: only a folder has parts; leave out :{part}")
-    return _of_statistics(path, network, reporting)
+    return _from_npz(path, network, reporting)
 
 
 def split_part(text: str) -> tuple[Path, str]:
@@ -68,7 +75,7 @@ def split_part(text: str) -> tuple[Path, str]:
     return (Path(before), after) if colon and after in PARTS else (Path(text), "")
 
 
-def _of_folder(path: Path, part: str, size: int, network: Extractor, reporting: Reporting) -> Reference:
+def _from_folder(path: Path, part: str, size: int, network: FeatureExtractor, reporting: Reporting) -> Reference:
     pictures = _pictures(path, size)
     rows = {"train": pictures.train, "held_out": pictures.held_out, "all": np.arange(len(pictures.labels))}
     split = len(pictures.held_out) > 0
@@ -77,11 +84,18 @@ def _of_folder(path: Path, part: str, size: int, network: Extractor, reporting: 
     if len(chosen) < 2:
         raise FarError(f"--reference {path}:{part}: {len(chosen)} pictures; expected 2 or more; choose another part")
 
-    def read(places: NDArray[np.int64]) -> Pixels:
-        return pictures.read(chosen[places])
+    def read(numbers: NDArray[np.int64]) -> Pixels:
+        return pictures.read(chosen[numbers])
 
-    digest, features = features_of(read, len(chosen), network, f"features of {name}", reporting)
-    return Reference(name, len(chosen), digest, statistics_of(features), evenly_spread(features), read)
+    digest, features = cached_features(read, len(chosen), network, f"features of {name}", reporting)
+    return Reference(
+        name=name,
+        count=len(chosen),
+        digest=digest,
+        statistics=feature_statistics(features),
+        features=evenly_spaced(features),
+        read=read,
+    )
 
 
 def _pictures(path: Path, size: int) -> PictureSet:
@@ -90,60 +104,60 @@ def _pictures(path: Path, size: int) -> PictureSet:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
     if (path / "images.npy").is_file() or not files:
         try:
-            found = open_pictures(path, size)
-            rows = np.concatenate([found.train, found.held_out])
+            pictures = open_pictures(path, size)
+            rows = np.concatenate([pictures.train, pictures.held_out])
         except (ValueError, LookupError, TypeError) as error:
             raise FarError(f'--reference {path}: split.json has no "train" and "held_out" rows ({error})') from error
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(found.labels):
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(pictures.labels):
             raise FarError(f"--reference {path}: split.json names pictures that images.npy does not have")
-        return found
+        return pictures
 
-    def read(rows: NDArray[np.int64]) -> Pixels:
-        return read_pictures([files[row] for row in rows], size)
+    def read(numbers: NDArray[np.int64]) -> Pixels:
+        return read_pictures([files[number] for number in numbers], size)
 
-    everything = np.arange(len(files))
-    return PictureSet(path, size, np.zeros(len(files), np.int64), ("",), everything, everything[:0], read)
+    numbers = np.arange(len(files))
+    return PictureSet(path, size, np.zeros(len(files), np.int64), ("",), numbers, numbers[:0], read)
 
 
-def features_of(
-    read: Read,
+def cached_features(
+    read: ReadPictures,
     count: int,
-    network: Extractor,
+    network: FeatureExtractor,
     title: str,
     reporting: Reporting = silent,
-    change: Callable[[Pixels], Pixels] | None = None,
-    changed_by: str = "",
+    transform: Callable[[Pixels], Pixels] | None = None,
+    transform_digest: str = "",
 ) -> tuple[str, NDArray[np.float32]]:
-    """SHA-256 of `count` pictures, and the features [count, D] of what `change` (which `changed_by` tells from others)
-    makes of them.
+    """SHA-256 of `count` pictures, and their features [count, D], or those of what `transform` makes of them.
 
-    They are kept in the user's cache block by block, so that a run that is ended goes on where it was.
+    Features are kept in the user's cache batch by batch, so that a run that was stopped goes on where it was.
+    `transform_digest` names the transform in the cache.
     """
-    whole, parts = hashlib.sha256(), []
+    whole, batches = hashlib.sha256(), []
     with reporting(title, count) as report:
-        for start in range(0, count, READ):
-            pictures = read(np.arange(start, min(start + READ, count)))
+        for start in range(0, count, READ_BATCH):
+            pictures = read(np.arange(start, min(start + READ_BATCH, count)))
             digest = hashlib.sha256(f"{pictures.shape}".encode() + pictures.tobytes()).hexdigest()
             whole.update(digest.encode())
-            facts = {"pictures": digest, "network": network.digest, "changed_by": changed_by}
+            facts = {"pictures": digest, "network": network.digest, "changed_by": transform_digest}
             cache = FeatureCache(user_cache() / "features", facts)
             kept = cache.find(range(len(pictures)))
             if kept is None:
-                kept = network(change(pictures) if change else pictures).features.astype(np.float64)
+                kept = network(transform(pictures) if transform else pictures).features.astype(np.float64)
                 cache.keep(range(len(pictures)), kept)
-            parts.append(kept.astype(np.float32))
+            batches.append(kept.astype(np.float32))
             report(start + len(pictures))
-    return whole.hexdigest(), np.concatenate(parts)
+    return whole.hexdigest(), np.concatenate(batches)
 
 
-def evenly_spread(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """At most MOST_REFERENCES rows."""
-    count = min(len(features), MOST_REFERENCES)
+def evenly_spaced(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All rows, or MAX_REFERENCE_PICTURES evenly spaced ones where there are more."""
+    count = min(len(features), MAX_REFERENCE_PICTURES)
     return features[np.linspace(0, len(features) - 1, count).round().astype(np.int64)]
 
 
-def _of_statistics(path: Path, network: Extractor, reporting: Reporting) -> Reference:
-    """Of mu and sigma; of the pictures arr_0 where there are no statistics, or of another network."""
+def _from_npz(path: Path, network: FeatureExtractor, reporting: Reporting) -> Reference:
+    """From mu and sigma; from the pictures arr_0 where there are no statistics, or those of another network."""
     try:
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)
@@ -171,12 +185,19 @@ def _of_statistics(path: Path, network: Extractor, reporting: Reporting) -> Refe
         digest = hashlib.sha256(statistics.mean.tobytes() + statistics.covariance.tobytes())
         return Reference(path.name, None, digest.hexdigest(), statistics)
 
-    def read(places: NDArray[np.int64]) -> Pixels:
-        return images[places]
+    def read(numbers: NDArray[np.int64]) -> Pixels:
+        return images[numbers]
 
-    digest_of, features = features_of(read, len(images), network, f"features of {path.name}", reporting)
-    statistics = statistics or statistics_of(features)
-    return Reference(path.name, len(images), digest_of, statistics, evenly_spread(features), read, note)
+    pictures_digest, features = cached_features(read, len(images), network, f"features of {path.name}", reporting)
+    return Reference(
+        name=path.name,
+        count=len(images),
+        digest=pictures_digest,
+        statistics=statistics or feature_statistics(features),
+        features=evenly_spaced(features),
+        read=read,
+        note=note,
+    )
 
 
 def _statistics(path: Path, file: Any) -> Statistics:

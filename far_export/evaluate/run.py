@@ -1,5 +1,5 @@
-"""Drawing many pictures so that a run that is ended goes on: they are addressed by their seeds, and kept batch by
-batch."""
+"""Drawing many pictures in a run that goes on where it was stopped: pictures are addressed by number, and their
+features are kept batch by batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from far_export.evaluate.features import Extractor, Found
+from far_export.evaluate.features import ExtractedFeatures, FeatureExtractor
 from far_runtime.images.writing import save_plain
 from far_runtime.progress import Reporting, silent
 from far_runtime.storage.atomic import whole_file
@@ -28,51 +28,56 @@ Draw = Callable[[range], Pixels]
 
 @dataclass(frozen=True)
 class Run:
-    """A folder of `count` pictures that are drawn `batch` at a time.
-
-    facts: all that a picture depends on beside its number. files: where the pictures are written as PNG, if at all.
-    network: whose features of them are kept, if any's.
-    """
+    """A folder of pictures that are drawn batch by batch."""
 
     folder: Path
     facts: Mapping[str, Any]
+    """All that a picture depends on beside its number."""
+
     count: int
+    """Number of pictures."""
+
     batch: int
+    """Pictures that are drawn together."""
+
     files: Sequence[Path] | None = None
-    network: Extractor | None = None
+    """Where the pictures are written as PNG, None where they are not kept."""
+
+    network: FeatureExtractor | None = None
+    """The network whose features are kept, None where none are needed."""
 
     def begin(self) -> None:
         """Write down what is drawn; FarError where the folder holds a run of something else."""
         claim(self.folder / RUN, self.facts)
 
-    def drawn(self, draw: Draw, reporting: Reporting = silent) -> Found | None:
-        """What the network says of all pictures (None without one); those that are missing are drawn."""
-        gathered = self._kept()
-        left = self._missing(gathered)
-        done = self.count - sum(map(len, left))
+    def drawn(self, draw: Draw, reporting: Reporting = silent) -> ExtractedFeatures | None:
+        """The features of all pictures (None without a network); pictures that are missing are drawn."""
+        table = self._kept()
+        missing = self._missing(table)
+        done = self.count - sum(map(len, missing))
         title = f"pictures (going on: {done} are there)" if done else "pictures"
         with reporting(title, self.count) as report:
-            for numbers in left:
+            for numbers in missing:
                 pictures = self._written(numbers)
                 if pictures is None:
                     pictures = draw(numbers)
                     if self.files is not None:
                         write_pictures(pictures, self.files[numbers.start : numbers.stop])
-                if self.network is not None and not gathered.has(numbers):
-                    found = self.network(pictures)
-                    self._keep(numbers, found)
-                    gathered.put(numbers, found)
+                if self.network is not None and not table.has(numbers):
+                    features = self.network(pictures)
+                    self._keep(numbers, features)
+                    table.put(numbers, features)
                 done += len(numbers)
                 report(done)
-        return gathered.found if self.network else None
+        return table.all() if self.network else None
 
-    def _missing(self, gathered: Gathered) -> list[range]:
-        """Batches that lack a file, or features where they are wanted."""
+    def _missing(self, table: FeatureTable) -> list[range]:
+        """Batches that lack a file, or features where there is a network."""
         batches = (range(i, min(i + self.batch, self.count)) for i in range(0, self.count, self.batch))
         return [
             numbers
             for numbers in batches
-            if (self.network and not gathered.has(numbers))
+            if (self.network and not table.has(numbers))
             or (self.files and not all(self.files[i].exists() for i in numbers))
         ]
 
@@ -86,61 +91,60 @@ class Run:
             return None
 
     @property
-    def _features(self) -> Path:
+    def _features_folder(self) -> Path:
         return self.folder / "features" / (self.network.digest if self.network else "")
 
-    def _kept(self) -> Gathered:
-        """Features that were kept, whatever the batches were; damaged files are passed over."""
-        gathered = Gathered(self.count)
-        for path in sorted(self._features.glob("*.npz")) if self.network else ():
-            place = re.fullmatch(r"(\d+)-(\d+)\.npz", path.name)
-            if place is None:
+    def _kept(self) -> FeatureTable:
+        """Features that were kept, whatever the batches were; damaged files are ignored."""
+        table = FeatureTable(self.count)
+        for path in sorted(self._features_folder.glob("*.npz")) if self.network else ():
+            name = re.fullmatch(r"(\d+)-(\d+)\.npz", path.name)
+            if name is None:
                 continue
-            numbers = range(int(place[1]), int(place[2]) + 1)
+            numbers = range(int(name[1]), int(name[2]) + 1)
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    found = Found(file["features"], file["probabilities"])
+                    kept = ExtractedFeatures(file["features"], file["probabilities"])
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 continue
-            if len(found) == len(found.probabilities) == len(numbers) and np.isfinite(found.features).all():
-                gathered.put(numbers, found)
-        return gathered
+            if len(kept) == len(kept.probabilities) == len(numbers) and np.isfinite(kept.features).all():
+                table.put(numbers, kept)
+        return table
 
-    def _keep(self, numbers: range, found: Found) -> None:
-        path = self._features / f"{numbers.start:06d}-{numbers.stop - 1:06d}.npz"
+    def _keep(self, numbers: range, features: ExtractedFeatures) -> None:
+        path = self._features_folder / f"{numbers.start:06d}-{numbers.stop - 1:06d}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as aside, aside.open("wb") as file:
-            np.savez(file, features=found.features, probabilities=found.probabilities)
+            np.savez(file, features=features.features, probabilities=features.probabilities)
 
 
-class Gathered:
-    """What a network says of `count` pictures, as it comes."""
+class FeatureTable:
+    """The features of `count` pictures, filled batch by batch."""
 
     def __init__(self, count: int) -> None:
-        self._there = np.zeros(count, dtype=bool)
+        self._filled = np.zeros(count, dtype=bool)
         self._arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def has(self, numbers: range) -> bool:
-        """Whether all of these pictures are there."""
-        return bool(self._there[numbers.start : numbers.stop].all())
+        """Whether the features of all these pictures are there."""
+        return bool(self._filled[numbers.start : numbers.stop].all())
 
-    def put(self, numbers: range, found: Found) -> None:
-        """Add pictures; those behind the last are passed over."""
-        count = len(self._there)
-        sides = (found.features, found.probabilities)
+    def put(self, numbers: range, batch: ExtractedFeatures) -> None:
+        """Add the features of a batch; pictures behind the last one are ignored."""
+        count = len(self._filled)
+        columns = (batch.features, batch.probabilities)
         if self._arrays is None:
-            features, probabilities = (np.zeros((count, side.shape[1]), np.float32) for side in sides)
+            features, probabilities = (np.zeros((count, column.shape[1]), np.float32) for column in columns)
             self._arrays = features, probabilities
         inside = max(min(numbers.stop, count) - numbers.start, 0)
-        for array, side in zip(self._arrays, sides, strict=True):
-            array[numbers.start : numbers.start + inside] = side[:inside]
-        self._there[numbers.start : numbers.start + inside] = True
+        for array, column in zip(self._arrays, columns, strict=True):
+            array[numbers.start : numbers.start + inside] = column[:inside]
+        self._filled[numbers.start : numbers.start + inside] = True
 
-    @property
-    def found(self) -> Found:
-        """All of it, when all pictures are there."""
-        assert self._arrays is not None and self._there.all()
-        return Found(*self._arrays)
+    def all(self) -> ExtractedFeatures:
+        """The features of all pictures, once they are there."""
+        assert self._arrays is not None and self._filled.all()
+        return ExtractedFeatures(*self._arrays)
 
 
 def write_pictures(pictures: Pixels, paths: Sequence[Path]) -> None:
@@ -151,6 +155,6 @@ def write_pictures(pictures: Pixels, paths: Sequence[Path]) -> None:
 
 
 def read_picture(path: Path) -> Pixels:
-    """A picture uint8 [H, W, 3] as it was written."""
+    """A picture uint8 [H, W, 3] from a file."""
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"), dtype=np.uint8)

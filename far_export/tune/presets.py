@@ -1,4 +1,4 @@
-"""Tuned presets: as the manifest has them, in a bundle, and in a file of their own."""
+"""Tuned presets: as the manifest has them, written into a bundle, and as a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from far_export.tune.run import Tuned
+from far_export.tune.run import TuneResult
 from far_runtime.bundle import Bundle, open_bundle, write_manifest
 from far_runtime.errors import FarError
 from far_runtime.sampling.presets import LIMITS
@@ -16,18 +16,21 @@ from far_runtime.sampling.schedule import compact
 from far_runtime.storage.atomic import check_folder, whole_file
 
 
-def presets_of(tuned: Tuned, how: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The presets as the manifest has them. how: count, engine and so on, for the record."""
-    found = {}
-    for name, one in tuned.chosen.items():
-        settings = {**one.judged.settings, "steps": compact(one.judged.settings["steps"])}
+def presets_of(result: TuneResult, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The presets by name as the manifest has them: {"settings", "measured"}.
+
+    record: how they were measured (engine, count, seed, version); becomes a part of "measured".
+    """
+    presets = {}
+    for name, preset in result.chosen.items():
+        first, second = preset.candidate, preset.confirmation
         measured = {
-            "ratio": one.ratio, "image": [one.judged.image, one.again.image],
-            "latents": [one.judged.latents, one.again.latents], "flops": one.judged.flops,
-            "official_flops": tuned.official_flops, **how,
+            "ratio": preset.ratio, "image": [first.image, second.image], "latents": [first.latents, second.latents],
+            "flops": first.flops, "official_flops": result.official_flops, **record,
         }  # fmt: skip
-        found[name] = {"settings": settings, "measured": measured}
-    return found
+        settings = {**first.settings, "steps": compact(first.settings["steps"])}
+        presets[name] = {"settings": settings, "measured": measured}
+    return presets
 
 
 def check_writable(bundle: Bundle) -> None:
@@ -42,7 +45,7 @@ def check_writable(bundle: Bundle) -> None:
 
 
 def write_presets(bundle: Bundle, presets: Mapping[str, dict[str, Any]]) -> None:
-    """Put presets into a bundle's manifest, whole or not at all; others that it has stay. FarError where that fails."""
+    """Put presets into a bundle's manifest, all or none; its other presets stay. FarError where that fails."""
     try:
         current = open_bundle(bundle.path, check=False).manifest
         write_manifest(bundle.path, replace(current, presets={**current.presets, **presets}))
@@ -61,19 +64,19 @@ def save_presets(path: Path, presets: Mapping[str, dict[str, Any]]) -> None:
 
 
 def read_presets(path: Path, known: tuple[str, ...] = tuple(LIMITS)) -> dict[str, dict[str, Any]]:
-    """Presets from a file of `save_presets`; FarError for anything else."""
+    """Presets from a file that `save_presets` wrote; FarError for any other file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        found = {
+        presets = {
             name: {"settings": dict(entry["settings"]), "measured": dict(entry["measured"])}
             for name, entry in data.items()
         }
-        if unknown := [name for name in found if name not in known]:
+        if unknown := [name for name in presets if name not in known]:
             raise ValueError(f"unknown preset {unknown[0]!r}")
-        for entry in found.values():
+        for entry in presets.values():
             float(entry["measured"]["ratio"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FarError(
             f"{path}: no file of presets ({error}); make one with: far tune BUNDLE --save presets.json"
         ) from error
-    return found
+    return presets

@@ -8,23 +8,32 @@ from dataclasses import dataclass
 from typing import Any
 
 Settings = dict[str, Any]
+"""Resolved sampling settings, by name."""
 
 SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-2m-sde")
-COARSE = (12, 8, 5, 3, 2)
+GRID_STEPS = (12, 8, 5, 3, 2)
+"""Diffusion steps of every level on the grid."""
+
 STARTS = (900, 950, 975)
-"""Tried for models that predict epsilon."""
+"""First timesteps that are tried for models that predict epsilon."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A candidate that was drawn. flops: of a picture. image, latents: its distances to the reference set of other
-    seeds, in units of the reference's own; seconds: a picture."""
+class Candidate:
+    """A schedule that pictures were drawn with, and its distances to the reference set."""
 
     settings: Settings
     flops: float
+    """FLOPs of a picture."""
+
     image: float
+    """Distance of the image features, over the distance of two reference sets."""
+
     latents: float
+    """Distance of the latents' frequencies, over the distance of two reference sets."""
+
     seconds: float
+    """Seconds a picture took."""
 
     @property
     def ratio(self) -> float:
@@ -33,58 +42,69 @@ class Judged:
 
 
 class OutOfBudget(Exception):
-    """No further candidate may be drawn."""
+    """No further candidate may be scored."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What can be varied. levels: the official list, or empty for a system without. count: steps of the loop. guidance
-    of each at the official settings. epsilon: whether the model predicts epsilon, so that the start matters."""
+    """What can be varied."""
 
     levels: tuple[int, ...]
+    """The official levels; empty for a system without levels."""
+
     count: int
+    """Steps of the loop."""
+
     guidance: tuple[float, ...]
+    """Guidance scale of every step at the official settings."""
+
     epsilon: bool
+    """Whether the model predicts epsilon, so that the first timestep matters."""
 
 
 class Search:
-    """Draws candidates through `judge` and remembers all of them; `cost` is the arithmetic of one, not yet drawn."""
+    """Scores candidates and remembers all of them."""
 
     def __init__(
         self,
         space: Space,
-        judge: Callable[[Settings], Judged],
+        score: Callable[[Settings], Candidate],
         cost: Callable[[Settings], float],
         base: Settings,
         possible: Callable[[Settings], bool] = lambda settings: True,
     ) -> None:
-        """base: the settings that are not varied. possible: whether the bundle can draw a candidate, which is passed
-        over otherwise: lists of levels have rules, and a bundle may have graphs for some levels only."""
+        """
+        score: draws pictures with the settings and measures their distances; may raise OutOfBudget.
+        cost: FLOPs of a picture, without drawing one.
+        base: the settings that are not varied.
+        possible: whether the bundle can draw with the settings. Lists of levels have rules, and a bundle may have
+        graphs for some levels only.
+        """
         self.space, self.base = space, base
-        self._judge, self._cost, self._possible = judge, cost, possible
-        self.judged: dict[str, Judged] = {}
+        self._score, self._cost, self._possible = score, cost, possible
+        self.candidates: dict[str, Candidate] = {}
 
     def run(self, limits: Sequence[float]) -> None:
-        """The grid, then a descent for every limit, the strictest first. Raises OutOfBudget where `judge` does; what
-        was judged until then is kept."""
+        """The grid, then a descent for every limit, the strictest first. Raises OutOfBudget where `score` does; the
+        candidates so far are kept."""
         for settings in filter(self._possible, self.grid()):
-            self.judge(settings)
+            self.score(settings)
         solver = self.best_solver(max(limits))
         for settings in filter(self._possible, self.finer(solver)):
-            self.judge(settings)
+            self.score(settings)
         for limit in sorted(limits):
             self.descend(limit)
 
-    def judge(self, settings: Settings) -> Judged:
-        """Draw a candidate, unless it was drawn before."""
+    def score(self, settings: Settings) -> Candidate:
+        """Score a candidate, unless it was scored before."""
         key = repr(sorted(settings.items()))
-        if key not in self.judged:
-            self.judged[key] = self._judge(settings)
-        return self.judged[key]
+        if key not in self.candidates:
+            self.candidates[key] = self._score(settings)
+        return self.candidates[key]
 
     def grid(self) -> Iterator[Settings]:
         """Every solver with the same number of steps throughout."""
-        for steps in COARSE:
+        for steps in GRID_STEPS:
             for solver in SOLVERS:
                 if solver != "dpmpp-2m-sde" or steps >= 5:  # with fewer its noise is not gone at the end
                     yield self._candidate(solver, [steps] * self.space.count)
@@ -103,21 +123,17 @@ class Search:
 
     def best_solver(self, limit: float) -> str:
         """The solver of the cheapest candidate within the limit, or of the nearest one."""
-        best = self.cheapest(limit) or min(self.judged.values(), key=lambda one: one.ratio)
+        best = self.cheapest(limit) or min(self.candidates.values(), key=lambda candidate: candidate.ratio)
         return str(best.settings["solver"])
 
-    def cheapest(self, limit: float) -> Judged | None:
-        """Of those within the limit, the one with the least arithmetic."""
-        return next(iter(self.within(limit)), None)
+    def cheapest(self, limit: float) -> Candidate | None:
+        """The candidate within the limit that takes the fewest FLOPs."""
+        within = [candidate for candidate in self.candidates.values() if candidate.ratio <= limit]
+        return min(within, key=_by_cost, default=None)
 
-    def within(self, limit: float) -> list[Judged]:
-        """Candidates within the limit, the cheapest first."""
-        found = [one for one in self.judged.values() if one.ratio <= limit]
-        return sorted(found, key=lambda one: (one.flops, one.ratio))
-
-    def descend(self, limit: float) -> Judged | None:
-        """From the cheapest within the limit: take away levels, diffusion steps and guided halves, what saves most
-        first, as long as it stays within. What was refused once is not tried again later, when less is left."""
+    def descend(self, limit: float) -> Candidate | None:
+        """From the cheapest within the limit: take away levels, diffusion steps and guidance, what saves most first, as
+        long as the ratio stays within. A move that was refused once is not tried again later, when less is left."""
         best, refused = self.cheapest(limit), set()
         while best is not None:
             moves = [
@@ -127,9 +143,9 @@ class Search:
             ]
             moves.sort(key=lambda move: self._cost(move[1]))
             for name, settings in moves:
-                found = self.judge(settings)
-                if found.ratio <= limit and found.flops < best.flops:
-                    best = found
+                candidate = self.score(settings)
+                if candidate.ratio <= limit and candidate.flops < best.flops:
+                    best = candidate
                     break
                 refused.add(name)
             else:
@@ -164,14 +180,18 @@ class Search:
         """The coarse half, every other, and the coarsest three of the official list."""
         levels = self.space.levels
         if len(levels) >= 4:
-            found = (levels[: len(levels) // 2 + 1], levels[: len(levels) // 2], levels[::2], levels[:3])
-            yield from dict.fromkeys(found)
+            half = len(levels) // 2
+            yield from dict.fromkeys((levels[: half + 1], levels[:half], levels[::2], levels[:3]))
 
 
-def front(judged: Mapping[str, Judged]) -> list[Judged]:
-    """Those that no other beats in both arithmetic and ratio, the cheapest first."""
-    found: list[Judged] = []
-    for one in sorted(judged.values(), key=lambda one: (one.flops, one.ratio)):
-        if not found or one.ratio < found[-1].ratio:
-            found.append(one)
-    return found
+def front(candidates: Mapping[str, Candidate]) -> list[Candidate]:
+    """The Pareto front, the cheapest first: candidates that no other beats in both FLOPs and ratio."""
+    edge: list[Candidate] = []
+    for candidate in sorted(candidates.values(), key=_by_cost):
+        if not edge or candidate.ratio < edge[-1].ratio:
+            edge.append(candidate)
+    return edge
+
+
+def _by_cost(candidate: Candidate) -> tuple[float, float]:
+    return candidate.flops, candidate.ratio

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from far_export.evaluate.feature_cache import FeatureCache
-from far_export.evaluate.features import SIDE, feature_network, features
-from far_export.evaluate.metrics import COMPONENTS, frechet, principal_components
+from far_export.evaluate.features import SIDE, extract_features, load_efficientnet
+from far_export.evaluate.metrics import COMPONENTS, frechet_from_features, principal_components
 from far_export.stages.stage import Stage
 from far_export.torch_engine import TorchEngine
 from far_runtime import __version__
@@ -103,20 +103,20 @@ def compare_distributions(
         cached = cache.find(seeds) if cache else None
         if cached is not None:
             return cached
-        computed = features(network, draw_reference(seeds))
+        computed = extract_features(network, draw_reference(seeds))
         if cache:
             cache.keep(seeds, computed)
         return computed
 
-    bundle_a = features(network, draw_bundle(seeds_a))
+    bundle_a = extract_features(network, draw_bundle(seeds_a))
     reference_a, reference_b = reference_features(seeds_a), reference_features(seeds_b)
     basis = principal_components(reference_b)
     bundle_a, reference_a, reference_b = bundle_a @ basis, reference_a @ basis, reference_b @ basis
     return DistributionResult(
         count=count,
-        bundle=frechet(bundle_a, reference_b),
-        reference=frechet(reference_a, reference_b),
-        paired=frechet(bundle_a, reference_a),
+        bundle=frechet_from_features(bundle_a, reference_b),
+        reference=frechet_from_features(reference_a, reference_b),
+        paired=frechet_from_features(bundle_a, reference_a),
         limit=limit,
     )
 
@@ -126,7 +126,7 @@ def check_possible(count: int, option: str = "--distribution") -> torch.nn.Modul
     pictures, whose number `option` sets."""
     if count < MIN_COUNT:
         raise FarError(f"{count} pictures for the distribution: expected {MIN_COUNT} or more; use {option} 256")
-    return feature_network()
+    return load_efficientnet()
 
 
 def check_distribution(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 from far_runtime.bench.statistics import HOST, Figures
 from far_runtime.bench.table import at_one_batch
 from far_runtime.engines.timed import COPIES
-from far_runtime.errors import FarError, SettingName
-from far_runtime.storage.atomic import whole_file
+from far_runtime.plotting import new_figure, save_figure
 
-SUFFIXES = (".png", ".svg")
 ENGINE_COLOURS = ("#2f3e52", "#5f86b3", "#0f9aa0", "#7fb069", "#d9a441", "#b5546e", "#8a8f98", "#6b4e9b")
 STAGE_COLOURS = {
     "transformer": "#2463c9",
@@ -24,31 +21,17 @@ STAGE_COLOURS = {
 OTHER_COLOURS = ("#0f9aa0", "#5b8c2a", "#b3261e", "#8a6d3b", "#3b4a5e")
 
 
-def check_plot(path: Path) -> None:
-    """FarError unless `path` is named as a picture that can be drawn here."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise FarError(
-            f"{path}: a plot is written as PNG or SVG; use ", SettingName("plot"), f" {path.with_suffix('.png')}, say"
-        )
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError:
-        raise FarError(SettingName("plot"), " needs matplotlib; install it with: pip install matplotlib") from None
-
-
 def save_plot(figures: Figures, title: str, path: Path) -> None:
     """Draw and write, whole or not at all; ValueError where nothing was measured."""
-    matplotlib: Any = importlib.import_module("matplotlib.figure")
     measured = at_one_batch(figures)
     if not measured:
         raise ValueError("no engine was measured")
-    figure = matplotlib.Figure(figsize=(11, 1.4 + max(3.2, 0.62 * len(measured) + 1.4)), dpi=130, layout="constrained")
+    figure = new_figure(11, 1.4 + max(3.2, 0.62 * len(measured) + 1.4))
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     _rates(left, figures)
     _stages(right, figures)
-    with whole_file(path) as aside:
-        figure.savefig(aside, format=path.suffix.lower()[1:])
+    save_figure(figure, path)
 
 
 def _rates(axes: Any, figures: Figures) -> None:

@@ -71,9 +71,10 @@ def bench(**options: Any) -> None:
     from rich.console import Console
 
     from far_runtime.bench.contenders import contenders
-    from far_runtime.bench.plot import check_plot, save_plot
+    from far_runtime.bench.plot import save_plot
     from far_runtime.bench.table import print_figures
     from far_runtime.errors import CheckFailed, FarError, join_texts
+    from far_runtime.plotting import check_plot
     from far_runtime.progress import progress_bar
     from far_runtime.storage.atomic import check_distinct, check_file, whole_file
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from far_runtime.plotting import new_figure, save_figure
 
 
 def draw_curves(records: Sequence[dict[str, float]], path: Path) -> None:
@@ -12,13 +13,9 @@ def draw_curves(records: Sequence[dict[str, float]], path: Path) -> None:
     names = [name for name in dict.fromkeys(k for record in records for k in record) if name not in ("step", "minutes")]
     if len(records) < 2:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = 3
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4 * columns, 2.6 * rows, dpi=90)
     for place, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)
         points = [(record["step"], record[name]) for record in records if name in record]
@@ -30,6 +27,4 @@ def draw_curves(records: Sequence[dict[str, float]], path: Path) -> None:
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(part, dpi=90)
-    os.replace(part, path)
+    save_figure(figure, path)

@@ -7,7 +7,6 @@ LEDGER.json is what scripts/bench_ledger.py wrote; of a system that is in severa
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 
 import click
 
-from far_runtime.bench.plot import check_plot
 from far_runtime.errors import FarError
-from far_runtime.storage.atomic import whole_file
+from far_runtime.plotting import check_plot, new_figure, save_figure
 
 SYSTEMS = ("far-b", "far-l", "far-h", "mar-b", "var-d16")
 COLOURS = {
@@ -58,9 +56,8 @@ def read_ledgers(paths: Sequence[Path]) -> dict[str, Any]:
 def save_plot(result: Mapping[str, Any], path: Path) -> None:
     """Draw and write, whole or not at all; FarError where matplotlib is missing or `path` is no PNG or SVG."""
     check_plot(path)
-    matplotlib: Any = importlib.import_module("matplotlib.figure")
     systems = [(name, result[name]) for name in SYSTEMS if name in result]
-    figure = matplotlib.Figure(figsize=(11, 4.6), dpi=130, layout="constrained")
+    figure = new_figure(11, 4.6)
     axes = figure.subplots()
     width, shown = 0.86 / len(COLOURS), set()
     for group, (_, found) in enumerate(systems):
@@ -85,8 +82,7 @@ def save_plot(result: Mapping[str, Any], path: Path) -> None:
     order = [name for name in COLOURS if name in handles]
     axes.legend([handles[name] for name in order], order, frameon=False, fontsize=8, ncols=len(order),
                 loc="upper center", bbox_to_anchor=(0.5, -0.14))  # fmt: skip
-    with whole_file(path) as aside:
-        figure.savefig(aside, format=path.suffix.lower()[1:])
+    save_figure(figure, path)
 
 
 @click.command(help=__doc__)

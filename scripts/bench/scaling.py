@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from far_runtime.pipeline import Pipeline
+from far_runtime.plotting import new_figure, save_figure
 from settings import in_turn
 
 STEPS = (1, 2, 4, 8, 16)
@@ -81,16 +82,14 @@ def line_through(found: Mapping[int, float]) -> dict[int, float]:
 
 
 def save_plot(result: Mapping[str, Mapping[int, float]], title: str, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.2), dpi=120, layout="constrained")
+    figure = new_figure(12, 3.2, dpi=120)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for axes, (name, found) in zip(figure.subplots(1, len(result)), result.items(), strict=True):
         axes.plot(list(found), list(found.values()), marker="o", color="#2463c9", markersize=4)
         straight = line_through(found)
         axes.plot(list(straight), list(straight.values()), color="#8a8f98", linewidth=0.8, linestyle="--")
         axes.set(xlabel=name, ylabel="seconds", ylim=(0, None))
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 @click.command(help=__doc__)

@@ -1,4 +1,4 @@
-"""Sampling settings of one's own against a bundle's official schedule, by the distances that far tune judges by.
+"""Sampling settings of one's own against a bundle's official schedule, by the distances that far tune measures.
 
     python scripts/studies/compare_settings.py BUNDLE preset=fast "preset=fast guidance_floor=1.2" [--count 256]
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 
 from far_export.evaluate.feature_cache import FeatureCache
-from far_export.evaluate.features import feature_network
-from far_export.tune.distance import Judge
+from far_export.evaluate.features import load_efficientnet
+from far_export.tune.distance import Scorer
 from far_models.checkpoint.config import parse_overrides
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.settings import plan_of, resolve_settings
@@ -40,14 +40,20 @@ def main(
         facts = {"bundle": manifest.id, "count": count, "seed": seed, **pipeline.surroundings()}
         facts["official"] = resolve_settings(manifest, parse_overrides(tuple(reference.split()), "--reference"))
         cache = FeatureCache(user_cache() / "tune", facts)
-        judge = Judge(
-            pipeline, feature_network(), count, seed, cache, lambda line: click.echo(line, err=True), facts["official"]
+        scorer = Scorer(
+            pipeline,
+            load_efficientnet(),
+            count,
+            seed,
+            cache,
+            lambda line: click.echo(line, err=True),
+            facts["official"],
         )
         click.echo(
             "| settings | calls | GFLOP | images, both looks | latents, both looks | mean |\n" + "| --- " * 6 + "|"
         )
         for text, given in settings.items():
-            looks = judge(given), judge.again(given)
+            looks = scorer(given), scorer.confirm(given)
             steps = plan_of(manifest, given)
             calls = sum(call.rows for step in steps for call in step.calls if call.stage == "transformer")
             images, latents = [look.image for look in looks], [look.latents for look in looks]

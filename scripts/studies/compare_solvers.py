@@ -22,8 +22,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from far_export.evaluate.features import feature_network, features
-from far_export.evaluate.metrics import frechet, principal_components
+from far_export.evaluate.features import extract_features, load_efficientnet
+from far_export.evaluate.metrics import frechet_from_features, principal_components
 from far_runtime.conditioning.subjects import Subject, condition_of, spread_subjects
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.noise import SeedNoise
@@ -51,7 +51,7 @@ class Sets:
 
     def __init__(self, pipeline: Pipeline, count: int, kept: Path) -> None:
         self._pipeline, self._count, self._kept = pipeline, count, kept
-        self._network = feature_network()
+        self._network = load_efficientnet()
 
     def of(self, first: int, given: Mapping[str, Any], power: str = "own") -> NDArray[np.float64]:
         """Features [count, 1280] of the pictures with the seeds first, first + 1, ..."""
@@ -76,7 +76,7 @@ class Sets:
             noise = ScaledNoise(range(first, first + len(subjects)), factors)
             condition, _ = condition_of(engine, bundle, subjects)
             latents = sampler_of(manifest).sample(engine, manifest.model, plan, condition, noise)
-            found = features(self._network, self._pipeline.decode(engine.get(latents)))
+            found = extract_features(self._network, self._pipeline.decode(engine.get(latents)))
             file.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(file) as aside, aside.open("wb") as opened:
                 np.save(opened, found)
@@ -103,12 +103,12 @@ def main(
         sets = Sets(pipeline, count, kept)
         a, b = (sets.of(first, {**given, **OFFICIAL}) for first in (0, count))
         basis = principal_components(b)
-        unit = frechet(a @ basis, b @ basis)
+        unit = frechet_from_features(a @ basis, b @ basis)
         click.echo(f"{count} pictures a set, two official sets {unit:.2f} apart\n")
         click.echo("| solver | steps | start noise | ratio | to A, same seeds |\n" + "| --- " * 5 + "|")
         for solver, number, power in itertools.product(solvers.split(","), steps.split(","), powers.split(",")):
             ours = sets.of(0, {**given, "solver": solver, "steps": number}, power) @ basis
-            near, paired = frechet(ours, b @ basis) / unit, frechet(ours, a @ basis) / unit
+            near, paired = frechet_from_features(ours, b @ basis) / unit, frechet_from_features(ours, a @ basis) / unit
             click.echo(f"| {solver} | {number} | {power} | {near:.3f} | {paired:.3f} |")
 
 

@@ -124,13 +124,13 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     import torch
 
     from card_figures import drawing
-    from far_export.evaluate.features import feature_network, features
-    from far_export.evaluate.metrics import frechet, principal_components
+    from far_export.evaluate.features import extract_features, load_efficientnet
+    from far_export.evaluate.metrics import frechet_from_features, principal_components
     from far_models.pictures import open_pictures
 
     torch.set_num_threads(1)
-    pictures, network = open_pictures(plan.data), feature_network()
-    wanted = features(network, pictures.read(pictures.train))
+    pictures, network = open_pictures(plan.data), load_efficientnet()
+    wanted = extract_features(network, pictures.read(pictures.train))
     basis = principal_components(wanted)
     labels = [i % len(pictures.names) for i in range(plan.count)]
     seeds = [100_000 * (seed + 1) + i for i in range(plan.count)]
@@ -138,7 +138,7 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
 
         def distance(settings: Mapping[str, Any]) -> float:
             drawn = draw(labels, seeds, **{**SAMPLING, **settings})
-            return frechet(features(network, drawn) @ basis, wanted @ basis)
+            return frechet_from_features(extract_features(network, drawn) @ basis, wanted @ basis)
 
         changes = DRAWN if name == BASE else {}
         return {"": distance({}), **{key: distance(settings) for key, (_, settings) in changes.items()}}

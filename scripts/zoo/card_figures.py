@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from far_export.evaluate.features import feature_network, features
-from far_export.evaluate.metrics import frechet, principal_components
+from far_export.evaluate.features import extract_features, load_efficientnet
+from far_export.evaluate.metrics import frechet_from_features, principal_components
 from far_export.export import export_bundle
 from far_models.pictures import PictureSet
 from far_models.reconstruction import comparison, evenly, reconstruct, reconstruction_psnr, save_picture, tile
@@ -130,8 +130,11 @@ def reconstruction_figures(vae: nn.Module, data: PictureSet, others: PictureSet 
 def distance_figures(samples: Samples, vae: nn.Module, data: PictureSet) -> dict[str, float]:
     """Frechet distances to the training pictures of the samples and of the training pictures' reconstructions, on the
     48 leading principal components of efficientnet-lite0's features of the training pictures."""
-    network = feature_network()
-    wanted = features(network, data.read(data.train))
+    network = load_efficientnet()
+    wanted = extract_features(network, data.read(data.train))
     basis = principal_components(wanted)
     sets = {"frechet_samples": samples.pictures, "frechet_reconstructions": reconstruct(vae, data, data.train)}
-    return {name: frechet(features(network, found) @ basis, wanted @ basis) for name, found in sets.items()}
+    return {
+        name: frechet_from_features(extract_features(network, found) @ basis, wanted @ basis)
+        for name, found in sets.items()
+    }

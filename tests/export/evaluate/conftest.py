@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from far_export.evaluate import features as networks
-from far_export.evaluate.features import Extractor
+from far_export.evaluate.features import FeatureExtractor
 from far_runtime.cli.main import cli
 from far_runtime.errors import FarError
 
@@ -20,7 +20,7 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def colours() -> Extractor:
+def colours() -> FeatureExtractor:
     """Features: mean and deviation of the three colours."""
 
     def compute(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,13 +28,13 @@ def colours() -> Extractor:
         features = torch.cat([values.mean(dim=(2, 3)), values.std(dim=(2, 3))], dim=1)
         return features, features.softmax(1)
 
-    return Extractor("colours", 6, "none", False, compute)
+    return FeatureExtractor("colours", 6, "none", False, compute)
 
 
 @pytest.fixture(autouse=True)
-def quick(colours: Extractor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def quick(colours: FeatureExtractor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command takes that network, and a cache of its own."""
-    monkeypatch.setattr(networks, "lite", lambda: colours)
+    monkeypatch.setattr(networks, "efficientnet_lite0", lambda: colours)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -14,8 +14,8 @@ from click.testing import Result
 from PIL import Image
 
 from far_export.evaluate import inception as inception_module
-from far_export.evaluate.features import Extractor
-from far_export.evaluate.metrics import frechet_of, inception_score, precision_recall, statistics_of
+from far_export.evaluate.features import FeatureExtractor
+from far_export.evaluate.metrics import feature_statistics, frechet_distance, inception_score, precision_recall
 from far_models.checkpoint.load import load_checkpoint
 from far_models.reconstruction import reconstruct_pixels
 from far_runtime.bundle import open_bundle
@@ -31,7 +31,7 @@ def figures(out: Path) -> dict[str, Any]:
     return json.loads((out / "evaluate.json").read_text())
 
 
-def test_figures_of_a_bundle(run: Run, tiny: Tiny, folder: Path, tmp_path: Path, colours: Extractor) -> None:
+def test_figures_of_a_bundle(run: Run, tiny: Tiny, folder: Path, tmp_path: Path, colours: FeatureExtractor) -> None:
     out = tmp_path / "out"
     references = ("--reference", folder, "--reference", f"{folder}:held_out")
     result = run(
@@ -52,9 +52,9 @@ def test_figures_of_a_bundle(run: Run, tiny: Tiny, folder: Path, tmp_path: Path,
     images = np.load(folder / "images.npy")
     for one, pictures in zip(made["against"], (images[:8], images[8:]), strict=True):
         wanted = colours(pictures).features
-        distance = frechet_of(statistics_of(drawn.features), statistics_of(wanted))
-        floor = frechet_of(
-            statistics_of(colours(reconstruct_pixels(vae, pictures)).features), statistics_of(wanted)
+        distance = frechet_distance(feature_statistics(drawn.features), feature_statistics(wanted))
+        floor = frechet_distance(
+            feature_statistics(colours(reconstruct_pixels(vae, pictures)).features), feature_statistics(wanted)
         )  # fmt: skip
         assert one["pictures"] == len(pictures)
         assert one["frechet"] == pytest.approx(distance, rel=1e-6)
@@ -158,9 +158,9 @@ def test_a_run_goes_on_with_another_batch_size_and_count_but_nothing_else(
 
 
 def test_figures_of_inception_are_called_fid(
-    run: Run, tiny: Tiny, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: Extractor
+    run: Run, tiny: Tiny, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: FeatureExtractor
 ) -> None:
-    network = Extractor("inception", 6, "weights", True, colours.network)
+    network = FeatureExtractor("inception", 6, "weights", True, colours.network)
     monkeypatch.setattr(inception_module, "inception", lambda path, say: network)
     result = run(
         tiny.bundle, "--reference", folder, "--inception", "weights.pt", "--count", 6, "-o", tmp_path / "out"

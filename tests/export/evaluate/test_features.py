@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from far_export.evaluate import inception as inception_module
-from far_export.evaluate.features import Extractor, feature_network
+from far_export.evaluate.features import FeatureExtractor, load_efficientnet
 from far_export.evaluate.inception import inception
 from far_runtime.errors import FarError
 
@@ -24,11 +24,11 @@ def test_lite_knows_what_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the true network
     from far_export.evaluate import features as networks
 
-    network = networks.lite()
+    network = networks.efficientnet_lite0()
     found = network(IMAGES)
     assert not network.inception
     assert found.features.shape == (5, network.width)
-    assert found.features == pytest.approx(networks.features(feature_network(), IMAGES), abs=1e-5)
+    assert found.features == pytest.approx(networks.features(load_efficientnet(), IMAGES), abs=1e-5)
     assert found.probabilities.shape == (5, 1000)
     assert found.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-4)
 
@@ -102,7 +102,7 @@ def fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inception_as_weights(tmp_path: Path, fidelity: None) -> None:
     weights = torch.nn.Linear(3, 4).state_dict()
     torch.save({f"fc.{name}": tensor for name, tensor in weights.items()}, tmp_path / "weights.pth")
-    network: Extractor = inception(tmp_path / "weights.pth")
+    network: FeatureExtractor = inception(tmp_path / "weights.pth")
     found = network(IMAGES)
     means = torch.from_numpy(IMAGES).float().mean(dim=(1, 2))
     assert found.features == pytest.approx(means.numpy(), rel=1e-5)

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from far_export.evaluate import metrics
 from far_export.evaluate.metrics import (
     Statistics,
-    frechet,
-    frechet_of,
+    feature_statistics,
+    frechet_distance,
+    frechet_from_features,
     inception_score,
     precision_recall,
-    statistics_of,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_statistics_are_those_of_numpy() -> None:
     features = (1000 + RANDOM.normal(size=(50, 7))).astype(np.float32)
-    found = statistics_of(features)
+    found = feature_statistics(features)
     assert found.mean == pytest.approx(features.astype(np.float64).mean(axis=0), rel=1e-12)
     assert found.covariance == pytest.approx(np.cov(features.astype(np.float64), rowvar=False), rel=1e-9)
 
@@ -36,13 +36,13 @@ def test_distance_of_statistics_is_that_of_the_matrix_square_root() -> None:
     from scipy.linalg import sqrtm
 
     a, b = RANDOM.normal(size=(40, 5)), RANDOM.normal(size=(50, 5)) @ RANDOM.normal(size=(5, 5)) + 1
-    one, other = statistics_of(a), statistics_of(b)
+    one, other = feature_statistics(a), feature_statistics(b)
     root = sqrtm(one.covariance @ other.covariance).real
     expected = np.square(one.mean - other.mean).sum() + np.trace(one.covariance + other.covariance - 2 * root)
-    assert frechet_of(one, other) == pytest.approx(expected)
-    assert frechet(a, b) == pytest.approx(expected)
+    assert frechet_distance(one, other) == pytest.approx(expected)
+    assert frechet_from_features(a, b) == pytest.approx(expected)
     zero = Statistics(np.zeros(2), np.zeros((2, 2)))
-    assert frechet_of(zero, Statistics(np.array([3.0, 4.0]), np.eye(2))) == pytest.approx(27)
+    assert frechet_distance(zero, Statistics(np.array([3.0, 4.0]), np.eye(2))) == pytest.approx(27)
 
 
 def test_distance_holds_with_fewer_pictures_than_features() -> None:
@@ -51,8 +51,8 @@ def test_distance_holds_with_fewer_pictures_than_features() -> None:
     _, values, directions = np.linalg.svd(np.concatenate([a, b]), full_matrices=False)
     basis = directions[values > 1e-9].T
     assert basis.shape == (40, 13)
-    assert frechet(a, b) == pytest.approx(frechet(a @ basis, b @ basis), rel=1e-6)
-    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_from_features(a, b) == pytest.approx(frechet_from_features(a @ basis, b @ basis), rel=1e-6)
+    assert frechet_from_features(a, a) == pytest.approx(0, abs=1e-6)
 
 
 def test_inception_score_of_what_is_sure_and_even_is_the_number_of_classes() -> None:

