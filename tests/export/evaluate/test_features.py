@@ -28,7 +28,7 @@ def test_lite_knows_what_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     found = network(IMAGES)
     assert not network.inception
     assert found.features.shape == (5, network.width)
-    assert found.features == pytest.approx(networks.features(load_efficientnet(), IMAGES), abs=1e-5)
+    assert found.features == pytest.approx(networks.extract_features(load_efficientnet(), IMAGES), abs=1e-5)
     assert found.probabilities.shape == (5, 1000)
     assert found.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-4)
 
