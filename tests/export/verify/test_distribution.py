@@ -88,7 +88,9 @@ def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 def plain_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels for features."""
     monkeypatch.setattr(distribution, "feature_network", lambda: torch.nn.Identity())
-    monkeypatch.setattr(distribution, "features", lambda network, images: images.reshape(len(images), -1).astype(float))
+    monkeypatch.setattr(
+        distribution, "extract_features", lambda network, images: images.reshape(len(images), -1).astype(float)
+    )
 
 
 def noise(seeds: Sequence[int], spread: float = 30.0) -> NDArray[np.uint8]:
@@ -154,7 +156,9 @@ def test_far_verify_prints_the_distances_and_fails_beyond_the_limit(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(distribution, "MIN_COUNT", 4)
-    monkeypatch.setattr(distribution, "features", lambda network, images: images.reshape(len(images), -1).astype(float))
+    monkeypatch.setattr(
+        distribution, "extract_features", lambda network, images: images.reshape(len(images), -1).astype(float)
+    )
     command = [
         str(tiny.bundle), "--checkpoint", str(tiny.safetensors), "--vae", str(tiny.vae), "--engine", "onnxruntime",
         "--threads", "1", "--distribution", "4", "--json", str(tmp_path / "report.json"),
