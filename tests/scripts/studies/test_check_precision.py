@@ -21,7 +21,7 @@ def test_a_row_is_measured_once_and_a_broken_limit_fails(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(distribution, "SMALLEST", 4)
+    monkeypatch.setattr(distribution, "MIN_COUNT", 4)
     monkeypatch.setattr(distribution, "features", lambda network, images: images.reshape(len(images), -1).astype(float))
     shutil.copytree(tiny.bundle, tmp_path / "out" / "fp32", ignore=shutil.ignore_patterns("engines"))
     command = [
