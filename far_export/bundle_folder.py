@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and what earlier attempts left beside it."""
+"""The folder that a bundle is exported to, and whether it may be replaced."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from far_runtime.storage.atomic import resolved
 
 
 def check_target(target: Path) -> None:
-    """FarError unless a bundle can be written to `target`: absent, empty, or an older bundle and nothing else, in a
-    folder that is writable; never the current folder or one around it."""
+    """FarError unless a bundle can be written to `target`.
+
+    The target is absent or empty, or holds an older bundle and nothing else; the folder around it is writable; and it
+    is neither the current folder nor one around that.
+    """
     target = resolved(target)
     here = Path.cwd().resolve()
     if target == here or target in here.parents:
@@ -31,36 +34,35 @@ def check_target(target: Path) -> None:
 
 
 def check_replaceable(target: Path) -> None:
-    """FarError unless nothing would be lost with `target` but a bundle."""
+    """FarError where `target` holds files that do not belong to a bundle."""
     if target.exists() and not target.is_dir():
         raise FarError(f"{target}: is a file; -o needs a folder")
-    foreign = _foreign(target) if target.is_dir() else None
+    foreign = _foreign_file(target) if target.is_dir() else None
     if foreign is not None:
         raise FarError(f"{target}: holds files that are no bundle ({foreign}, say), and they stay; give -o another")
 
 
-def _foreign(folder: Path) -> str | None:
-    """One of the files that do not belong to the bundle in a folder, or None. A bundle of another format or with files
-    missing is one, too."""
-    files = _listed(folder)
-    if files is None:
+def _foreign_file(folder: Path) -> str | None:
+    """The first file in a folder that does not belong to its bundle, None where there is none. The bundle may be of any
+    format, and lack files."""
+    names = _manifest_files(folder)
+    if names is None:
         return next((path.name for path in sorted(folder.iterdir())), None)
-    own = {folder / name for name in (MANIFEST, *files)}
-    around = {parent for path in own for parent in path.parents}
+    files = {folder / name for name in (MANIFEST, *names)}
+    folders = {parent for path in files for parent in path.parents}
     for path in sorted(folder.rglob("*")):
         top, *inside = path.relative_to(folder).parts
-        if top == ENGINES_FOLDER and (
-            not inside or is_cache_file(inside[0])
-        ):  # compiled from the bundle, worthless without
+        # Engines were compiled from the bundle and go with it.
+        if top == ENGINES_FOLDER and (not inside or is_cache_file(inside[0])):
             continue
         is_folder = path.is_dir() and not path.is_symlink()
-        if path not in (around if is_folder else own):
+        if path not in (folders if is_folder else files):
             return str(path.relative_to(folder))
     return None
 
 
-def _listed(folder: Path) -> list[str] | None:
-    """The files that the folder's manifest lists; None where there is no manifest of ours."""
+def _manifest_files(folder: Path) -> list[str] | None:
+    """The files that the folder's manifest lists; None where there is no bundle's manifest."""
     try:
         data: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

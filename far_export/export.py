@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from far_export.bundle_folder import check_replaceable, check_target
-from far_export.cast import CASTS, cast_stages
+from far_export.cast import CAST_DTYPES, cast_stages
 from far_export.load import check_weights, load_pair, text_part
 from far_export.onnx.check import check_graphs, reference_outputs
 from far_export.onnx.writer import export_stages
@@ -63,7 +63,7 @@ def export_bundle(checkpoint: str | Path, vae: str | Path, output: str | Path, *
         export.report("no text encoder: the bundle will draw without prompts only; give --text-encoder DIR for prompts")
     with folder_put_in_place(target, check_replaceable) as folder:
         cases = reference_outputs(stages)
-        stages = cast_stages(stages, export.precision) if export.precision in CASTS else stages
+        stages = cast_stages(stages, export.precision) if export.precision in CAST_DTYPES else stages
         manifest = write(folder, manifest, stages, networks, export)
         fp16_stages = stages if export.precision == "fp16" else []
         del stages, networks  # the checks load the weights a second time: let the first copy go

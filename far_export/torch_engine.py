@@ -1,4 +1,4 @@
-"""The torch modules behind the Engine protocol, so that the reference runs the very loop that the engines run."""
+"""The torch modules as an engine, so that the reference runs the same sampling loop as the engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from far_runtime.errors import FarError
 
 
 class TorchEngine:
-    """Runs stages as torch modules in float32 on `device`."""
+    """Runs stages by their torch modules in float32 on a device."""
 
     def __init__(self, stages: Sequence[Stage], device: str = "cpu") -> None:
         self.name = f"torch:{device}"
@@ -38,7 +38,7 @@ class TorchEngine:
         self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
     ) -> dict[str, Array]:
         constants = constants or {}
-        declared = self._find(stage, constants)
+        declared = self._stage(stage, constants)
         arrays = {
             spec.name: inputs[spec.name]
             if spec.name in inputs
@@ -54,32 +54,34 @@ class TorchEngine:
     def close(self) -> None:
         self._stages.clear()
 
-    def _find(self, stage: str, constants: Mapping[str, int]) -> Stage:
+    def _stage(self, stage: str, constants: Mapping[str, int]) -> Stage:
         for declared in self._stages:
             if declared.stage == stage and fits(declared.constants, constants):
                 return declared
         raise FarError(f"the torch engine has no {stage} stage for {dict(constants)}; export with --levels shared")
 
 
-PRODUCTS = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "conv2d", "convolution", "_convolution")
+MATMUL_FUNCTIONS = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "conv2d", "convolution", "_convolution")
+"""Names of torch's matrix products and convolutions."""
 
 
-class WideProducts(TorchDispatchMode):
-    """Inside of it, products and convolutions of half tensors are computed in float32 and rounded to half."""
+class Float32MatMuls(TorchDispatchMode):
+    """A context in which matrix products and convolutions of half tensors are computed in float32 and rounded to half,
+    as a GPU does."""
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         half = any(isinstance(value, torch.Tensor) and value.dtype == torch.float16 for value in args)
-        if not half or func.overloadpacket.__name__ not in PRODUCTS:
+        if not half or func.overloadpacket.__name__ not in MATMUL_FUNCTIONS:
             return func(*args, **kwargs)
-        wide = [v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.float16 else v for v in args]
-        return func(*wide, **kwargs).half()
+        floats = [v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.float16 else v for v in args]
+        return func(*floats, **kwargs).half()
 
 
 class Fp16Engine:
-    """Stages whose modules were cast to FP16, run in that arithmetic: an `Engine` for verify."""
+    """Runs stages whose modules were cast to FP16, in the arithmetic of a GPU, for verify."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self._torch = TorchEngine(stages)
@@ -90,5 +92,5 @@ class Fp16Engine:
     def run(
         self, stage: str, inputs: Mapping[str, Array], constants: Mapping[str, int] | None = None
     ) -> dict[str, Array]:
-        with WideProducts():
+        with Float32MatMuls():
             return self._torch.run(stage, inputs, constants)

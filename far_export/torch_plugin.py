@@ -1,4 +1,4 @@
-"""torch for `far bench`: the checkpoint's own modules, eager or compiled, as an engine; and torch's matrix product."""
+"""torch as an engine of `far bench`: the checkpoint's modules, eager or compiled; and torch's matrix product."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ VARIANTS = ("", "compile")
 def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: Sources) -> TorchEngine:
     """The stages of a bundle's checkpoint as torch modules in float32 on the CPU.
 
-    variant: "" as they are (eager), or "compile": each through torch.compile with its defaults, which compiles for the
-    first batch size and then once more for any. More compilations than torch allows are an error, not a silent return
-    to eager. Raises FarError for another variant, and without the checkpoint that the bundle was exported from.
+    The variant is "" for eager modules, or "compile" for torch.compile with its defaults, which compiles every module
+    for the first batch size and then once more for any batch size. More compilations than torch allows are an error, so
+    that no module returns to eager unnoticed. Raises FarError for another variant, and without the checkpoint that the
+    bundle was exported from.
     """
     from far_export.load import load_pair
     from far_export.verify.reference import check_sizes, recorded_vae, reference_stages, reference_text
@@ -48,8 +49,7 @@ def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: S
 
 
 def matrix_product(device: str, precision: str, size: int, threads: int | None) -> Callable[[], object] | None:
-    """torch's product of two [size, size] matrices, to be called again and again; None where it has none. On a GPU not
-    run by us."""
+    """A function that multiplies two [size, size] matrices by torch on "cpu" or "gpu"; None where torch cannot."""
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
     types |= {"fp16": torch.float16} if device == GPU else {}
     if device not in (CPU, GPU) or precision not in types or (device == GPU and not torch.cuda.is_available()):

@@ -1,7 +1,7 @@
-"""Calibration: how large the inputs of the products to be quantised grow while a bundle draws pictures.
+"""Calibration: the ranges of the activations that are to be quantised, collected while a bundle draws pictures.
 
-An engine that is handed to the ordinary pipeline: it runs the FP32 graphs on ONNX Runtime with those inputs as further
-outputs, and keeps a histogram of each and nothing else, so that memory does not grow with the number of calls.
+The ordinary pipeline runs on a calibration engine: the FP32 graphs on ONNX Runtime, with these activations as further
+outputs. The engine keeps a histogram of each activation, so that memory does not grow with the number of calls.
 """
 
 from __future__ import annotations
@@ -23,30 +23,32 @@ from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.settings import resolve_plan
 
 BINS = 2048
-STEPS = 255 // 2
-"""Largest number of an int8 value without its lowest, so that it is symmetric."""
+"""Bins of a histogram."""
+
+INT8_MAX = 127
+"""Largest quantised value: int8 is used symmetrically, without -128."""
 
 OBSERVED_CALLS = 128
-"""Calls of a stage that are looked at while a batch is drawn, evenly spread over its levels and diffusion steps."""
+"""Most calls of a stage that are observed while a batch is drawn, evenly spaced over its levels and diffusion steps."""
 
 BATCH = 4
 SEED = 1 << 20
-"""First seed of the calibration pictures, far from those that people and checks use."""
+"""First seed of the calibration pictures, far from the seeds that users and checks take."""
 
 
 class Histogram:
-    """Absolute values in BINS equal bins from 0 to `top`, which doubles whenever a value lies beyond it."""
+    """Counts of absolute values in BINS equal bins from 0 to `top`, which doubles whenever a value is larger."""
 
     def __init__(self) -> None:
         self.top = 0.0
         self.counts = np.zeros(BINS, np.int64)
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count values of any shape; FarError for NaN and infinity."""
+        """Count the values of an array of any shape; FarError for NaN and infinity."""
         if not values.size:
             return
-        sizes = np.abs(values).ravel()
-        largest = float(sizes.max())
+        magnitudes = np.abs(values).ravel()
+        largest = float(magnitudes.max())
         if not np.isfinite(largest):
             raise FarError("calibration met NaN or infinity in the FP32 graphs; far verify says where it begins")
         if self.top == 0:
@@ -55,13 +57,13 @@ class Histogram:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
             self.top *= 2
         if self.top == 0:
-            self.counts[0] += sizes.size
+            self.counts[0] += magnitudes.size
             return
-        places = np.minimum((sizes * (BINS / self.top)).astype(np.int64), BINS - 1)
-        self.counts += np.bincount(places, minlength=BINS)
+        bins = np.minimum((magnitudes * (BINS / self.top)).astype(np.int64), BINS - 1)
+        self.counts += np.bincount(bins, minlength=BINS)
 
     def range(self) -> float:
-        """The largest value that int8 should reach: what makes the mean squared rounding and clipping error least."""
+        """The value that 127 should stand for: the one with the least mean squared error of rounding and clipping."""
         if self.top == 0:
             return 1.0
         centres = (np.arange(BINS) + 0.5) * (self.top / BINS)
@@ -69,24 +71,22 @@ class Histogram:
         best, least = self.top * used / BINS, np.inf
         for bins in np.unique(np.linspace(used * 0.05, used, 160).round().astype(int).clip(1)):
             bound = self.top * int(bins) / BINS
-            step = bound / STEPS
-            rounded = np.minimum(np.round(centres / step), STEPS) * step
-            error = float(self.counts @ (centres - rounded) ** 2)
+            scale = bound / INT8_MAX
+            quantised = np.minimum(np.round(centres / scale), INT8_MAX) * scale
+            error = float(self.counts @ (centres - quantised) ** 2)
             if error < least:
                 best, least = bound, error
         return best
 
 
 class CalibrationEngine:
-    """Runs a bundle's FP32 graphs on ONNX Runtime's CPU provider, watching tensors of some of them.
-
-    watched: by graph name, the tensors to look at. every: by stage, one call in how many is looked at.
-    """
+    """Runs a bundle's FP32 graphs on ONNX Runtime's CPU provider and collects histograms of some of their tensors."""
 
     name = "calibration"
     version = ""
 
-    def __init__(self, bundle: Bundle, watched: Mapping[str, Collection[str]], every: Mapping[str, int]) -> None:
+    def __init__(self, bundle: Bundle, tensors: Mapping[str, Collection[str]], every: Mapping[str, int]) -> None:
+        """tensors: names of those to observe, by graph. every: n by stage, where every n-th call is observed."""
         try:
             self._ort: Any = importlib.import_module("onnxruntime")
         except ImportError:
@@ -94,11 +94,14 @@ class CalibrationEngine:
                 "int8 is calibrated with onnxruntime, which is not installed; install it with: "
                 "pip install 'far-deploy[cpu]'"
             ) from None
-        self._bundle, self._watched, self._every = bundle, watched, every
+        self._bundle, self._tensors, self._every = bundle, tensors, every
         self._sessions: dict[str, Any] = {}
         self._calls: dict[str, int] = {}
         self.observed: dict[str, int] = {}
-        self.histograms = {graph: {name: Histogram() for name in names} for graph, names in watched.items()}
+        """Number of observed calls by stage."""
+
+        self.histograms = {graph: {name: Histogram() for name in names} for graph, names in tensors.items()}
+        """Histograms by graph and tensor."""
 
     def put(self, array: NDArray[Any]) -> Array:
         return np.ascontiguousarray(array)
@@ -119,17 +122,15 @@ class CalibrationEngine:
         call = self._calls.get(stage, 0)
         self._calls[stage] = call + 1
         names = [spec.name for spec in graph.outputs]
-        own = self.histograms.get(graph.name, {})
-        if call % self._every.get(stage, 1):
-            own = {}
-        produced = [name for name in own if name not in feeds and name not in names]
-        arrays = self._session(graph).run([*names, *produced], feeds)
-        seen = {**feeds, **dict(zip([*names, *produced], arrays, strict=True))}
-        for name, histogram in own.items():
-            histogram.add(seen[name])
-        if own:
+        histograms = {} if call % self._every.get(stage, 1) else self.histograms.get(graph.name, {})
+        inner = [name for name in histograms if name not in feeds and name not in names]
+        arrays = self._session(graph).run([*names, *inner], feeds)
+        tensors = {**feeds, **dict(zip([*names, *inner], arrays, strict=True))}
+        for name, histogram in histograms.items():
+            histogram.add(tensors[name])
+        if histograms:
             self.observed[stage] = self.observed.get(stage, 0) + 1
-        return {name: seen[name] for name in names}
+        return {name: tensors[name] for name in names}
 
     def close(self) -> None:
         self._sessions.clear()
@@ -138,11 +139,11 @@ class CalibrationEngine:
         if graph.name not in self._sessions:
             options = self._ort.SessionOptions()
             options.log_severity_level = 3
-            # Graphs per level read the one mapped weight file; packed copies in each would multiply the memory.
+            # The graphs of all levels read one mapped weight file; packed copies would multiply the memory.
             options.add_session_config_entry("session.disable_prepacking", "1")
             path = self._bundle.path / graph.file
-            watched = self._watched.get(graph.name)
-            model = self._with_outputs(path, graph, watched) if watched else path
+            tensors = self._tensors.get(graph.name)
+            model = self._with_outputs(path, graph, tensors) if tensors else path
             try:
                 self._sessions[graph.name] = self._ort.InferenceSession(
                     str(model), options, providers=["CPUExecutionProvider"]
@@ -153,11 +154,11 @@ class CalibrationEngine:
         return self._sessions[graph.name]
 
     def _with_outputs(self, path: Path, graph: Graph, names: Collection[str]) -> Path:
-        """A copy of a graph, beside it for the sake of its weight file, that gives these tensors too."""
+        """A copy of a graph that has these tensors as outputs too, in the folder of its weight file."""
         model = onnx.load(str(path), load_external_data=False)
-        there = {spec.name for spec in (*graph.inputs, *graph.outputs)}
+        declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
         for name in names:
-            if name not in there:
+            if name not in declared:
                 model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
         copy = path.with_name(f".{path.stem}.calibration.onnx")
         onnx.save(model, str(copy))
@@ -165,12 +166,12 @@ class CalibrationEngine:
 
 
 def calibrate(
-    bundle: Bundle, watched: Mapping[str, Collection[str]], count: int, report: Callable[[str], None]
+    bundle: Bundle, tensors: Mapping[str, Collection[str]], count: int, report: Callable[[str], None]
 ) -> dict[str, dict[str, float]]:
-    """Draw `count` pictures with the bundle's default settings, subjects spread over its classes; returns by graph the
-    range of every watched tensor.
+    """Draw `count` pictures with the bundle's default settings, and return the range of every tensor by graph.
 
-    Graphs that those settings never run have no ranges. Raises FarError where onnxruntime is missing.
+    tensors: names of those to observe, by graph. Classes are drawn evenly. Graphs that the default settings never run
+    have no ranges. Raises FarError where onnxruntime is not installed.
     """
     manifest = bundle.manifest
     calls: dict[str, int] = {}
@@ -178,15 +179,15 @@ def calibrate(
         for call in step.calls:
             calls[call.stage] = calls.get(call.stage, 0) + call.times
     every = {stage: -(-times // OBSERVED_CALLS) for stage, times in calls.items()}
-    engine = CalibrationEngine(bundle, watched, every)
+    engine = CalibrationEngine(bundle, tensors, every)
     pipeline = Pipeline(bundle, engine)
     try:
         pipeline.generate(spread_subjects(manifest, count), range(SEED, SEED + count), batch_size=BATCH)
     finally:
         pipeline.close()
-    looked = ", ".join(f"{seen} calls of {stage}" for stage, seen in engine.observed.items())
-    report(f"calibrated on {count} pictures: {looked}")
+    observed = ", ".join(f"{number} calls of {stage}" for stage, number in engine.observed.items())
+    report(f"calibrated on {count} pictures: {observed}")
     return {
-        graph: {name: histogram.range() for name, histogram in own.items() if histogram.counts.any()}
-        for graph, own in engine.histograms.items()
+        graph: {name: histogram.range() for name, histogram in histograms.items() if histogram.counts.any()}
+        for graph, histograms in engine.histograms.items()
     }

@@ -1,4 +1,4 @@
-"""Exported graphs are run once, on ONNX Runtime (BF16 ones on OpenVINO), and compared with the torch modules that they
+"""Exported graphs are run once, on ONNX Runtime or in BF16 on OpenVINO, and compared with the torch modules that they
 came from."""
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ from far_runtime.engines import open_engine
 from far_runtime.errors import CheckFailed
 
 SIZES = {"batch": 2, "rows": 4}
+"""Lengths of axes in the check; other ones than in tracing."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """Inputs and outputs by name of one torch run of a stage."""
+class GraphCase:
+    """One run of a stage's torch module."""
 
     inputs: dict[str, NDArray[Any]]
+    """Inputs by name."""
+
     outputs: dict[str, NDArray[Any]]
+    """Outputs by name."""
 
 
-def reference_outputs(stages: Sequence[Stage]) -> dict[str, Case]:
-    """One run of every stage's torch module, at other sizes than the ones that were traced, by graph name."""
+def reference_outputs(stages: Sequence[Stage]) -> dict[str, GraphCase]:
+    """One run of every stage's torch module by graph name, with other lengths of axes than were traced."""
     cases = {}
     for stage in stages:
         sizes = {axis: SIZES.get(axis, (low + usual) // 2) for axis, (low, usual, _) in stage.profile.items()}
@@ -39,7 +43,7 @@ def reference_outputs(stages: Sequence[Stage]) -> dict[str, Case]:
         with torch.inference_mode():
             outputs = stage.module(**example)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-        cases[stage.name] = Case(
+        cases[stage.name] = GraphCase(
             {name: tensor.numpy() for name, tensor in example.items()},
             {spec.name: tensor.numpy() for spec, tensor in zip(stage.outputs, outputs, strict=True)},
         )
@@ -47,17 +51,17 @@ def reference_outputs(stages: Sequence[Stage]) -> dict[str, Case]:
 
 
 def checking_library(precision: str) -> tuple[str, str]:
-    """The library that runs graphs of a precision on the CPU, which is also the engine's name, and the extra that it
-    comes with: ONNX Runtime has no kernels for BF16."""
+    """The engine that runs graphs of a precision on the CPU, which is also the library's name, and the extra of
+    far-deploy that installs it."""
+    # ONNX Runtime has no BF16 kernels for the CPU.
     return ("openvino", "openvino") if precision == "bf16" else ("onnxruntime", "cpu")
 
 
-def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
-    """Run every graph on ONNX Runtime's CPU provider, or on OpenVINO those in BF16, for which that has no kernels;
-    returns a line that says how close they are.
+def check_graphs(bundle: Bundle, cases: dict[str, GraphCase]) -> str:
+    """Run every graph on the CPU, by the engine that `checking_library` names; returns a line on how close they are.
 
-    Raises CheckFailed, naming graph and output, beyond the stage's tolerance. Without the library nothing is run, and
-    the line says so.
+    Raises CheckFailed, naming graph and output, beyond the stage's tolerance. Where the library is not installed
+    nothing is run, and the line says so.
     """
     name, extra = checking_library(bundle.manifest.precision)
     if importlib.util.find_spec(name) is None:
@@ -86,7 +90,7 @@ def check_graphs(bundle: Bundle, cases: dict[str, Case]) -> str:
     return f"graphs passed the ONNX checker; {library} agrees with torch within {worst:.1e} relative"
 
 
-def _on_openvino(bundle: Bundle, cases: dict[str, Case]) -> Iterator[tuple[Graph, list[NDArray[Any]]]]:
+def _on_openvino(bundle: Bundle, cases: dict[str, GraphCase]) -> Iterator[tuple[Graph, list[NDArray[Any]]]]:
     engine = open_engine(bundle, "openvino")
     for graph in bundle.manifest.graphs:
         inputs = {name: engine.put(array) for name, array in cases[graph.name].inputs.items()}
@@ -95,7 +99,7 @@ def _on_openvino(bundle: Bundle, cases: dict[str, Case]) -> Iterator[tuple[Graph
     engine.close()
 
 
-def _on_onnxruntime(bundle: Bundle, cases: dict[str, Case]) -> Iterator[tuple[Graph, list[NDArray[Any]]]]:
+def _on_onnxruntime(bundle: Bundle, cases: dict[str, GraphCase]) -> Iterator[tuple[Graph, list[NDArray[Any]]]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,5 @@
-"""The precision of an exported graph, proved node by node: matrix products in 16 bits, what overflows in FP32."""
+"""The precision of an exported graph, proved node by node: matrix products in 16 bits, and in FP32 the operators that
+lose too much."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from far_export.cast import island_paths, whole
+from far_export.cast import island_paths, stays_fp32
 from far_export.stages.stage import Stage
 from far_runtime.errors import CheckFailed
 
-PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"))
-WIDE = frozenset(
+MATMUL_OPERATORS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"))
+FP32_OPERATORS = frozenset(
     (
         "Softmax", "LogSoftmax", "LayerNormalization", "GroupNormalization", "InstanceNormalization",
         "RMSNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp",
@@ -22,48 +23,54 @@ WIDE = frozenset(
 )  # fmt: skip
 """Operators that lose too much in 16 bits, or leave FP16's range."""
 
-MOVES = frozenset(("Gather", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Identity", "Expand"))
-TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
+COPY_OPERATORS = frozenset(("Gather", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Identity", "Expand"))
+DATA_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
 SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch.onnx keeps the path of a node's module."""
+
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 def check_graph_precision(model: ir.Model, stage: Stage) -> None:
-    """CheckFailed, naming the first node that does not compute in the stage's precision: a matrix product or
-    convolution of another type (FP32 ones only on the stage's islands), or an operator of WIDE that is not FP32."""
-    expected = TYPES[stage.precision]
-    islands = [] if whole(stage) else island_paths(stage)
-    products = 0
+    """CheckFailed, naming the first node that does not compute in the stage's precision.
+
+    A matrix product or convolution has to have the stage's precision, or FP32 on one of the stage's islands; operators
+    of FP32_OPERATORS have to be FP32.
+    """
+    expected = DATA_TYPES[stage.precision]
+    islands = [] if stays_fp32(stage) else island_paths(stage)
+    matmuls = 0
     for node in model.graph:
         types = {value.dtype for value in node.inputs if value is not None and value.dtype in FLOATS}
-        if node.op_type in PRODUCTS:
-            fine = types == {expected} or (types == {ir.DataType.FLOAT} and _on_island(node, islands))
-            products += types == {expected}
-            wanted: ir.DataType = expected
-        elif node.op_type in WIDE:
-            fine, wanted = types <= {ir.DataType.FLOAT}, ir.DataType.FLOAT
+        if node.op_type in MATMUL_OPERATORS:
+            allowed = types == {expected} or (types == {ir.DataType.FLOAT} and _on_island(node, islands))
+            matmuls += types == {expected}
+            required: ir.DataType = expected
+        elif node.op_type in FP32_OPERATORS:
+            allowed, required = types <= {ir.DataType.FLOAT}, ir.DataType.FLOAT
         else:
             continue
-        if not fine:
+        if not allowed:
             raise CheckFailed(
                 f"graph {stage.name}: node {node.name} ({node.op_type} in {module_path(node) or 'the stage itself'}) "
-                f"computes in {', '.join(sorted(str(kind) for kind in types))}, expected {wanted}; declare or mark an "
+                f"computes in {', '.join(sorted(map(str, types)))}, expected {required}; declare or mark an "
                 "FP32 island there, or cast its inputs"
             )
-    if not products and stage.precision != "fp32":
+    if not matmuls and stage.precision != "fp32":
         raise CheckFailed(
             f"graph {stage.name}: has no matrix product in {stage.precision}; name the stage among its own fp32_islands"
         )
 
 
 def module_path(node: ir.Node) -> str:
-    """Path of the torch module that a node came from, "" at the top: before the exporter's notes are removed."""
-    scopes = _literal(node.metadata_props.get(SCOPES, "[]"))
+    """Path of the torch module that a node came from, "" at the top; known until the exporter's metadata is removed."""
+    scopes = _strings(node.metadata_props.get(SCOPES, "[]"))
     modules = [scope for scope in scopes[:-1] if scope and not scope.startswith("_empty")]
     return modules[-1] if modules else ""
 
 
-def _literal(text: str) -> list[str]:
+def _strings(text: str) -> list[str]:
+    """The strings of a list in Python's notation."""
     return [single or double for single, double in re.findall(r"'([^']*)'|\"([^\"]*)\"", text)]
 
 
@@ -75,16 +82,17 @@ def _on_island(node: ir.Node, islands: Sequence[str]) -> bool:
 
 
 def _inside(path: str, islands: Sequence[str]) -> bool:
-    """Whether a module's or initializer's path is an island or inside one; the exporter numbers names that clash."""
+    """Whether a module's or initializer's path is an island or inside one."""
+    # The exporter numbers names that clash: "norm" and "norm_1".
     names = (path, re.sub(r"_\d+$", "", path))
     return any(name == island or name.startswith(f"{island}.") for name in names for island in islands)
 
 
 def _sources(value: ir.Value) -> list[str]:
-    """Initializers that a value is, or was cut from."""
+    """Names of the initializers that a value is, or is a part of."""
     producer: Any = value.producer()
     if producer is None:
         return [value.name or ""]
-    if producer.op_type in MOVES and producer.inputs and producer.inputs[0] is not None:
+    if producer.op_type in COPY_OPERATORS and producer.inputs and producer.inputs[0] is not None:
         return _sources(producer.inputs[0])
     return []

@@ -1,7 +1,7 @@
-"""Whether numbers leave their range inside of a graph: every tensor that it computes, looked at on ONNX Runtime.
+"""The range of every tensor that a graph computes, measured on ONNX Runtime, and whether any overflows.
 
-ONNX Runtime's CPU provider computes FP16 graphs in float32: what would be infinite on a GPU goes on as a number there.
-As an output of the graph, though, a tensor is of the graph's own type, and infinite where FP16 ends.
+ONNX Runtime's CPU provider computes FP16 graphs in float32: a value that would be infinite on a GPU stays finite there.
+As an output of the graph, though, a tensor has the graph's own type, and is infinite beyond FP16's range.
 """
 
 from __future__ import annotations
@@ -17,61 +17,67 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 FP16_MAX = 65504.0
-AT_A_TIME, BYTES = 128, 1 << 28
-"""Tensors that are looked at in one run, and about how much they may take together: a large graph's do not all fit."""
+RUN_TENSORS, RUN_BYTES = 128, 1 << 28
+"""Most tensors, and about the most bytes, that are observed in one run: a large graph's tensors do not fit into memory
+together."""
 
-Watched = tuple[ir.Node, ir.Value]
+Observed = tuple[ir.Node, ir.Value]
 """A tensor, and the node that computes it."""
 
-SEEN = {ir.DataType.FLOAT: "FP32", ir.DataType.FLOAT16: "FP16"}
+OBSERVED_TYPES = {ir.DataType.FLOAT: "FP32", ir.DataType.FLOAT16: "FP16"}
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """What a graph's tensors came to over some calls.
-
-    largest: the largest number in any FP16 tensor, and its name in `tensor`. overflow: the first tensor, in the graph's
-    order, that held NaN or Inf, in words; "" where there was none. calls: how many were looked at. unseen: why it could
-    not be done here, where it could not.
-    """
+    """The values of a graph's tensors over some calls."""
 
     largest: float = 0.0
+    """Largest absolute value in any FP16 tensor."""
+
     tensor: str = ""
+    """Name of the node that computed it."""
+
     overflow: str = ""
+    """A sentence on the first tensor, in the graph's order, that held NaN or Inf; "" where there was none."""
+
     calls: int = 0
-    unseen: str = ""
+    """Number of calls that were observed."""
+
+    skipped: str = ""
+    """Why nothing was observed, "" where something was."""
 
 
 def tensor_ranges(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> TensorRange:
-    """The range of everything that the graph in `path` computes for the inputs of some calls.
+    """The range of every tensor that the graph in `path` computes for the inputs of some calls.
 
-    Without onnxruntime, or with operators that it has no kernel for (BF16), nothing is looked at. Nothing is written:
-    a bundle may lie where nobody writes, and another process may look at it too.
+    Nothing is observed without onnxruntime, or where it has no kernel for an operator (BF16). No file is written: the
+    bundle's folder may be read-only, and another process may do the same.
     """
     try:
         import onnxruntime
     except ImportError:
-        return TensorRange(unseen="onnxruntime is not installed: pip install 'far-deploy[cpu]'")
+        return TensorRange(skipped="onnxruntime is not installed: pip install 'far-deploy[cpu]'")
     model = ir.load(path)
-    watched = [
+    observed = [
         (node, value)
         for node in model.graph
         for value in node.outputs
-        if value.name and value.dtype in SEEN and node.op_type != "Constant"
+        if value.name and value.dtype in OBSERVED_TYPES and node.op_type != "Constant"
     ]
-    own = list(model.graph.outputs)
+    outputs = list(model.graph.outputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    # As the graph says: what the optimiser fuses has no tensors between.
+    # Operators that the optimiser fuses would have no tensors between them.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # it holds every weight widened: give them back
+    # Weights that were converted to float32 are given back after use.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     largest, tensor = 0.0, ""
     try:
         rows = max((array.shape[0] for inputs in calls for array in inputs.values() if array.ndim), default=1)
-        for part in _parts(watched, rows):
-            model.graph.outputs[:] = own + [value for _, value in part if value not in own]
+        for part in _parts(observed, rows):
+            model.graph.outputs[:] = outputs + [value for _, value in part if value not in outputs]
             graph = ir.to_proto(model).SerializeToString()
             session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
             names = [str(value.name) for _, value in part]
@@ -82,36 +88,37 @@ def tensor_ranges(path: Path, calls: Sequence[Mapping[str, NDArray[Any]]]) -> Te
                     if not np.isfinite(array).all():
                         return TensorRange(largest, tensor, _sentence(node, value, array, computed), len(calls))
                     if value.dtype == ir.DataType.FLOAT16 and array.size:
-                        most = float(np.abs(array).max())
-                        largest, tensor = max((largest, tensor), (most, str(node.name)))
-    except Exception as error:  # onnxruntime raises many types; this is a help beside the comparison itself
-        return TensorRange(unseen=f"onnxruntime does not run it ({' '.join(str(error).split())[:200]})")
+                        largest, tensor = max((largest, tensor), (float(np.abs(array).max()), str(node.name)))
+    # onnxruntime raises many types, and the comparison of outputs goes on without the ranges.
+    except Exception as error:
+        return TensorRange(skipped=f"onnxruntime does not run it ({' '.join(str(error).split())[:200]})")
     return TensorRange(largest, tensor, "", len(calls))
 
 
-def _parts(watched: Sequence[Watched], rows: int) -> Iterator[list[Watched]]:
-    """Neighbours that are looked at in one run. rows: what the open axes of a shape are taken for together."""
-    part: list[Watched] = []
+def _parts(observed: Sequence[Observed], rows: int) -> Iterator[list[Observed]]:
+    """Consecutive tensors that are observed in one run. rows: what the product of a shape's axes of any length is taken
+    for."""
+    part: list[Observed] = []
     size = 0
-    for node, value in watched:
-        dimensions = [one for one in value.shape or () if isinstance(one, int)]
-        bytes_of = 4 * rows * math.prod(dimensions)
-        if part and (len(part) == AT_A_TIME or size + bytes_of > BYTES):
+    for node, value in observed:
+        tensor_bytes = 4 * rows * math.prod(axis for axis in value.shape or () if isinstance(axis, int))
+        if part and (len(part) == RUN_TENSORS or size + tensor_bytes > RUN_BYTES):
             yield part
             part, size = [], 0
         part.append((node, value))
-        size += bytes_of
+        size += tensor_bytes
     if part:
         yield part
 
 
 def _sentence(node: ir.Node, value: ir.Value, array: NDArray[Any], computed: Mapping[str, NDArray[Any]]) -> str:
-    bad = int(array.size - np.isfinite(array).sum())
-    inputs = [computed[str(one.name)] for one in node.inputs if one is not None and one.name in computed]
-    before = max((float(np.abs(part.astype(np.float64)).max(initial=0.0)) for part in inputs), default=0.0)
-    kind = SEEN[value.dtype] if value.dtype is not None else ""
+    nonfinite = int(array.size - np.isfinite(array).sum())
+    inputs = [computed[str(value.name)] for value in node.inputs if value is not None and value.name in computed]
+    before = max((float(np.abs(x.astype(np.float64)).max(initial=0.0)) for x in inputs), default=0.0)
+    dtype = OBSERVED_TYPES[value.dtype] if value.dtype is not None else ""
     return (
-        f"the first is tensor {value.name} ({kind}) of node {node.name} ({node.op_type}): {bad} of {array.size} values"
+        f"the first is tensor {value.name} ({dtype}) of node {node.name} ({node.op_type}): {nonfinite} of "
+        f"{array.size} values"
         + (f", from values up to {before:.3g}" if 0 < before < np.inf else "")
         + (f"; FP16 ends at {FP16_MAX:.0f}" if value.dtype == ir.DataType.FLOAT16 else "")
     )

@@ -24,14 +24,16 @@ OPSET = 20
 """TensorRT 10.3 parses up to opset 20; LayerNormalization (17) and Gelu (20) are single nodes in it."""
 
 INLINE_BYTES = 1024
+"""Tensors up to this size stay in the graph's file."""
+
 PAGE = 4096
 
 
 class WeightFile:
-    """The external weight file of a bundle: every distinct tensor is stored once, whichever graphs use it.
+    """The external data file of a bundle, which holds every distinct tensor once, whichever graphs use it.
 
-    Tensors are written as they come, so that memory holds one at a time. Offsets are multiples of 4096 for large
-    tensors, which lets a reader map them.
+    Tensors are written as they come, so that memory holds one at a time. The offsets of large tensors are multiples of
+    4096, so that a reader can map them into memory.
     """
 
     def __init__(self, file: BinaryIO, name: str = WEIGHTS) -> None:
@@ -40,7 +42,7 @@ class WeightFile:
         self._places: dict[tuple[str, str], tuple[int, int]] = {}
 
     def add(self, tensor: ir.TensorProtocol, folder: Path) -> ir.ExternalTensor:
-        """Store a tensor (or find it stored) and return the reference to put in its place."""
+        """Store a tensor, unless it is stored already; returns the external tensor that takes its place."""
         data: Any = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
         key = (hashlib.sha256(data).hexdigest(), tensor.dtype.name)
         if key not in self._places:
@@ -49,23 +51,19 @@ class WeightFile:
             self._places[key] = (self._file.tell(), data.nbytes)
             self._file.write(data)
         offset, length = self._places[key]
-        dimensions: Any = tensor.shape
+        shape: Any = tensor.shape
         return ir.ExternalTensor(
-            self.name,
-            offset,
-            length,
-            tensor.dtype,
-            shape=ir.Shape(dimensions),
-            name=tensor.name or "",
-            base_dir=folder,
+            self.name, offset, length, tensor.dtype, shape=ir.Shape(shape), name=tensor.name or "", base_dir=folder
         )
 
 
 def export_stages(
     stages: Sequence[Stage], folder: Path, report: Callable[[str], None] = lambda line: None
 ) -> tuple[Graph, ...]:
-    """Write every stage as NAME.onnx into `folder`, their weights into its weights.bin; returns the manifest's
-    entries."""
+    """Write every stage as NAME.onnx, and their weights as weights.bin, into `folder`; returns the manifest's entries.
+
+    Raises CheckFailed where a graph does not compute in its stage's precision.
+    """
     graphs = []
     with (folder / WEIGHTS).open("wb") as file:
         weights = WeightFile(file)
@@ -105,7 +103,11 @@ def _export(stage: Stage, folder: Path, weights: WeightFile) -> Graph:
 
 
 def _traced_size(axis: str, usual: int) -> int:
-    """Sizes that differ from each other and from 0 and 1, so that no axis is taken for constant or for another."""
+    """The length of an axis while it is traced.
+
+    Lengths differ from each other and from 0 and 1: torch.export would take an axis of length 0 or 1 for constant, and
+    axes of one length for the same.
+    """
     return {"batch": 3, "rows": 6}.get(axis, max(usual, 2) + 1)
 
 
@@ -134,14 +136,15 @@ def _trace(stage: Stage, example: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _strip(model: ir.Model) -> None:
-    """Remove the tracer's notes: they hold source lines and folders of the machine that exported."""
+    """Remove the exporter's metadata, which holds source lines and folders of this machine, and name the nodes by their
+    modules."""
     model.metadata_props.clear()
     graphs: list[Any] = [model.graph, *model.functions.values()]
     for graph in graphs:
         graph.metadata_props.clear()
         graph.doc_string = None
         for i, node in enumerate(ir.traversal.RecursiveGraphIterator(graph)):
-            # Engines and their profilers show these names: say which part of the network a node belongs to.
+            # Engines and their profilers show these names.
             node.name = "/".join(part for part in (module_path(node), f"{node.op_type}_{i}") if part)
             node.metadata_props.clear()
             node.doc_string = None

@@ -1,5 +1,5 @@
-"""FAR-T2I's stages as torch modules: context (the prompt's features as the blocks take them) and transformer; denoise
-and place are FAR's."""
+"""FAR-T2I's stages: context (the prompt's features as the blocks take them) and transformer; denoise and place are
+FAR's."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from far_export.stages.far import denoise_stage, in_visible_tokens, lowpassed, pick, spread
-from far_export.stages.flops import count_flops
-from far_export.stages.stage import Input, Stage
+from far_export.stages.far import apply_lowpass, denoise_stage
+from far_export.stages.flops import count_flops, flops_by_visible_tokens
+from far_export.stages.rows import gather_rows, repeat_for_guidance
+from far_export.stages.stage import BATCH, ROWS, Input, Stage
 from far_models.far_t2i import FART2I, FART2IConfig
 from far_runtime.bundle import TensorSpec
 from far_runtime.sampling.base import Step
@@ -18,23 +19,25 @@ from far_runtime.sampling.lowpass import lowpass_matrices
 
 
 class ContextStageModule(nn.Module):
-    """features [texts, T, W], index [rows], null [rows] -> context [rows, T, width]: each row's text, embedded, or the
-    learned null condition where null is 1."""
+    """features [texts, T, W], index [rows], null [rows] -> context [rows, T, width].
+
+    Each row gets the text of number `index`, embedded, or the learned null condition where `null` is 1.
+    """
 
     def __init__(self, model: FART2I) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, features: Tensor, index: Tensor, null: Tensor) -> Tensor:
-        return self.model.context(pick(features, index).to(self.model.fake_latent.dtype), null)
+        return self.model.context(gather_rows(features, index).to(self.model.fake_latent.dtype), null)
 
 
 class TransformerStageModule(nn.Module):
     """latents [B, L, C] (the previous sample, unfiltered), context [g B, T, width] -> head condition [g B, L, head
     width].
 
-    As FAR's transformer stage, with the context in the labels' place. Without `latents` no token is visible: the
-    decoder runs on mask tokens alone. `step` folds its level, filter and token count in.
+    FAR's transformer stage with the context in the labels' place. Without `latents` no token is visible: the decoder
+    runs on mask tokens alone. With a `step`, its level, filter and token count are folded in.
     """
 
     lowpass: Tensor
@@ -57,16 +60,16 @@ class TransformerStageModule(nn.Module):
     ) -> Tensor:
         rows, x, dtype = context.shape[0], None, self.model.mask_token.dtype
         if latents is not None and visible is not None and restore is not None:
-            matrix = self.lowpass if lowpass is None else pick(self.lowpass, lowpass).squeeze(0)
-            x = spread(lowpassed(latents, matrix), rows).to(dtype)
-            visible, restore = spread(visible, rows), spread(restore, rows)
+            matrix = self.lowpass if lowpass is None else gather_rows(self.lowpass, lowpass).squeeze(0)
+            x = repeat_for_guidance(apply_lowpass(latents, matrix), rows).to(dtype)
+            visible, restore = repeat_for_guidance(visible, rows), repeat_for_guidance(restore, rows)
         z = self.model.features(x, context.to(dtype), visible, restore)
         number = level if self.step is None else context.new_full((1,), self.step.constants["level"])
         return self.model.diffloss.net.condition(z, number)
 
 
 def context_stage(model: FART2I) -> Stage:
-    """Text features into the transformer's context; runs once a picture."""
+    """Text features into the transformer's context, once per picture."""
     config = model.config
     row = (torch.empty(1, config.context_tokens, config.context_width, device="meta"),)
     return Stage(
@@ -78,18 +81,18 @@ def context_stage(model: FART2I) -> Stage:
             Input("null", ("rows",), "int64", 2),
         ),
         outputs=(TensorSpec("context", "float32", ("rows", config.context_tokens, config.encoder_width)),),
-        profile={"texts": (1, 4, 64), "rows": (1, 8, 128)},
+        profile={"texts": BATCH, "rows": ROWS},
         flops={"": count_flops(model.context_embed, row)},
     )
 
 
-def transformer_inputs(config: FART2IConfig, step: Step | None, nothing: bool) -> tuple[Input, ...]:
-    """Inputs of a transformer graph. A folded step leaves level and lowpass out, and a graph for the step at which
-    nothing is visible the latents and their indices."""
+def transformer_inputs(config: FART2IConfig, step: Step | None, nothing_visible: bool) -> tuple[Input, ...]:
+    """Inputs of a transformer graph: without level and lowpass for a folded step, and without the latents and their
+    indices where nothing is visible."""
     inputs = [Input("context", ("rows", config.context_tokens, config.encoder_width))]
     if step is None:
         inputs.append(Input("level", (1,), "int64", config.grid))
-    if nothing:
+    if nothing_visible:
         return tuple(inputs)
     if step is None:
         inputs.append(Input("lowpass", (1,), "int64", config.grid + 1))
@@ -102,16 +105,19 @@ def transformer_inputs(config: FART2IConfig, step: Step | None, nothing: bool) -
     )
 
 
-def transformer_stage(model: FART2I, step: Step | None = None, nothing: bool = False) -> Stage:
-    """The transformer for any level, with the constants of one step folded in, or (nothing) for the step at which no
-    token is visible, whatever its level: there is nothing for the encoder to read, and engines do not take arrays of
-    length 0."""
+def transformer_stage(model: FART2I, step: Step | None = None, nothing_visible: bool = False) -> Stage:
+    """The transformer for any level, or with the constants of one step folded in.
+
+    nothing_visible: for the step at which no token is visible, whatever its level. The encoder has nothing to read
+    there, and engines do not take arrays of length 0.
+    """
     config = model.config
-    nothing = nothing or (step is not None and step.constants["count"] == 0)
-    inputs = transformer_inputs(config, step, nothing)
-    sizes = {"batch": (1, 4, 64), "rows": (1, 8, 128), "count": (1, config.tokens // 2, config.tokens)}
+    nothing_visible = nothing_visible or (step is not None and step.constants["count"] == 0)
+    inputs = transformer_inputs(config, step, nothing_visible)
+    sizes = {"batch": BATCH, "rows": ROWS, "count": (1, config.tokens // 2, config.tokens)}
     constants = {} if step is None else dict(step.constants)
-    if nothing:  # what the previous sample is filtered to does not matter
+    if nothing_visible:
+        # What the previous sample is filtered to does not matter.
         constants = {name: value for name, value in constants.items() if name == "level"} | {"count": 0}
     return Stage(
         stage="transformer",
@@ -121,28 +127,30 @@ def transformer_stage(model: FART2I, step: Step | None = None, nothing: bool = F
         profile={axis: sizes[axis] for spec in inputs for axis in spec.shape if isinstance(axis, str)},
         fp32_islands=("norm", "z_proj_ln", "softmax", "lowpass"),
         constants=constants,
-        flops={"": _row_flops(config, 0)} if nothing else _flops(config),
-        suffix=f"_{step.index:02d}_level{step.number:02d}" if step is not None else "_first" if nothing else "",
+        flops={"": _row_flops(config, 0)} if nothing_visible else _flops(config),
+        suffix=f"_{step.index:02d}_level{step.number:02d}" if step is not None else "_first" if nothing_visible else "",
     )
 
 
 def stages(model: FART2I, steps: Iterable[Step] | None = None) -> list[Stage]:
-    """Context, transformer (one graph for the first step and one for all others, or one per step) and denoise stages of
-    a FAR-T2I model."""
+    """The stages that a picture is drawn with: context, transformer and denoise.
+
+    The transformer has one graph for the first step and one for all others, or one for each of `steps`.
+    """
     if steps is None:
-        transformers = [transformer_stage(model, nothing=True), transformer_stage(model)]
+        transformers = [transformer_stage(model, nothing_visible=True), transformer_stage(model)]
     else:
         transformers = [transformer_stage(model, step) for step in steps]
     return [context_stage(model), *transformers, denoise_stage(model, model.config.tokens)]
 
 
 def _flops(config: FART2IConfig) -> dict[str, float]:
-    """Arithmetic of a row in the number of visible tokens."""
-    return in_visible_tokens(lambda count: _row_flops(config, count), config.tokens)
+    """FLOPs of a row by the visible tokens."""
+    return flops_by_visible_tokens(lambda count: _row_flops(config, count), config.tokens)
 
 
 def _row_flops(config: FART2IConfig, visible: int) -> float:
-    """Arithmetic of a row of encoder, decoder and the projection of z."""
+    """FLOPs of a row of encoder, decoder and the projection of z."""
     with torch.device("meta"):
         model = FART2I(config)
         context = torch.empty(1, config.context_tokens, config.encoder_width)

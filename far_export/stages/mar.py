@@ -1,20 +1,27 @@
-"""MAR's stages: FAR's, but for a transformer that knows no level and conditions the tokens of one iteration only."""
+"""MAR's stages: a transformer without levels, which computes the condition of one iteration's tokens; denoise and place
+are FAR's."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from far_export.stages.far import denoise_stage, features_flops, in_visible_tokens, pick, place_stage, spread
-from far_export.stages.stage import Input, Stage
+from far_export.stages.far import denoise_stage, place_stage
+from far_export.stages.flops import features_flops, flops_by_visible_tokens
+from far_export.stages.rows import gather_rows, repeat_for_guidance
+from far_export.stages.stage import BATCH, ROWS, Input, Stage
 from far_models.far import FARConfig
 from far_models.mar import MAR
 from far_runtime.bundle import TensorSpec
 
 
 class TransformerStageModule(nn.Module):
-    """latents [B, L, C] known so far, labels [g B], visible [B, V], restore [B, L], predicted [B, T] -> head condition
-    [g B, T, head width] of the predicted tokens."""
+    """latents [B, L, C] drawn so far, labels [g B], visible [B, V], restore [B, L], predicted [B, T] -> head condition
+    [g B, T, head width] of the predicted tokens.
+
+    visible, predicted: numbers of these tokens. restore: for every position its place among the visible tokens, V for
+    the mask token.
+    """
 
     class_table: Tensor
 
@@ -25,14 +32,16 @@ class TransformerStageModule(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor, visible: Tensor, restore: Tensor, predicted: Tensor) -> Tensor:
         rows = labels.shape[0]
-        x, visible, restore, predicted = (spread(tensor, rows) for tensor in (latents, visible, restore, predicted))
-        classes = pick(self.class_table, labels)
+        x, visible, restore, predicted = (
+            repeat_for_guidance(tensor, rows) for tensor in (latents, visible, restore, predicted)
+        )
+        classes = gather_rows(self.class_table, labels)
         z = self.mar.features(x.to(self.class_table.dtype), classes, visible, restore, predicted)
         return self.mar.diffloss.net.condition(z)
 
 
 def transformer_stage(mar: MAR) -> Stage:
-    """The transformer over any number of visible tokens, for any number of predicted ones."""
+    """The transformer, for any number of visible and of predicted tokens."""
     config, tokens = mar.config, mar.config.tokens
     return Stage(
         stage="transformer",
@@ -46,8 +55,8 @@ def transformer_stage(mar: MAR) -> Stage:
         ),
         outputs=(TensorSpec("condition", "float32", ("rows", "tokens", config.head_width)),),
         profile={
-            "batch": (1, 4, 64),
-            "rows": (1, 8, 128),
+            "batch": BATCH,
+            "rows": ROWS,
             "count": (0, tokens // 2, tokens - 1),
             "tokens": (1, 8, tokens),
         },
@@ -59,15 +68,15 @@ def transformer_stage(mar: MAR) -> Stage:
 def _flops(config: FARConfig) -> dict[str, float]:
     with torch.device("meta"):
         mar = MAR(config)
-    terms = in_visible_tokens(lambda count: features_flops(mar, count), config.tokens)
-    # Of the predicted tokens only: the last block's queries, and what follows them up to the projection of z.
-    width, every = config.decoder_width, config.tokens + config.buffer
-    block = 4.0 * width * every + 2.0 * width**2 * (1 + 2 * config.mlp_ratio)
+    terms = flops_by_visible_tokens(lambda count: features_flops(mar, count), config.tokens)
+    # The last block's queries, and what follows them up to the projection of z, are computed for predicted tokens only.
+    width, all_tokens = config.decoder_width, config.tokens + config.buffer
+    block = 4.0 * width * all_tokens + 2.0 * width**2 * (1 + 2 * config.mlp_ratio)
     projection = 2.0 * width * config.head_width
-    rest = terms[""] - block * every - projection * config.tokens
-    return {**terms, "": rest, "tokens": block + projection}
+    constant = terms[""] - block * all_tokens - projection * config.tokens
+    return {**terms, "": constant, "tokens": block + projection}
 
 
 def stages(mar: MAR) -> list[Stage]:
-    """Transformer, denoise and place stages of a MAR model."""
+    """The stages that a picture is drawn with: transformer, denoise and place."""
     return [transformer_stage(mar), denoise_stage(mar, "tokens"), place_stage(mar.config)]

@@ -12,16 +12,21 @@ from far_runtime.bundle import TensorSpec
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
 
+BATCH, ROWS = (1, 4, 64), (1, 8, 128)
+"""Smallest, usual and largest number of pictures, and of rows: a picture has two with guidance."""
+
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a stage. A text in the shape names a dynamic axis. Integer inputs state the exclusive bound of
-    their values."""
+    """An input of a stage."""
 
     name: str
     shape: tuple[int | str, ...]
+    """A text names an axis of any length."""
+
     dtype: str = "float32"
     below: int | str = 1
+    """Exclusive bound of an integer input's values, or the axis whose length is the bound."""
 
     @property
     def spec(self) -> TensorSpec:
@@ -31,26 +36,34 @@ class Input:
 
 @dataclass(frozen=True)
 class Stage:
-    """One graph to be exported: `module` called with the inputs by name.
-
-    stage: the name by which the loop runs it; name: the graph's own (they differ where a stage has a graph per
-    level). profile: smallest, usual and largest size of every dynamic axis. tolerance: relative error to the float32
-    torch module that is accepted. fp32_islands: what stays FP32 at lower precisions, by name (far_export/cast.py
-    says how). precision: of its matrix products. constants: what is folded in. flops: arithmetic of one row, as the
-    manifest records it.
-    """
+    """One graph to be exported: a torch module that is called with its inputs by name."""
 
     stage: str
+    """The name by which the loop runs it."""
+
     module: nn.Module
     inputs: tuple[Input, ...]
     outputs: tuple[TensorSpec, ...]
     profile: Mapping[str, tuple[int, int, int]]
+    """Smallest, usual and largest length of every axis of any length: TensorRT's min, opt and max."""
+
     tolerance: float = 1e-4
+    """Relative error to the float32 torch module that is accepted."""
+
     fp32_islands: tuple[str, ...] = ()
+    """Names of what stays FP32 at lower precisions (far_export/cast.py)."""
+
     constants: Mapping[str, int] = field(default_factory=dict)
+    """Inputs of the loop that are folded into the graph, and their values."""
+
     flops: Mapping[str, float] = field(default_factory=dict)
+    """FLOPs of one row, a polynomial: coefficients by axes, {"": constant, "tokens": linear, "tokens past": ...}."""
+
     suffix: str = ""
+    """What follows the stage's name in the graph's name, where a stage has a graph per level."""
+
     precision: str = "fp32"
+    """Precision of its matrix products."""
 
     @property
     def name(self) -> str:
@@ -58,8 +71,8 @@ class Stage:
         return self.stage + self.suffix
 
     def example(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-        """Random inputs with the given size for every dynamic axis; integers stay below their bounds, floats are
-        N(0, 1)."""
+        """Random inputs with the given length for every axis of any length: floats are N(0, 1), integers stay below
+        their bounds."""
         generator = torch.Generator().manual_seed(seed)
         tensors = {}
         for spec in self.inputs:

@@ -1,4 +1,5 @@
-"""The KL-VAE's stages as torch modules: decode (latents to pixels), encode (pixels to latents) and its moments."""
+"""The KL-VAE's stages: decode (latents to pixels), encode (pixels to latents) and moments (pixels to mean and log
+variance)."""
 
 from __future__ import annotations
 
@@ -6,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from far_export.stages.flops import count_flops
-from far_export.stages.stage import Input, Stage
+from far_export.stages.stage import BATCH, Input, Stage
 from far_models.islands import island
 from far_models.kl_vae import AutoencoderKL
 from far_runtime.bundle import TensorSpec
 
 
 class DecodeStageModule(nn.Module):
-    """Scaled latents [B, L, C] of a grid x grid picture -> uint8 pixels [B, H, W, 3] (float [B, 3, H, W] with
-    pixels=False).
+    """Scaled latents [B, L, C], L = grid^2 -> pixels uint8 [B, H, W, 3], or with pixels=False the float image
+    [B, 3, H, W].
 
     Pixels are round(255 (x + 1) / 2), clipped, as the official evaluation writes them.
     """
@@ -39,7 +40,7 @@ class DecodeStageModule(nn.Module):
 
 
 class MomentsStageModule(nn.Module):
-    """Pictures [B, 3, H, W] in [-1, 1] -> mean and log variance [B, C, H / stride, W / stride], unscaled."""
+    """Pictures [B, 3, H, W] in [-1, 1] -> unscaled mean and log variance [B, C, H / stride, W / stride]."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -50,8 +51,7 @@ class MomentsStageModule(nn.Module):
 
 
 def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: bool = True) -> Stage:
-    """The VAE decoder over a grid x grid latent. The tolerance in uint8 leaves room for roundings that fall to the
-    other side."""
+    """The VAE decoder over grid x grid latents; see DecodeStageModule."""
     config = vae.config
     side = grid * config.stride
     module = DecodeStageModule(vae, grid, latent_scale, pixels).eval()
@@ -61,7 +61,8 @@ def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: boo
         module=module,
         inputs=(Input("latents", ("batch", grid * grid, config.channels)),),
         outputs=(TensorSpec("pixels" if pixels else "image", "uint8" if pixels else "float32", shape),),
-        profile={"batch": (1, 4, 64)},
+        profile={"batch": BATCH},
+        # A value near the middle of two uint8 pixels may be rounded to either.
         tolerance=2e-3 if pixels else 1e-4,
         fp32_islands=("norm", "softmax", *(("pixels",) if pixels else ())),
         flops={"": count_flops(module, (torch.empty(1, grid * grid, config.channels, device="meta"),))},
@@ -69,7 +70,7 @@ def decode_stage(vae: AutoencoderKL, grid: int, latent_scale: float, pixels: boo
 
 
 class EncodeTokensStageModule(nn.Module):
-    """Pixels uint8 [B, H, W, 3] -> scaled latents [B, L, C], the mean of the posterior."""
+    """Pixels uint8 [B, H, W, 3] -> scaled latents [B, L, C]: the mean of the posterior."""
 
     def __init__(self, vae: AutoencoderKL, latent_scale: float) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class EncodeTokensStageModule(nn.Module):
 
 
 def encode_stage(vae: AutoencoderKL, grid: int, latent_scale: float) -> Stage:
-    """The VAE encoder from pictures of the model's size to its latents, for editing."""
+    """The VAE encoder over pictures of the model's size, for editing."""
     config, side = vae.config, grid * vae.config.stride
     module = EncodeTokensStageModule(vae, latent_scale).eval()
     return Stage(
@@ -91,14 +92,14 @@ def encode_stage(vae: AutoencoderKL, grid: int, latent_scale: float) -> Stage:
         module=module,
         inputs=(Input("pixels", ("batch", side, side, 3), "uint8", 256),),
         outputs=(TensorSpec("latents", "float32", ("batch", grid * grid, config.channels)),),
-        profile={"batch": (1, 4, 64)},
+        profile={"batch": BATCH},
         fp32_islands=("norm", "softmax"),
         flops={"": count_flops(module, (torch.empty(1, side, side, 3, dtype=torch.uint8, device="meta"),))},
     )
 
 
 def moments_stage(vae: AutoencoderKL, height: int, width: int) -> Stage:
-    """The VAE encoder's mean and log variance over float pictures of one size."""
+    """The VAE encoder's mean and log variance over float pictures of height x width pixels."""
     config = vae.config
     module = MomentsStageModule(vae).eval()
     latent = ("batch", config.channels, height // config.stride, width // config.stride)
@@ -107,7 +108,7 @@ def moments_stage(vae: AutoencoderKL, height: int, width: int) -> Stage:
         module=module,
         inputs=(Input("images", ("batch", 3, height, width)),),
         outputs=(TensorSpec("mean", "float32", latent), TensorSpec("logvar", "float32", latent)),
-        profile={"batch": (1, 4, 64)},
+        profile={"batch": BATCH},
         fp32_islands=("norm", "softmax"),
         flops={"": count_flops(module, (torch.empty(1, 3, height, width, device="meta"),))},
     )

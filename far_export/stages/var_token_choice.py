@@ -1,5 +1,5 @@
-"""VAR's choice of tokens as torch modules: top-k, top-p, and the largest of logits plus Gumbel noise (official
-models/helpers.py). All settings are inputs, so that one graph serves them all."""
+"""VAR's choice of tokens: top-k, top-p, and the largest of logits plus Gumbel noise (official models/helpers.py). All
+settings are inputs, so that one graph serves them all."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ import math
 import torch
 from torch import Tensor, nn
 
-from far_export.stages.stage import Input, Stage
+from far_export.stages.stage import BATCH, Input, Stage
 from far_runtime.bundle import TensorSpec
 
-MOST = 3840
-"""TensorRT's limit of k in TopK."""
+MAX_K = 3840
+"""The largest k that TensorRT's TopK takes."""
 
 
-def ascending(x: Tensor) -> Tensor:
-    """x sorted along its last axis, the smallest first, with no TopK of more than MOST (up to 2 MOST entries)."""
+def sort_ascending(x: Tensor) -> Tensor:
+    """x sorted along its last axis, the smallest first, with k at most MAX_K; the axis has up to 2 MAX_K entries."""
     count = x.shape[-1]
-    smallest = torch.topk(x, min(count, MOST), dim=-1, largest=False, sorted=True)[0]
-    if count <= MOST:
+    smallest = torch.topk(x, min(count, MAX_K), dim=-1, largest=False, sorted=True)[0]
+    if count <= MAX_K:
         return smallest
-    largest = torch.topk(x, count - MOST, dim=-1, sorted=True)[0]
-    return torch.cat([smallest, largest.index_select(-1, torch.arange(count - MOST - 1, -1, -1, device=x.device))], -1)
+    largest = torch.topk(x, count - MAX_K, dim=-1, sorted=True)[0]
+    return torch.cat([smallest, largest.index_select(-1, torch.arange(count - MAX_K - 1, -1, -1, device=x.device))], -1)
 
 
-def filtered(logits: Tensor, cut: Tensor, tail: Tensor) -> Tensor:
-    """Logits [B, T, V], minus infinity where top-k or top-p leaves a token out.
+def top_k_top_p_filter(logits: Tensor, cut: Tensor, tail: Tensor) -> Tensor:
+    """Logits [B, T, V], minus infinity where top-k or top-p leaves a token out; the most probable token always stays.
 
-    cut [1]: how many of the smallest top-k leaves out, V - k (0: none). tail [1]: top-p leaves out the least probable
-    tokens whose probabilities add up to no more than it, 1 - p (below 0: none). The most probable token always stays.
+    cut: [1], V - k for top-k: so many of the smallest logits are left out, 0 for none.
+    tail: [1], 1 - p for top-p: the least probable tokens whose probabilities add up to no more than that are left out;
+    below 0 for none.
     """
-    ordered = ascending(logits)
+    ordered = sort_ascending(logits)
     inside = ordered >= ordered.index_select(-1, cut)
     shares = torch.softmax(ordered.masked_fill(~inside, -math.inf), dim=-1).cumsum(-1)
     kept = inside & (shares > tail)
@@ -49,13 +50,13 @@ class ChooseStageModule(nn.Module):
         self.register_buffer("codebook", codebook.detach())
 
     def forward(self, logits: Tensor, noise: Tensor, cut: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = (filtered(logits, cut, tail) + noise).argmax(-1)
+        tokens = (top_k_top_p_filter(logits, cut, tail) + noise).argmax(-1)
         return tokens, nn.functional.embedding(tokens, self.codebook)
 
 
 class SmoothStageModule(nn.Module):
-    """logits and noise [B, T, V], cut, tail, gain, sharpness [1] -> embeddings [B, T, C], mixed from all codes that are
-    left: softmax(sharpness (gain logits + noise)) (`more_smooth` in the official models/var.py)."""
+    """logits and noise [B, T, V], cut, tail, gain, sharpness [1] -> embeddings [B, T, C], mixed from the codes of all
+    tokens that the filters leave: softmax(sharpness (gain logits + noise)) (`more_smooth`, official models/var.py)."""
 
     codebook: Tensor
 
@@ -66,13 +67,13 @@ class SmoothStageModule(nn.Module):
     def forward(
         self, logits: Tensor, noise: Tensor, cut: Tensor, tail: Tensor, gain: Tensor, sharpness: Tensor
     ) -> Tensor:
-        left = filtered(logits, cut, tail)
+        left = top_k_top_p_filter(logits, cut, tail)
         scores = (logits * gain + noise) * sharpness
         return torch.softmax(scores.masked_fill(left == -math.inf, -math.inf), dim=-1) @ self.codebook
 
 
 def choose_stage(codebook: Tensor, tokens: tuple[int, int, int]) -> Stage:
-    """One token each."""
+    """Chooses a token for every position."""
     vocabulary, channels = codebook.shape
     return Stage(
         stage="choose",
@@ -82,20 +83,20 @@ def choose_stage(codebook: Tensor, tokens: tuple[int, int, int]) -> Stage:
             TensorSpec("tokens", "int64", ("batch", "tokens")),
             TensorSpec("embeddings", "float32", ("batch", "tokens", channels)),
         ),
-        profile={"batch": (1, 4, 64), "tokens": tokens},
+        profile={"batch": BATCH, "tokens": tokens},
         fp32_islands=("choose",),
     )
 
 
 def smooth_stage(codebook: Tensor, tokens: tuple[int, int, int]) -> Stage:
-    """A mixture of tokens each."""
+    """Mixes the codes of several tokens for every position."""
     vocabulary, channels = codebook.shape
     return Stage(
         stage="smooth",
         module=SmoothStageModule(codebook).eval(),
         inputs=(*_inputs(vocabulary), Input("gain", (1,)), Input("sharpness", (1,))),
         outputs=(TensorSpec("embeddings", "float32", ("batch", "tokens", channels)),),
-        profile={"batch": (1, 4, 64), "tokens": tokens},
+        profile={"batch": BATCH, "tokens": tokens},
         fp32_islands=("smooth",),
         flops={"tokens": 2.0 * vocabulary * channels},
     )

@@ -111,7 +111,7 @@ def result_line(report: Report) -> str:
 
 def unchecked_ranges(report: Report) -> list[str]:
     """A warning where the tensors inside of FP16 graphs could not be computed, so that they do not count as sound."""
-    reasons = {tensors.unseen: name for name, tensors in report.ranges.items() if tensors.unseen}
+    reasons = {tensors.skipped: name for name, tensors in report.ranges.items() if tensors.skipped}
     if report.precision != "fp16" or not reasons:
         return []
     reason, graph = next(iter(reasons.items()))

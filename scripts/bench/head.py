@@ -22,7 +22,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from far_export.onnx.quantize import products_of, quantize_graph
+from far_export.onnx.quantize import matmuls_of, quantize_graph
 from far_export.onnx.writer import export_stages
 from far_export.stages.far import DenoiseStageModule, denoise_stage
 from far_export.stages.stage import Stage
@@ -91,7 +91,7 @@ class SeveralSteps(nn.Module):
 def quantized(path: Path, stage: Stage) -> Path:
     """The exported graph with the products in INT8 that an INT8 bundle has so, beside it."""
     graph = Graph(stage.name, stage.stage, path.name, tuple(one.spec for one in stage.inputs), stage.outputs, 1.0)
-    products = products_of(path, graph, PRESETS["far_base"].channels)
+    products = matmuls_of(path, graph, PRESETS["far_base"].channels)
     ranges = {one.activation: RANGE for one in products}
     made = path.with_name("int8.onnx")
     onnx.save(quantize_graph(onnx.load(str(path)), products, ranges), str(made))

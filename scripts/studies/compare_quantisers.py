@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from far_export.onnx.calibration import calibrate
-from far_export.onnx.quantize import MATRICES, MatMul, products_of, quantize_graph
+from far_export.onnx.quantize import MATRICES, MatMul, matmuls_of, quantize_graph
 from far_runtime.bundle import Bundle, Graph, open_bundle
 from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.engines import open_engine
@@ -159,7 +159,7 @@ def rows(
         with_nncf(source, target, few, smooth, estimator)
         yield name, target
     every = [one for one in products_with_weights(source) if one.activation in ranges]
-    taken = {one.node for one in products_of(source, graph, bundle.manifest.model.channels)}
+    taken = {one.node for one in matmuls_of(source, graph, bundle.manifest.model.channels)}
     ways = [("least squares, all products", every)]
     ways += [(f"  without {one.node}", [o for o in every if o is not one]) for one in every if one.node not in taken]
     ways.append(("least squares, far export's products", [one for one in every if one.node in taken]))

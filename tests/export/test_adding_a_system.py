@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from far_export.stages import SYSTEMS, System
+from far_export.stages import SYSTEMS
 from far_models.checkpoint import load as checkpoint
 from far_runtime.cli.main import main
 from far_runtime.model_info import MODEL_INFOS, MarInfo
@@ -43,7 +44,7 @@ def one_shot(monkeypatch: pytest.MonkeyPatch) -> None:
     like = SYSTEMS["mar"]
     signs = {"one_shot": ("diffloss.net.cond_embed.weight", checkpoint.build_mar), "klvae": checkpoint.SYSTEMS["klvae"]}
     monkeypatch.setattr(checkpoint, "SYSTEMS", signs)
-    monkeypatch.setitem(SYSTEMS, "one_shot", System("one_shot", "klvae", like.stages, like.editing, like.info))
+    monkeypatch.setitem(SYSTEMS, "one_shot", replace(like, name="one_shot"))
     monkeypatch.setitem(MODEL_INFOS, "one_shot", MarInfo)
     monkeypatch.setitem(SAMPLERS, "one_shot", loop)  # type: ignore[arg-type]
     for name, official in (("steps", 3), ("guidance", 2.0)):

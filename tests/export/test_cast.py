@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from far_export.cast import CASTS, cast_stages
+from far_export.cast import CAST_DTYPES, cast_stages
 from far_export.export import export_bundle
 from far_export.load import load_pair
 from far_export.onnx.tensor_ranges import tensor_ranges
@@ -22,7 +22,7 @@ from far_export.onnx.writer import export_stages
 from far_export.stages import SYSTEMS
 from far_export.stages.stage import Input, Stage
 from far_export.tolerances import LIMITS, free_run_limits, stage_tolerance
-from far_export.torch_engine import Fp16Engine, TorchEngine, WideProducts
+from far_export.torch_engine import Float32MatMuls, Fp16Engine, TorchEngine
 from far_models.islands import island
 from far_runtime.bundle import Bundle, Manifest, TensorSpec, open_bundle
 from far_runtime.cli.main import main
@@ -91,7 +91,7 @@ def test_tensorrt_rtx_builds_every_fp16_stage_and_computes_in_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", list(CASTS))
+@pytest.mark.parametrize("precision", list(CAST_DTYPES))
 def test_tensorrt_rtx_takes_vars_transformer_with_its_growing_keys(tmp_path: Path, precision: str) -> None:
     """Normalised queries and keys are FP32 islands between 16-bit products."""
     from far_export.stages.var import transformer_stage
@@ -242,12 +242,12 @@ def test_what_was_not_looked_at_says_why(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed on this machine")
     export_stages(cast_stages([mlp_stage(1.0)], "fp16"), tmp_path)
     found = tensor_ranges(tmp_path / "mlp.onnx", [{"x": np.ones((2, 5), np.float32)}])
-    assert found.calls == 0 and "onnxruntime does not run it" in found.unseen
+    assert found.calls == 0 and "onnxruntime does not run it" in found.skipped
 
 
 def test_half_arithmetic_rounds_and_overflows_as_a_gpus_does() -> None:
     a = torch.full((1, 4), 300.0, dtype=torch.float16)
-    with WideProducts():
+    with Float32MatMuls():
         assert (a @ a.T).item() == math.inf
         assert torch.nn.functional.linear(a / 4, a / 4).item() == 22496  # 22500, rounded to 16
     stage = cast_stages([mlp_stage(3e4)], "fp16")
@@ -286,13 +286,13 @@ def test_a_product_in_float32_is_found_in_the_graph(tmp_path: Path) -> None:
         export_stages([stage], tmp_path)
 
 
-@pytest.mark.parametrize("precision", list(CASTS))
+@pytest.mark.parametrize("precision", list(CAST_DTYPES))
 def test_norms_and_softmax_stay_float32_in_every_far_stage(tiny: Any, precision: str) -> None:
     """The modules, before they are exported: weights of norms and the solver's state."""
     for stage in cast_stages(stages_of(tiny), precision):
         for name, parameter in stage.module.named_parameters():
             norm = any("norm" in part or part.endswith("_ln") for part in name.split("."))
-            assert parameter.dtype == (torch.float32 if norm else CASTS[precision]), name
+            assert parameter.dtype == (torch.float32 if norm else CAST_DTYPES[precision]), name
         assert stage.precision == precision
         assert stage.tolerance == max(stage_tolerance(stage, precision), stage.tolerance)
 

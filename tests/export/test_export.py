@@ -123,7 +123,7 @@ def test_a_graph_that_computes_something_else_is_refused(tiny: Any, monkeypatch:
     bundle = open_bundle(tiny.bundle)
     graph = bundle.manifest.graph("decode", {})
     inputs = {"latents": np.zeros((2, 16, 4), np.float32)}
-    wrong = {"decode": onnx_check.Case(inputs, {"pixels": np.full((2, 16, 16, 3), 255, np.uint8)})}
+    wrong = {"decode": onnx_check.GraphCase(inputs, {"pixels": np.full((2, 16, 16, 3), 255, np.uint8)})}
     with pytest.raises(CheckFailed, match="graph decode: pixels differs"):
         onnx_check.check_graphs(Bundle(bundle.path, replace(bundle.manifest, graphs=(graph,))), wrong)
 

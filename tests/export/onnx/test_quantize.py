@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from far_export.onnx.calibration import BINS, CalibrationEngine, Histogram
-from far_export.onnx.quantize import PRODUCTS, TOLERANCE, products_of, quantize_bundle
+from far_export.onnx.quantize import QUANTIZED_OPERATORS, TOLERANCE, matmuls_of, quantize_bundle
 from far_export.verify.parity import SampleInputs, compare_engines
 from far_export.verify.results import Report
 from far_runtime.bundle import WEIGHTS, Bundle, open_bundle, write_manifest
@@ -108,7 +108,7 @@ def test_weights_are_int8_by_channel_and_activations_symmetric(pair: tuple[Bundl
         makers = {output: node for node in model.node for output in node.output}
         seen = 0
         for node in model.node:
-            maker = makers.get(node.input[1]) if node.op_type in PRODUCTS else None
+            maker = makers.get(node.input[1]) if node.op_type in QUANTIZED_OPERATORS else None
             if maker is None or maker.op_type != "DequantizeLinear":
                 continue
             weight, scale, zero = (arrays[name] for name in maker.input)
@@ -161,7 +161,7 @@ def test_what_touches_the_latents_or_is_the_same_for_all_rows_stays_fp32(tiny: T
     path = bundle.path / graph.file
     model = onnx.load(str(path), load_external_data=False).graph
     shapes = {one.name: tuple(one.dims) for one in model.initializer}
-    chosen = {product.node for product in products_of(path, graph, channels=4)}
+    chosen = {product.node for product in matmuls_of(path, graph, channels=4)}
     left = [shapes[n.input[1]] for n in model.node if n.op_type in ("MatMul", "Gemm") and n.name not in chosen]
     # The timestep's two layers (256 frequencies to width 32), the projection of 4 channels, the final layer to 8.
     assert sorted(left) == sorted([(32, 256), (32, 32), (4, 32), (32, 8)])
@@ -172,7 +172,7 @@ def test_the_decoder_reads_latents_and_gives_pixels_in_fp32(tiny: Tiny) -> None:
     graph = bundle.manifest.graph("decode", {})
     model = onnx.load(str(bundle.path / graph.file), load_external_data=False).graph
     convolutions = [node.name for node in model.node if node.op_type == "Conv"]
-    chosen = [product.node for product in products_of(bundle.path / graph.file, graph, channels=4)]
+    chosen = [product.node for product in matmuls_of(bundle.path / graph.file, graph, channels=4)]
     # What reads the 4 channels of the latents: post_quant_conv and conv_in. What gives the pixels: conv_out.
     assert chosen == convolutions[2:-1]
 
@@ -194,7 +194,7 @@ def test_a_broken_quantisation_is_refused(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_calibration_looks_at_every_level_and_spreads_over_the_steps(tiny: Tiny) -> None:
     source = open_bundle(tiny.bundle)
-    watched = {"denoise": [product.activation for product in products_of(
+    watched = {"denoise": [product.activation for product in matmuls_of(
         source.path / "denoise.onnx", source.manifest.graph("denoise", {}), 4)]}  # fmt: skip
     from far_runtime.pipeline import Pipeline
 
@@ -265,7 +265,7 @@ def test_openvino_computes_the_products_in_int8(tiny: Tiny, tmp_path: Path) -> N
             for operation in compiled.get_runtime_model().get_ops()
             if operation.get_rt_info()["layerType"].astype(str) == layer
         )
-        products = products_of(tiny.bundle / graph.file, graph, 4)
+        products = matmuls_of(tiny.bundle / graph.file, graph, 4)
         assert products and kinds["i8"] + kinds["u8"] == len(products), (stage, kinds)
 
 

@@ -17,8 +17,15 @@ from far_export.onnx.writer import export_stages
 from far_export.stages import var_token_choice as var_choice
 from far_export.stages.flops import count_flops
 from far_export.stages.stage import Stage
-from far_export.stages.var import editing_stages, stages, transformer_flops, var_info
-from far_export.stages.var_token_choice import ChooseStageModule, SmoothStageModule, ascending, choose_stage, filtered
+from far_export.stages.var import stages, transformer_flops, var_info
+from far_export.stages.var_editing import editing_stages
+from far_export.stages.var_token_choice import (
+    ChooseStageModule,
+    SmoothStageModule,
+    choose_stage,
+    sort_ascending,
+    top_k_top_p_filter,
+)
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_runtime.errors import FarError
@@ -83,10 +90,10 @@ def test_filters_leave_what_the_official_ones_leave(
     top_k: int, top_p: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 14 as TopK's limit, 24 logits are sorted in two parts."""
-    monkeypatch.setattr(var_choice, "MOST", most)
+    monkeypatch.setattr(var_choice, "MAX_K", most)
     logits = np.random.default_rng(0).normal(size=(2, 30, 24)).astype(np.float32) * 2
     cut, tail = torch.tensor([24 - top_k if top_k else 0]), torch.tensor([1 - top_p if top_p else -1.0])
-    left = filtered(torch.from_numpy(logits), cut, tail)
+    left = top_k_top_p_filter(torch.from_numpy(logits), cut, tail)
     expected = np.apply_along_axis(by_hand, -1, logits, top_k, top_p)
     assert np.array_equal(np.isfinite(left.numpy()), expected)
     assert np.array_equal(left.numpy()[expected], logits[expected])
@@ -94,7 +101,7 @@ def test_filters_leave_what_the_official_ones_leave(
 
 def test_sorting_of_the_official_vocabulary() -> None:
     x = torch.randn(3, 4096)
-    assert torch.equal(ascending(x), x.sort(-1)[0])
+    assert torch.equal(sort_ascending(x), x.sort(-1)[0])
 
 
 def test_choice_and_mixture() -> None:
@@ -102,7 +109,7 @@ def test_choice_and_mixture() -> None:
     logits, noise = (torch.from_numpy(rng.normal(size=(2, 9, 24)).astype(np.float32)) for _ in range(2))
     codebook = torch.randn(24, 4)
     cut, tail = torch.tensor([24 - 7]), torch.tensor([0.1])
-    left = filtered(logits, cut, tail)
+    left = top_k_top_p_filter(logits, cut, tail)
     tokens, embeddings = ChooseStageModule(codebook)(logits, noise, cut, tail)
     assert torch.equal(tokens, (left + noise).argmax(-1))
     assert torch.equal(embeddings, codebook[tokens])

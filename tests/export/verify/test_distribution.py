@@ -87,7 +87,7 @@ def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def plain_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels for features."""
-    monkeypatch.setattr(distribution, "feature_network", lambda: torch.nn.Identity())
+    monkeypatch.setattr(distribution, "load_efficientnet", lambda: torch.nn.Identity())
     monkeypatch.setattr(
         distribution, "extract_features", lambda network, images: images.reshape(len(images), -1).astype(float)
     )

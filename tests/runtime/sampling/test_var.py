@@ -57,8 +57,9 @@ class Tiny:
 def tiny_var() -> Iterator[Tiny]:
     import torch
 
-    from far_export.stages.var import editing_stages, stages
+    from far_export.stages.var import stages
     from far_export.stages.var import var_info as info_of
+    from far_export.stages.var_editing import editing_stages
     from far_export.torch_engine import TorchEngine
     from far_models.var import VAR, VARConfig
     from far_models.vq_vae import VQVAE, VQVAEConfig
