@@ -144,6 +144,6 @@ def test_arithmetic_by_visible_tokens(model: FART2I) -> None:
     stage = far_t2i.transformer_stage(model)
     graph = Graph("transformer", "transformer", "", (), (), 1e-4, flops=dict(stage.flops))
     assert row_flops(graph, {"count": 5}) == pytest.approx(wanted)
-    first = far_t2i.transformer_stage(model, nothing=True).flops
+    first = far_t2i.transformer_stage(model, nothing_visible=True).flops
     assert set(first) == {""}
     assert first[""] < row_flops(graph, {"count": 1})
