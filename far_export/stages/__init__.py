@@ -91,8 +91,6 @@ SYSTEMS = {
             name="far_t2i", vae="klvae", stages=_far_t2i_stages, editing=_far_editing, info=_info(FarT2iInfo, "text")
         ),
         System(name="mar", vae="klvae", stages=_mar_stages, editing=_encode, info=_info(MarInfo)),
-        System(
-            name="var", vae="vqvae", stages=_var_stages, editing=_var_editing, info=var.var_info, draws_tokens=True
-        ),
+        System(name="var", vae="vqvae", stages=_var_stages, editing=_var_editing, info=var.var_info, draws_tokens=True),
     )
 }

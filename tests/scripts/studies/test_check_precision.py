@@ -22,7 +22,9 @@ def test_a_row_is_measured_once_and_a_broken_limit_fails(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(distribution, "MIN_COUNT", 4)
-    monkeypatch.setattr(distribution, "extract_features", lambda network, images: images.reshape(len(images), -1).astype(float))
+    monkeypatch.setattr(
+        distribution, "extract_features", lambda network, images: images.reshape(len(images), -1).astype(float)
+    )
     shutil.copytree(tiny.bundle, tmp_path / "out" / "fp32", ignore=shutil.ignore_patterns("engines"))
     command = [
         "-o", str(tmp_path / "out"), "--checkpoint", str(tiny.safetensors), "--vae", str(tiny.vae),
