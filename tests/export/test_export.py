@@ -227,7 +227,9 @@ def test_of_two_exports_at_once_one_stays_whole_and_the_other_says_so(
 
     monkeypatch.setattr(Path, "rename", overtaken)
     with (
-        pytest.raises(FarError, match=r"bundle: another process has put a bundle there .* export again, or give output"),
+        pytest.raises(
+            FarError, match=r"bundle: another process has put a bundle there .* export again, or give output"
+        ),
         folder_put_in_place(target, check_replaceable) as folder,
     ):
         (folder / "manifest.json").write_text("ours")
