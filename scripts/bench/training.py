@@ -24,11 +24,12 @@ from PIL import Image
 from far_models.far import PRESETS
 from far_models.pictures import open_pictures, shuffled, visiting_order
 from far_training.data.latents import LatentSet
-from far_training.data.shards import ROWS, Shards, write_shards
+from far_training.data.shards import ROWS, ShardedArray, Shards, write_shards
 from far_training.loop.cost_estimate import bytes_text, measured_cost
 from far_training.loop.optimization import recompute_blocks
 from far_training.loop.randomness import SampleRng
-from far_training.systems.far import FARLossSettings, far_task
+from far_training.systems.far import far_task
+from far_training.systems.settings import FARLossSettings
 
 IMAGENET = 1_281_167
 
@@ -80,9 +81,9 @@ def order_rows() -> None:
     for count, tokens, draws, what in ((32, 64, 2, "small"), (32, 256, 4, "official")):
 
         def draw(count: int = count, tokens: int = tokens, draws: int = draws) -> None:
-            chance, side = SampleRng(0, 0, range(count)), round(tokens**0.5)
-            chance.normal(16, side, side), chance.uniform(tokens), chance.integers(1000, tokens, draws)
-            chance.normal(tokens, draws, 16)
+            rng, side = SampleRng(0, 0, range(count)), round(tokens**0.5)
+            rng.normal(16, side, side), rng.uniform(tokens), rng.integers(1000, tokens, draws)
+            rng.normal(tokens, draws, 16)
 
         row(f"random numbers of {count} samples, {tokens} tokens x {draws} draws ({what})", timed(draw, 10)[0])
 
@@ -91,7 +92,10 @@ def shard_rows(folder: Path, rows: int) -> None:
     """Read random rows of cached latents of 256 px pictures in float16."""
     rng = np.random.default_rng(0)
     block = rng.standard_normal((64, 2, 2, 16, 16, 16)).astype(np.float16)
-    write_shards(folder, rows, ROWS, lambda places: places, lambda places: block[: len(places)], 64, lambda line: None)
+    array = ShardedArray(
+        count=rows, rows=ROWS, read=lambda numbers: numbers, encode=lambda numbers: block[: len(numbers)], batch=64
+    )
+    write_shards(folder, array, lambda line: None)
     size = sum(path.stat().st_size for path in folder.iterdir())
     seconds, shards = timed(lambda: Shards(folder, rows, ROWS))
     more = f"{bytes_text(size)}; ImageNet {bytes_text(size * IMAGENET / rows)} (float32 twice that)"
@@ -116,7 +120,7 @@ def step_rows(preset: str, batch: int) -> None:
     for again in (False, True):
         if again:
             recompute_blocks(task.model)
-        cost = measured_cost(task.losses, given, half=True)
+        cost = measured_cost(task.losses, given, autocast=True)
         task.losses.zero_grad(set_to_none=True)
         what = "blocks computed again" if again else "all kept"
         more = f"{cost.flop / 1e12:.2f} TFLOP, activations {bytes_text(cost.activations)}"

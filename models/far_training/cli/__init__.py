@@ -1,1 +1,1 @@
-"""far train: one file for each system, the autoencoders and the caches, and the options that they share."""
+"""far train: one file per system, one for the autoencoders, one for the caches, and the options that they share."""

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from far_training.cli.loop_options import threads_option
-from far_training.cli.options import AMOUNT, FILE, FOLDER, POSITIVE, say, shared
+from far_training.cli.options import AMOUNT, FILE, FOLDER, POSITIVE, shared
 
 OFFICIAL_TOKENS = 300
 
@@ -16,55 +16,54 @@ OFFICIAL_TOKENS = 300
 @click.command("cache-latents")
 @shared("pictures")
 @click.option("--vae", "vae_file", type=FILE, required=True, help="KL-VAE or VQ-VAE checkpoint.")
-@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
-@shared("size")
-@click.option("--batch", type=POSITIVE, default=32, show_default=True)
+@shared("out", "size")
+@click.option("--batch", type=POSITIVE, default=32, show_default=True, help="Pictures that are encoded at a time.")
 @click.option("--half", is_flag=True, help="Store latents in float16.")
 @threads_option
 def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batch: int, half: bool) -> None:
     """Encode all pictures and their mirror images once, so that training needs no encoder.
 
-    A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE tokens (for VAR). A run that is ended goes on when it is
-    started again; several processes (accelerate launch) share the work.
+    A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE gives tokens (for VAR). Start an interrupted run again
+    to go on with it. Several processes (accelerate launch) share the work.
     """
     from far_models.checkpoint.load import load_checkpoint
     from far_models.pictures import open_pictures
     from far_runtime.errors import FarError
     from far_training.data.latents import write_cache
     from far_training.data.tokens import write_token_cache
-    from far_training.loop.processes import together
+    from far_training.loop.processes import process_group
 
     vae = load_checkpoint(vae_file)
     if vae.system not in ("klvae", "vqvae"):
         raise FarError(f"--vae {vae_file}: is a {vae.system} checkpoint; expected a klvae or vqvae one")
-    pictures, processes = open_pictures(data, size), together()
-    vae.model.to(processes.device)
+    pictures, group = open_pictures(data, size), process_group()
+    vae.model.to(group.device)
+    scale = None
     if vae.system == "vqvae":
-        write_token_cache(vae.model, vae_file, pictures, out, batch, say, processes)
-        scale = None
+        write_token_cache(vae.model, vae_file, pictures, out, batch, click.echo, group)
     else:
-        scale = write_cache(vae.model, vae_file, pictures, out, batch, say, half, processes)
-    if not processes.rank:
-        say(f"wrote {out}" + (f"; latent scale {scale:.4f}" if scale else ""))
+        scale = write_cache(vae.model, vae_file, pictures, out, batch, click.echo, half, group)
+    if group.is_main:
+        click.echo(f"wrote {out}" + (f"; latent scale {scale:.4f}" if scale else ""))
 
 
 @click.command("redraw-latents")
 @shared("pictures")
 @click.option("--vae", "vae_file", type=FILE, required=True, help="KL-VAE checkpoint.")
 @click.option("--far", "far_file", type=FILE, required=True, help="FAR checkpoint, trained on this VAE's latents.")
-@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--draws", type=POSITIVE, default=8, show_default=True, help="Latents of each picture.")
+@shared("out")
+@click.option("--draws", type=POSITIVE, default=8, show_default=True, help="Redrawn latents per picture.")
 @click.option(
     "--levels",
     type=POSITIVE,
     default=1,
     show_default=True,
-    help="Most levels that are drawn, the last ones; draw k draws 1 + k mod LEVELS of them.",
+    help="Largest number of last levels that are redrawn; draw k redraws 1 + k mod LEVELS of them.",
 )
 @click.option("--steps", default="10", show_default=True, help="Diffusion steps at each level.")
-@click.option("--guidance", type=AMOUNT, default=2.0, show_default=True)
+@click.option("--guidance", type=AMOUNT, default=2.0, show_default=True, help="Guidance scale.")
 @shared("size")
-@click.option("--batch", type=POSITIVE, default=64, show_default=True)
+@click.option("--batch", type=POSITIVE, default=64, show_default=True, help="Pictures that are redrawn at a time.")
 @threads_option
 def redraw_latents_command(
     data: Path,
@@ -77,19 +76,19 @@ def redraw_latents_command(
     batch: int,
     **sampling: Any,
 ) -> None:
-    """Let FAR draw the last levels of every picture anew.
+    """Let FAR redraw the last levels of every picture.
 
-    far train vae --redrawn learns from them to decode what FAR draws. A run that is ended goes on when it is started
-    again; several processes (accelerate launch) share the work.
+    far train vae --redrawn learns from them to decode what FAR draws. Start an interrupted run again to go on with it.
+    Several processes (accelerate launch) share the work.
     """
     from far_models.pictures import open_pictures
-    from far_training.data.redrawn import write_redrawn
-    from far_training.loop.processes import together
+    from far_training.data.redrawn import RedrawSettings, write_redrawn
+    from far_training.loop.processes import process_group
 
-    pictures, processes = open_pictures(data, size), together()
-    write_redrawn(far_file, vae_file, pictures, out, draws, levels, batch, say, sampling, processes)
-    if not processes.rank:
-        say(f"wrote {out}")
+    pictures, group = open_pictures(data, size), process_group()
+    write_redrawn(far_file, vae_file, pictures, out, RedrawSettings(draws, levels, batch, sampling), click.echo, group)
+    if group.is_main:
+        click.echo(f"wrote {out}")
 
 
 @click.command("cache-text")
@@ -100,7 +99,7 @@ def redraw_latents_command(
     required=True,
     help="Hugging Face folder of a text encoder: config.json, weights and tokenizer.json.",
 )
-@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write.")
+@shared("out")
 @click.option(
     "--captions",
     type=FILE,
@@ -114,7 +113,7 @@ def redraw_latents_command(
     help="Tokens to which each prompt is padded or cut.",
 )
 @shared("size")
-@click.option("--batch", type=POSITIVE, default=32, show_default=True)
+@click.option("--batch", type=POSITIVE, default=32, show_default=True, help="Prompts that are encoded at a time.")
 @threads_option
 def cache_text_command(
     data: Path, text_encoder: Path, out: Path, captions: Path | None, tokens: int, size: int, batch: int
@@ -123,9 +122,9 @@ def cache_text_command(
     from far_models.pictures import open_pictures
     from far_models.text.encoder import load_text_encoder
     from far_training.data.prompts import write_text_cache
-    from far_training.loop.processes import together
+    from far_training.loop.processes import process_group
 
     pictures, encoder = open_pictures(data, size), load_text_encoder(text_encoder, tokens)
-    encoder.network.to(together().device)
-    write_text_cache(encoder, pictures, captions, out, batch, say)
-    say(f"wrote {out}")
+    encoder.network.to(process_group().device)
+    write_text_cache(encoder, pictures, captions, out, batch, click.echo)
+    click.echo(f"wrote {out}")

@@ -7,10 +7,13 @@ from typing import Any
 
 import click
 
-from far_training.cli.far import check_sheet_steps, open_latents
+from far_training.cli.far import open_latents, pop_sheet_settings
 from far_training.cli.loop_options import loop_options, threads_option
-from far_training.cli.options import POSITIVE, pop_settings, say, shared
+from far_training.cli.options import POSITIVE, shared
 from far_training.cli.recipes import MAR_PRESETS, preset_option
+from far_training.cli.settings_options import pop_settings, settings_options
+from far_training.loop.settings import LoopSettings
+from far_training.systems.settings import MARLossSettings
 
 
 @click.command("mar")
@@ -18,21 +21,19 @@ from far_training.cli.recipes import MAR_PRESETS, preset_option
 @shared("latents", "vae", "size", "init")
 @click.option("--model", type=click.Choice(["mar_base", "mar_large", "mar_huge"]), help="Sizes of an official model.")
 @shared("width", "depth", "heads", "buffer", "head_width", "head_depth", "classes", "latent_scale", "prediction")
-@shared("mask_least", "label_drop", "input_noise", "draws", "flip", "flip_until", "dropout", "learned_variance")
+@settings_options(MARLossSettings())
 @click.option("--sheet-iterations", type=POSITIVE, help="Iterations on sample sheets; default: the sampler's.")
 @shared("sheet_steps", "sheet_guidance")
 @loop_options()
 @threads_option
 def mar_command(
-    settings: Any,
+    settings: LoopSettings,
     data: Path,
     vae_file: Path,
     size: int,
     init: Path | None,
     model: str | None,
     sheet_iterations: int | None,
-    sheet_steps: str,
-    sheet_guidance: float,
     **values: Any,
 ) -> None:
     """Train MAR on latents; RUN/mar.safetensors is what the exporter reads."""
@@ -43,19 +44,17 @@ def mar_command(
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
     from far_training.systems.batches import continuous_config
-    from far_training.systems.mar import MARLossSettings, mar_task
+    from far_training.systems.mar import mar_task
 
-    check_sheet_steps(sheet_steps)
-    loss_settings = pop_settings(MARLossSettings, values)
+    sampling, loss = pop_sheet_settings(values), pop_settings(MARLossSettings, values)
+    if sheet_iterations:
+        sampling["iterations"] = sheet_iterations
     latents, vae = open_latents(data, vae_file, size, values["latent_scale"])
     values["classes"] = values["classes"] or len(latents.names)
     config = continuous_config(PRESETS[model or "mar_base"], latents, values)
-    sampling: dict[str, Any] = {"steps": sheet_steps, "guidance": sheet_guidance}
-    if sheet_iterations:
-        sampling["iterations"] = sheet_iterations
     info = MarInfo(grid=config.grid, channels=config.channels, image_size=size, prediction=config.prediction)
     resolve_settings(info, sampling)
     report = sheet_reporter("mar", vae, **sampling)
-    task = mar_task(config, loss_settings, latents, settings.batch, settings.seed, report, sampling)
+    task = mar_task(config, loss, latents, settings.batch, settings.seed, report, sampling)
     begin_with(task.model, init)
-    run_loop(task, settings, say)
+    run_loop(task, settings, click.echo)

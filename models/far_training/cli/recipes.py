@@ -1,88 +1,113 @@
-"""Official training recipes as defaults of a command's options: --preset far-b."""
+"""Official training recipes, which --preset takes as the defaults of a command's other options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
-Recipe = Mapping[str, Any]
+from far_training.cli.settings_options import option_values
+from far_training.loop.settings import LoopSettings
+from far_training.systems.settings import FARLossSettings, FART2ILossSettings, MARLossSettings, VARLossSettings
 
-RECIPE: Recipe = {
-    "batch": 2048,
-    "epochs": 400,
-    "blr": 1e-4,
-    "warmup_epochs": 100,
-    "schedule": "constant",
-    "weight_decay": 0.02,
-    "beta2": 0.95,
-    "clip": 3.0,
-    "ema": 0.9999,
-    "ema_ramped": False,
-    "draws": 4,
-    "latent_scale": 0.2325,
-    "prediction": "epsilon",
-    "learned_variance": True,
-    "input_noise": 0.0,
-    "flip": 0.5,
-    "flip_until": 1.0,
-}
-"""What FAR, MAR and FAR-T2I have in common: train.sh and main_far.py of FAR, README and main_mar.py of MAR."""
-
-OF_CLASSES: Recipe = {**RECIPE, "buffer": 64, "label_drop": 0.1, "dropout": 0.1}
-OF_LEVELS: Recipe = {"simplify": True, "weight_levels": True, "low": 0.0}
-FAR_RECIPE: Recipe = {**OF_CLASSES, **OF_LEVELS, "mask": "off", "filter": "spatial", "levels": "batch"}
-MAR_RECIPE: Recipe = {**OF_CLASSES, "epochs": 800, "mask_least": 0.7}
-T2I_RECIPE: Recipe = {**RECIPE, **OF_LEVELS, "clip": 1.0, "ema": 0.999, "mask_least": 0.7, "text_drop": 0.1}
-
-VAR_RECIPE: Recipe = {
-    "schedule": "linear",
-    "weight_decay": 0.05,
-    "beta2": 0.95,
-    "clip": 2.0,
-    "ema": 0.0,
-    "ema_ramped": False,
-    "label_drop": 0.1,
-    "smoothing": 0.0,
-    "flip": 0.0,
-    "flip_until": 1.0,
-}
-"""VAR's arg_util.py and README. There is no average of the weights. Warm-up: a fiftieth of the epochs."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def var_recipe(depth: int, batch: int, epochs: int, blr: float, gain: float, end: float, decay: float) -> Recipe:
-    """VAR's recipe of a depth. gain: of the branches' first scale. end: of the rate and (decay) of the weight decay."""
-    sizes = {"model": f"var_d{depth}", "drop_path": 0.1 * depth / 24, "gain": gain}
-    loop = {"batch": batch, "epochs": epochs, "warmup_epochs": epochs / 50, "blr": blr}
-    return {**VAR_RECIPE, **sizes, **loop, "lr_end": end, "weight_decay_end": decay}
+@dataclass(frozen=True)
+class Recipe:
+    """How an official model was trained."""
+
+    loop: LoopSettings
+    loss: DataclassInstance
+    """The loss settings of its system."""
+    model: Mapping[str, int | float | str]
+    """Options of the command that set the model's sizes, by parameter name."""
+
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of the command's options, by parameter name."""
+        values = {**option_values(self.loop), **option_values(self.loss), **self.model}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+# main_far.py and train.sh of FAR; main_mar.py and README of MAR
+LOOP = LoopSettings(
+    batch=2048,
+    epochs=400,
+    blr=1e-4,
+    warmup_epochs=100,
+    schedule="constant",
+    weight_decay=0.02,
+    beta2=0.95,
+    clip=3.0,
+    ema=0.9999,
+    ema_ramped=False,
+)
+LATENTS: Mapping[str, int | float | str] = {"latent_scale": 0.2325, "prediction": "epsilon"}
+FAR_MODEL = {**LATENTS, "buffer": 64, "filter": "spatial", "levels": "batch"}
+MAR_MODEL = {**LATENTS, "buffer": 64}
+T2I_MODEL = {**LATENTS, "width": 1024, "depth": 16, "heads": 16, "head_width": 1024, "head_depth": 3}
+
+# arg_util.py and README of VAR, which does not average the weights
+VAR_LOOP = LoopSettings(schedule="linear", weight_decay=0.05, beta2=0.95, clip=2.0, ema=0.0, ema_ramped=False)
+
+
+def var_recipe(
+    depth: int,
+    batch: int = 768,
+    epochs: int = 350,
+    blr: float = 8e-5,
+    gain: float = 1e-5,
+    lr_end: float = 0.01,
+    weight_decay_end: float = 0.05,
+) -> Recipe:
+    """VAR's recipe for a model of this depth, with a warm-up of a fiftieth of the epochs; see the settings' fields."""
+    loop = replace(
+        VAR_LOOP,
+        batch=batch,
+        epochs=epochs,
+        blr=blr,
+        warmup_epochs=epochs / 50,
+        lr_end=lr_end,
+        weight_decay_end=weight_decay_end,
+    )
+    loss = VARLossSettings(flip=0.0, drop_path=0.1 * depth / 24, gain=gain)
+    return Recipe(loop, loss, {"model": f"var_d{depth}"})
 
 
 SIZES = {"b": "base", "l": "large", "h": "huge"}
-FAR_PRESETS = {f"far-{size}": {**FAR_RECIPE, "model": f"far_{name}"} for size, name in SIZES.items()}
-MAR_PRESETS = {f"mar-{size}": {**MAR_RECIPE, "model": f"mar_{name}"} for size, name in SIZES.items()}
-T2I_PRESETS = {"far-t2i": {**T2I_RECIPE, "width": 1024, "depth": 16, "heads": 16, "head_width": 1024, "head_depth": 3}}
+FAR_PRESETS = {
+    f"far-{size}": Recipe(LOOP, FARLossSettings(), {**FAR_MODEL, "model": f"far_{name}"})
+    for size, name in SIZES.items()
+}
+MAR_PRESETS = {
+    f"mar-{size}": Recipe(replace(LOOP, epochs=800), MARLossSettings(), {**MAR_MODEL, "model": f"mar_{name}"})
+    for size, name in SIZES.items()
+}
+T2I_PRESETS = {"far-t2i": Recipe(replace(LOOP, clip=1.0, ema=0.999), FART2ILossSettings(), T2I_MODEL)}
 VAR_PRESETS = {
-    "var-d16": var_recipe(16, 768, 200, 1e-4, 1e-3, 0.1, 0.05),
-    "var-d20": var_recipe(20, 768, 250, 1e-4, 1e-3, 0.1, 0.05),
-    "var-d24": var_recipe(24, 768, 350, 8e-5, 1e-4, 0.01, 0.05),
-    "var-d30": var_recipe(30, 1024, 350, 8e-5, 1e-5, 0.01, 0.08),
-    "var-d36": var_recipe(36, 768, 350, 8e-5, 5e-6, 0.01, 0.08),
+    "var-d16": var_recipe(16, epochs=200, blr=1e-4, gain=1e-3, lr_end=0.1),
+    "var-d20": var_recipe(20, epochs=250, blr=1e-4, gain=1e-3, lr_end=0.1),
+    "var-d24": var_recipe(24, gain=1e-4),
+    "var-d30": var_recipe(30, batch=1024, weight_decay_end=0.08),
+    "var-d36": var_recipe(36, gain=5e-6, weight_decay_end=0.08),
 }
 
 
 def preset_option(presets: Mapping[str, Recipe]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add --preset, whose values take the place of the options' defaults; an option that is given stays."""
+    """--preset, whose values take the place of the options' defaults; an option on the command line stays."""
 
-    def take(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    def set_defaults(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
-            context.default_map = {**(context.default_map or {}), **presets[value]}
+            context.default_map = {**(context.default_map or {}), **presets[value].defaults()}
 
     return click.option(
         "--preset",
         type=click.Choice(list(presets)),
         is_eager=True,
         expose_value=False,
-        callback=take,
-        help="Sizes and recipe of an official model as defaults of the other options.",
+        callback=set_defaults,
+        help="An official model, whose sizes and training recipe become the defaults of the other options.",
     )

@@ -1,73 +1,50 @@
-"""Folders of what frozen networks make of pictures or texts once, so that a run need not compute it again."""
+"""What the caches of latents, tokens and prompts share: labels, notes, and the check of the VAE."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from far_models.pictures import PictureSet
+from far_models.pictures import PictureSet, normalised
+from far_runtime.bundle import sha256_of
 from far_runtime.errors import FarError
 
 
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into, which takes its place when all went well; FarError where `out` exists."""
-    if out.exists():
-        raise FarError(f"{out}: exists already; remove it or choose another -o folder")
-    staging = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        os.replace(staging, out)
-    except OSError as error:
-        raise FarError(
-            f"{out}: cannot be written ({error.strerror}); free some space or choose another -o folder"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def write_labels(folder: Path, pictures: PictureSet) -> None:
-    """labels.npy, names.json and split.json, as in a picture folder."""
+    """Write labels.npy, names.json and split.json, as in a picture folder."""
     np.save(folder / "labels.npy", pictures.labels)
     write_json(folder / "names.json", list(pictures.names))
     write_json(folder / "split.json", {"train": pictures.train.tolist(), "held_out": pictures.held_out.tolist()})
 
 
 def read_split(path: Path, notes: str, command: str) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """The notes (a JSON file) and the rows to train on of a cache folder; FarError where it is none."""
+    """The notes (a JSON file) and the training rows of a cache folder that `far train COMMAND` wrote, else FarError."""
     try:
-        found = json.loads((path / notes).read_text(encoding="utf-8"))
+        values = json.loads((path / notes).read_text(encoding="utf-8"))
         split = json.loads((path / "split.json").read_text(encoding="utf-8"))
-        return dict(found), np.asarray(split["train"], dtype=np.int64)
+        return dict(values), np.asarray(split["train"], dtype=np.int64)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FarError(f"{path}: lacks a readable {notes} or split.json; make it with far train {command}") from error
 
 
 def write_json(path: Path, value: object) -> None:
-    """A JSON file."""
+    """Write a JSON file."""
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 def check_vae(path: Path, digest: object, vae_file: Path) -> None:
-    """FarError unless the cache was made with this VAE."""
-    if file_digest(vae_file) != digest:
+    """FarError unless the SHA-256 `digest` in a cache's notes is that of this VAE."""
+    if sha256_of(vae_file) != digest:
         raise FarError(f"{path}: made with another VAE than {vae_file}; make it again with far train cache-latents")
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def encoded_both_ways(encode: Callable[[Tensor], Tensor], images: NDArray[np.uint8]) -> Tensor:
+    """What `encode` makes of pictures uint8 [n, H, W, 3] and of their mirror images: [n, 2, ...], index 1: mirrored."""
+    return torch.stack([encode(normalised(side)) for side in (images, images[:, :, ::-1])], dim=1)

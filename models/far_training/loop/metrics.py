@@ -1,27 +1,31 @@
-"""What a run measured: RUN/metrics.jsonl, TensorBoard and the curves."""
+"""What a run measured: RUN/metrics.jsonl, TensorBoard and RUN/curves.png."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """RUN/metrics.jsonl (one line per record) and TensorBoard; records after `step` are dropped: they come again."""
+    """RUN/metrics.jsonl (one line per record) and the same numbers for TensorBoard.
+
+    Records after `step` are dropped: a run that resumes at this step writes them again.
+    """
 
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         run.mkdir(parents=True, exist_ok=True)
         self.path = run / METRICS
-        kept = [record for record in read_metrics(self.path) if record["step"] <= step] if step else []
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        records = [record for record in read_metrics(self.path) if record["step"] <= step] if step else []
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
-    def add(self, step: int, seconds: float, values: dict[str, float]) -> None:
-        """Append one record."""
+    def add(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Append a record of a step, `seconds` of training into the run."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "minutes": round(seconds / 60, 3), **values}) + "\n")
         for name, value in values.items():
@@ -35,7 +39,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Records of a metrics file; none if there is no file. A last line that a kill cut short is left out."""
+    """Records of a metrics file, none if there is no file; a last line that a kill cut short is left out."""
     if not path.exists():
         return []
     records = []

@@ -1,4 +1,4 @@
-"""What several processes agree on, under `accelerate launch` or torchrun."""
+"""What the processes of a run agree on, under `accelerate launch` or torchrun."""
 
 from __future__ import annotations
 
@@ -14,75 +14,86 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's number, how many there are, how to wait for all, and its device."""
+    """This process among those of the run."""
 
     rank: int
+    """Number of this process, from 0."""
     world: int
+    """Number of processes."""
     wait: Callable[[], None]
+    """Waits until all processes have come here."""
     device: torch.device
+    """Device of this process."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that prints and writes files."""
+        return self.rank == 0
 
 
 ALONE = ProcessGroup(0, 1, lambda: None, torch.device("cpu"))
 
 
-def together() -> ProcessGroup:
+def process_group() -> ProcessGroup:
     """The processes that a launcher started, or this one alone."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which Accelerator alone would look at
+    # Accelerator reads this variable, PartialState does not.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     return ProcessGroup(state.process_index, state.num_processes, state.wait_for_everyone, state.device)
 
 
 class StopSignal:
-    """Whether the run was asked to end, by SIGTERM or Ctrl-C; a second Ctrl-C ends it at once."""
+    """Whether SIGTERM or Ctrl-C asked the run to stop; a second Ctrl-C stops it at once."""
 
     def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
+        self._received = False
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+            signals = (signal.SIGTERM, signal.SIGINT)
+            self._handlers = {number: signal.signal(number, self._receive) for number in signals}
         return self
 
-    def __exit__(self, *rest: object) -> None:
-        for number, handler in self._before.items():
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: object) -> None:
-        if self._asked and number == signal.SIGINT:
+    def _receive(self, number: int, frame: object) -> None:
+        if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self._received = True
 
-    def asked(self, world: int, device: torch.device) -> bool:
-        """The same answer in all processes: if one of them was asked."""
-        if world == 1:
-            return self._asked
+    def received(self, group: ProcessGroup) -> bool:
+        """Whether any process got the signal; the answer is the same in all of them."""
+        if group.world == 1:
+            return self._received
         from accelerate.utils import reduce
 
-        told: Tensor = reduce(torch.tensor([float(self._asked)], device=device), "sum")
-        return bool(told)
+        count: Tensor = reduce(torch.tensor([float(self._received)], device=group.device), "sum")
+        return bool(count)
 
 
-def agreed(seconds: float, world: int, device: torch.device) -> float:
-    """The main process's clock, for all: the learning rate and the end of the run must be the same everywhere."""
-    if world == 1:
-        return seconds
+def from_main_process(value: float, group: ProcessGroup) -> float:
+    """The main process's value, for all; clocks differ, but learning rate and end of the run must not."""
+    if group.world == 1:
+        return value
     from accelerate.utils import broadcast
 
-    told: Tensor = broadcast(torch.tensor([seconds], dtype=torch.float64, device=device))
-    return float(told)
+    shared: Tensor = broadcast(torch.tensor([value], dtype=torch.float64, device=group.device))
+    return float(shared)
 
 
-def averages(window: Sequence[dict[str, Tensor]], world: int) -> dict[str, float]:
-    """Mean of every named value over some steps and all processes."""
-    found = {}
-    for name in dict.fromkeys(name for values in window for name in values):
-        mean = torch.stack([values[name].float() for values in window if name in values]).mean()
-        if world > 1:
+def mean_values(steps: Sequence[dict[str, Tensor]], group: ProcessGroup) -> dict[str, float]:
+    """Mean of every named value [] over some steps and all processes."""
+    means = {}
+    for name in dict.fromkeys(name for values in steps for name in values):
+        mean = torch.stack([values[name].float() for values in steps if name in values]).mean()
+        if group.world > 1:
             from accelerate.utils import reduce
 
             mean = reduce(mean, "mean")
-        found[name] = float(mean)
-    return found
+        means[name] = float(mean)
+    return means

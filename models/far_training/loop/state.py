@@ -1,68 +1,60 @@
-"""The training state on disk, in the shape of the official checkpoint-last.pth."""
+"""The training state on disk, in the layout of the official checkpoint-last.pth."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from far_runtime.errors import FarError
-
-if TYPE_CHECKING:
-    from far_training.loop.task import LoopSettings, Task
+from far_runtime.storage.atomic import whole_file
+from far_training.loop.settings import LoopSettings
+from far_training.loop.task import Task
 
 STATE = "checkpoint-last.pth"
+DISCRIMINATOR = "beside"
+"""Key of the discriminator's weights in the state."""
 
 
 def save_state(
-    settings: LoopSettings,
-    task: Task,
-    parts: dict[str, Any],
-    step: int,
-    seconds: float,
-    half: bool,
+    settings: LoopSettings, task: Task, weights: Mapping[str, Any], step: int, seconds: float, autocast: bool
 ) -> None:
-    """Write RUN/checkpoint-last.pth in the official shape, with what an exact resume needs besides; whole or not.
+    """Write RUN/checkpoint-last.pth, whole or not at all, with what an exact resume needs beside the official entries.
 
-    parts: model, model_ema and optimizer, their whole state dicts.
+    weights: whole state dicts by key: model, model_ema, optimizer and, where there is one, the discriminator's.
+    seconds: of training so far.
+    FarError where it cannot be written.
     """
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+    pictures = step * settings.batch
     state = {
-        **parts,
-        "losses": {name: task.losses.get_buffer(name) for name in task.kept},
-        "epoch": step * settings.batch // task.epoch_length,
+        **weights,
+        "losses": {name: task.losses.get_buffer(name) for name in task.buffers},
+        "epoch": pictures // task.epoch_length,
         "step": step,
         "elapsed": seconds,
-        "amp": half,
-        # The seed of a step and its place in the data follow from these; no generator state outlives a step.
-        "rng": {"seed": settings.seed, "step": step, "position": step * settings.batch % task.epoch_length},
+        "amp": autocast,
+        # The random numbers of a step and its place in the data follow from these; no generator outlives a step.
+        "rng": {"seed": settings.seed, "step": step, "position": pictures % task.epoch_length},
         "args": argparse.Namespace(**{**plain, **task.args}),
-        "metadata": task.metadata,
+        "metadata": dict(task.metadata),
     }
     settings.run.mkdir(parents=True, exist_ok=True)
-    target = settings.run / STATE
-    for left in settings.run.glob(f"{target.stem}.part*"):  # of a process that was killed
-        left.unlink(missing_ok=True)
-    part = target.with_suffix(f".part{os.getpid()}")
-    try:
+    for leftover in settings.run.glob(f".{STATE}.*.part"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
+    with whole_file(settings.run / STATE) as part:
         torch.save(state, part)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(part, target)
-    except OSError as error:
-        raise FarError(
-            f"{target}: cannot be written ({error.strerror}); free some space or choose another --out folder"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_state(settings: LoopSettings, task: Task) -> dict[str, Any] | None:
-    """The state to go on from, or None for a fresh run; FarError if the folder holds a run that does not fit."""
+    """The state to resume from, or None for a fresh run; FarError if the folder holds a run that does not fit."""
     path = settings.run / STATE
     if not path.exists():
         return None
@@ -73,19 +65,23 @@ def load_state(settings: LoopSettings, task: Task) -> dict[str, Any] | None:
             state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         missing = {"model", "model_ema", "optimizer", "step", "elapsed", "amp", "rng", "args"} - state.keys()
     except Exception as error:
-        raise FarError(f"{path}: not a training state ({error}); remove it to start anew") from error
+        raise FarError(f"{path}: not a training state ({error}); remove it to start a new run") from error
     if missing:
         raise FarError(f"{path}: lacks {', '.join(sorted(missing))}; it can be exported, but not resumed")
-    before = vars(state["args"])
-    fixed = {**task.args, "batch": settings.batch, "seed": settings.seed}
-    changed = [
-        f"{key} {before[key]!r} -> {value!r}" for key, value in fixed.items() if key in before and before[key] != value
-    ]
-    if ("beside" in state) != (task.beside is not None):
-        changed.append("a discriminator, or none")
-    if changed:
+    changes = changed_settings(state, settings, task)
+    if changes:
         raise FarError(
-            f"{path}: the run was started with other settings ({'; '.join(changed)}); "
+            f"{path}: the run was started with other settings ({'; '.join(changes)}); "
             "give the same ones or another --out folder"
         )
     return state
+
+
+def changed_settings(state: Mapping[str, Any], settings: LoopSettings, task: Task) -> list[str]:
+    """What differs from the run that left a state, of what has to be the same."""
+    saved = vars(state["args"])
+    fixed = {**task.args, "batch": settings.batch, "seed": settings.seed}
+    changes = [f"{key} {saved[key]!r} -> {value!r}" for key, value in fixed.items() if saved.get(key, value) != value]
+    if (DISCRIMINATOR in state) != (task.discriminator is not None):
+        changes.append("a discriminator, or none")
+    return changes

@@ -1,10 +1,10 @@
-"""What the trainers on latents have in common: a batch of latents and labels, and whether model and data fit."""
+"""What the trainers on latents have in common: batches of latents and labels, and whether model and data fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,80 +18,107 @@ from far_runtime.errors import FarError
 from far_runtime.sampling.noise_schedule import TRAIN_STEPS
 from far_training.data.latents import LatentSet
 from far_training.loop.randomness import SampleRng
+from far_training.systems.settings import DiffusionSettings
 
-MEANS = 16
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound=FARConfig | FART2IConfig)
+MEAN_PICTURES = 16
 """Pictures whose means a sample takes at level 0."""
 
 
-def rows_of(train: NDArray[np.int64], batch: int, chance: SampleRng) -> NDArray[np.int64]:
-    """The rows of a step's samples."""
-    return train[visiting_order(chance.step, batch, len(train), chance.seed)[chance.places]]
+@dataclass(frozen=True)
+class LatentBatch:
+    """The latents of a step's samples."""
+
+    rows: NDArray[np.int64]
+    """Row [n] of each sample in the data."""
+    mirrored: float
+    """Share of the samples that are mirrored."""
+    latents: Tensor
+    """Latents [n, C, g, g] in the network's scale, which the head learns to draw."""
+    noisy: Tensor
+    """The latents with the input noise, as the network sees them."""
 
 
-def drawn_latents(data: LatentSet, rows: NDArray[np.int64], scale: float, flip: float, chance: SampleRng) -> Tensor:
-    """Latents [n, C, g, g] drawn from their posterior, times `scale`; a share `flip` of them is mirrored."""
-    mean, log_variance = data.moments(rows, chance.happens(flip).numpy())
-    return scale * (mean + chance.normal(*mean.shape[1:]) * (0.5 * log_variance).exp())
+def latent_batch(
+    data: LatentSet, settings: DiffusionSettings, scale: float, batch: int, rng: SampleRng, progress: float
+) -> LatentBatch:
+    """The samples of a step at the places of `rng`, at a share `progress` of the run.
+
+    scale: factor of the latents. batch: samples of the whole step.
+    """
+    rows = sample_rows(data.train, batch, rng)
+    mirrored = settings.flip_share(progress)
+    latents = posterior_latents(data, rows, scale, mirrored, rng)
+    return LatentBatch(rows, mirrored, latents, noisy_latents(latents, settings.input_noise, rng))
 
 
-class Classes:
-    """The training pictures by class."""
+def sample_rows(train: NDArray[np.int64], batch: int, rng: SampleRng) -> NDArray[np.int64]:
+    """Rows [n] of a step's samples among the training rows, for a step of `batch` samples."""
+    return train[visiting_order(rng.step, batch, len(train), rng.seed)[rng.places]]
+
+
+def posterior_latents(
+    data: LatentSet, rows: NDArray[np.int64], scale: float, mirrored: float, rng: SampleRng
+) -> Tensor:
+    """Latents [n, C, g, g] drawn from their posterior, times `scale`; a share `mirrored` of them is mirrored."""
+    mean, log_variance = data.moments(rows, rng.bernoulli(mirrored).numpy())
+    return scale * (mean + rng.normal(*mean.shape[1:]) * (0.5 * log_variance).exp())
+
+
+def noisy_latents(latents: Tensor, noise: float, rng: SampleRng) -> Tensor:
+    """Latents [n, C, g, g] plus noise of standard deviation `noise` |n| per sample, n standard normal."""
+    if not noise:
+        return latents
+    deviation = noise * rng.normal().abs()
+    return latents + deviation.reshape(-1, 1, 1, 1) * rng.normal(*latents.shape[1:])
+
+
+class ClassRows:
+    """The training rows of each class."""
 
     def __init__(self, data: LatentSet) -> None:
         labels = data.labels[data.train]
         order = np.argsort(labels, kind="stable")
         self._rows, self._labels = data.train[order], labels[order]
 
-    def members(self, label: int) -> NDArray[np.int64]:
-        """Rows [n] of the training pictures of a class; none for one that has no picture."""
+    def __getitem__(self, label: int) -> NDArray[np.int64]:
+        """Rows [n] of the training pictures of a class."""
         start, end = np.searchsorted(self._labels, (label, label + 1))
         return self._rows[start:end]
 
 
-def drawn_means(
-    latents: Tensor,
-    levels: Tensor,
-    data: LatentSet,
-    rows: NDArray[np.int64],
-    classes: Classes,
-    scale: float,
-    flip: float,
-    chance: SampleRng,
+def with_means(
+    batch: LatentBatch, levels: Tensor, data: LatentSet, classes: ClassRows, scale: float, rng: SampleRng
 ) -> Tensor:
-    """Latents [n, C, g, g] with means of latents in the place of those samples' whose level is 0.
+    """The latents [n, C, g, g] of a batch, with means of latents for those samples whose level [n] is 0.
 
-    Level 0 sees nothing of a picture. So every cell takes the mean of some picture of the class, out of MEANS that
-    are drawn, times `scale`, a share `flip` of them mirrored: far more of the distribution than one picture's mean in
-    all cells.
+    Level 0 sees nothing of a picture. So every cell takes the mean of one of MEAN_PICTURES random pictures of the
+    class, times `scale`, which shows far more of the distribution than one picture's mean in all cells.
     """
-    grid = latents.shape[-1]
-    which, mirrored = chance.uniform(MEANS).numpy(), (chance.uniform(MEANS) < flip).numpy()
-    cells = chance.integers(MEANS, grid * grid)
-    found = latents.clone()
+    grid = batch.latents.shape[-1]
+    picks = rng.uniform(MEAN_PICTURES).numpy()
+    mirrored = (rng.uniform(MEAN_PICTURES) < batch.mirrored).numpy()
+    cells = rng.integers(MEAN_PICTURES, grid * grid)
+    latents = batch.latents.clone()
     for i in torch.nonzero(levels == 0).flatten().tolist():
-        members = classes.members(int(data.labels[rows[i]]))
-        mean, _ = data.moments(members[(which[i] * len(members)).astype(np.int64)], mirrored[i])
+        members = classes[int(data.labels[batch.rows[i]])]
+        mean, _ = data.moments(members[(picks[i] * len(members)).astype(np.int64)], mirrored[i])
         values = scale * mean.mean(dim=(2, 3))
-        found[i] = values[cells[i]].T.reshape(latents.shape[1:])
-    return found
+        latents[i] = values[cells[i]].T.reshape(latents.shape[1:])
+    return latents
 
 
-def disturbed_latents(latents: Tensor, most: float, chance: SampleRng) -> Tensor:
-    """Latents [n, C, g, g] with noise of a deviation of `most` |n| per sample, n standard normal."""
-    if not most:
-        return latents
-    deviation = most * chance.normal().abs()
-    return latents + deviation.reshape(-1, 1, 1, 1) * chance.normal(*latents.shape[1:])
-
-
-def dropped_labels(labels: NDArray[np.int64], null: int, share: float, chance: SampleRng) -> Tensor:
+def labels_or_null(labels: NDArray[np.int64], null: int, share: float, rng: SampleRng) -> Tensor:
     """Labels [n], a share of them replaced by the null class."""
-    return torch.where(chance.happens(share), null, torch.from_numpy(labels))
+    return torch.where(rng.bernoulli(share), null, torch.from_numpy(labels))
 
 
-def diffusion_draws(tokens: int, channels: int, draws: int, chance: SampleRng) -> tuple[Tensor, Tensor]:
+def diffusion_draws(tokens: int, channels: int, draws: int, rng: SampleRng) -> tuple[Tensor, Tensor]:
     """Timesteps [n, tokens, draws] and noise [n, tokens, draws, channels] for `token_losses`."""
-    return chance.integers(TRAIN_STEPS, tokens, draws), chance.normal(tokens, draws, channels)
+    return rng.integers(TRAIN_STEPS, tokens, draws), rng.normal(tokens, draws, channels)
 
 
 def tokens_of(latents: Tensor) -> Tensor:
@@ -100,7 +127,7 @@ def tokens_of(latents: Tensor) -> Tensor:
 
 
 def check_latents(data: LatentSet, channels: int, grid: int) -> None:
-    """FarError unless the latents are of these channels and this grid."""
+    """FarError unless the latents have this many channels and this side."""
     if (data.channels, data.grid) != (channels, grid):
         raise FarError(
             f"{data.source}: latents of {data.channels} channels on a {data.grid} x {data.grid} grid; "
@@ -114,35 +141,37 @@ def check_classes(source: object, names: tuple[str, ...], classes: int) -> None:
         raise FarError(f"{source}: {len(names)} classes; the model has {classes}; use --classes")
 
 
-def run_args(system: str, config: Any, settings: Any) -> dict[str, Any]:
+def run_args(system: str, config: DataclassInstance, *settings: DataclassInstance) -> dict[str, Any]:
     """What a training state records as `args`: the system, the model's sizes and, after "loss_", the settings."""
     sizes = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-    return {"system": system, **sizes, **{f"loss_{key}": value for key, value in asdict(settings).items()}}
+    return {
+        "system": system,
+        **sizes,
+        **{f"loss_{name}": value for part in settings for name, value in asdict(part).items()},
+    }
 
 
 def official_names(config: FARConfig) -> dict[str, Any]:
-    """The fields that official training arguments call otherwise."""
+    """The sizes that have other names in official training arguments."""
     return {"mask": config.masked, "diffloss_d": config.head_depth, "diffloss_w": config.head_width}
 
 
-def continuous_config(base: Any, data: LatentSet, given: Mapping[str, int | float | str | None]) -> Any:
-    """`base`, a FARConfig or FART2IConfig, fitted to the latents, with the given sizes changed (None: not given).
+def continuous_config(base: Config, data: LatentSet, sizes: Mapping[str, int | float | str | None]) -> Config:
+    """`base`, fitted to the latents and with other sizes where they are not None.
 
     width, depth and heads count for encoder and decoder. FarError where the heads do not divide the width.
     """
-    from dataclasses import replace
-
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
     for name in ("width", "depth", "heads"):
         value = changes.pop(name, None)
         if value is not None:
             changes |= {f"encoder_{name}": value, f"decoder_{name}": value}
-    scale = changes.pop("latent_scale", data.scale)
-    config = replace(base, grid=data.grid, channels=data.channels, latent_scale=scale, **changes)
-    check_heads(config.encoder_width, config.encoder_heads)
-    if isinstance(config, FART2IConfig):
-        return replace(config, head_dim=config.encoder_width // config.encoder_heads)
-    return config
+    changes = {"latent_scale": data.scale, **changes, "grid": data.grid, "channels": data.channels}
+    width, heads = (changes.get(name, getattr(base, name)) for name in ("encoder_width", "encoder_heads"))
+    check_heads(width, heads)
+    if isinstance(base, FART2IConfig):
+        changes["head_dim"] = width // heads
+    return replace(base, **changes)
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from far_models.head import DiffusionHead
 from far_runtime.sampling.noise_schedule import TRAIN_STEPS, posterior, x0_from_output
+from far_training.systems.settings import ReconstructionSettings
 
 
 def level_weight(level: Tensor, levels: int) -> Tensor:
@@ -17,11 +18,11 @@ def level_weight(level: Tensor, levels: int) -> Tensor:
 
 
 class DiffusionLoss(nn.Module):
-    """Loss of denoising single tokens: squared error of the prediction, and the bound of the learned variance.
+    """Loss of denoising single tokens: squared error of the prediction, and the variational bound of the variance.
 
-    The variational bound is in bits per dimension, is not rescaled, and does not reach the prediction, which is
-    detached in its mean (official diffusion/gaussian_diffusion.py with its defaults). `learned_variance=False` leaves
-    it out.
+    The bound is in bits per dimension and is not rescaled. The prediction is detached in its mean, so that the bound
+    trains the variance alone (official diffusion/gaussian_diffusion.py with its defaults). `learned_variance=False`
+    leaves it out.
     """
 
     def __init__(self, prediction: str = "epsilon", learned_variance: bool = True) -> None:
@@ -35,7 +36,7 @@ class DiffusionLoss(nn.Module):
             "log_posterior": constants.log_variance,
             "mean_x0": constants.mean_x0,
             "mean_xt": constants.mean_xt,
-            # x0 is folded out in float64: at t = 999 it is 2e4 times an epsilon prediction.
+            # x0 is eliminated in float64: at t = 999 it is 2e4 times an epsilon prediction.
             "mean_state": constants.mean_x0 * a + constants.mean_xt,
             "mean_output": constants.mean_x0 * b,
         }
@@ -51,8 +52,8 @@ class DiffusionLoss(nn.Module):
         at = {name: table[t].unsqueeze(-1) for name, table in self.named_buffers()}
         state = at["signal"] * target + at["noise"] * noise
         output, variance = head(state, t, condition).float().chunk(2, dim=-1)
-        wanted = noise if self.prediction == "epsilon" else at["signal"] * noise - at["noise"] * target
-        error = (wanted - output).square().mean(-1)
+        prediction = noise if self.prediction == "epsilon" else at["signal"] * noise - at["noise"] * target
+        error = (prediction - output).square().mean(-1)
         if not self.learned_variance:
             return error, torch.zeros_like(error)
         share = (variance + 1) / 2
@@ -68,8 +69,11 @@ class DiffusionLoss(nn.Module):
 def token_losses(
     loss: DiffusionLoss, head: DiffusionHead, target: Tensor, condition: Tensor, t: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Squared error and bound [B, T, draws] of tokens [B, T, C] under conditions [B, T, width], each token at several
-    timesteps t [B, T, draws] with noise [B, T, draws, C] of its own (diffusion_batch_mul)."""
+    """Squared error and bound [B, T, draws] of clean tokens [B, T, C] under conditions [B, T, width].
+
+    Each token is denoised at several timesteps t [B, T, draws], each with its own noise [B, T, draws, C]
+    (diffusion_batch_mul).
+    """
     error, bound = loss(head, target.unsqueeze(2).expand_as(noise), condition.unsqueeze(2), t, noise)
     return error, bound
 
@@ -108,3 +112,17 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     across = (difference[..., :, 1:] - difference[..., :, :-1]).abs().mean()
     down = (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
     return across + down
+
+
+def reconstruction_losses(
+    decoded: Tensor, pictures: Tensor, settings: ReconstructionSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss [] of decoded pictures [B, 3, H, W], and its terms by name."""
+    difference = decoded - pictures
+    terms = {
+        "l1": difference.abs().mean(),
+        "square": difference.square().mean(),
+        "gradient_l1": gradient_l1(decoded, pictures),
+    }
+    loss = terms["l1"] + settings.square * terms["square"] + settings.gradient * terms["gradient_l1"]
+    return loss, terms

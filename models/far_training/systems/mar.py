@@ -1,9 +1,8 @@
-"""Training of MAR: tokens of a random order, of which the masked ones are denoised given the others."""
+"""Training of MAR: tokens in random order, of which the masked ones are denoised given the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,24 @@ from far_models.far import FARConfig, restore_indices
 from far_models.mar import MAR
 from far_training.data.latents import LatentSet
 from far_training.loop.randomness import SampleRng
-from far_training.loop.task import Task
+from far_training.loop.task import Report, Task
 from far_training.systems.batches import (
     check_classes,
     check_latents,
     diffusion_draws,
-    disturbed_latents,
-    drawn_latents,
-    dropped_labels,
+    labels_or_null,
+    latent_batch,
     official_names,
-    rows_of,
     run_args,
     tokens_of,
 )
 from far_training.systems.losses import DiffusionLoss, token_losses
 from far_training.systems.masks import random_count, split_indices
-
-
-@dataclass(frozen=True)
-class MARLossSettings:
-    """How MAR is trained (arXiv 2406.11838 section 4).
-
-    mask_least: the masked share is normal around 1 with deviation 0.25, cut to [mask_least, 1]. The others mean what
-    they mean in FARLossSettings.
-    """
-
-    mask_least: float = 0.7
-    label_drop: float = 0.1
-    input_noise: float = 0.0
-    draws: int = 4
-    flip: float = 0.5
-    flip_until: float = 1.0
-    dropout: float = 0.1
-    learned_variance: bool = True
+from far_training.systems.settings import MARLossSettings
 
 
 class MARLosses(nn.Module):
-    """Losses of scaled latents [B, C, g, g], the same as they are shown, labels [B], visible [B, V] and hidden indices
-    [B, L - V], and timesteps and noise of the hidden tokens (`token_losses`), which alone count."""
+    """MAR's losses of a batch, as `mar_task` fetches it; only the masked tokens count."""
 
     def __init__(self, model: MAR, settings: MARLossSettings) -> None:
         super().__init__()
@@ -63,18 +42,25 @@ class MARLosses(nn.Module):
     def forward(
         self,
         latents: Tensor,
-        disturbed: Tensor,
+        noisy: Tensor,
         labels: Tensor,
         visible: Tensor,
-        hidden: Tensor,
+        masked: Tensor,
         t: Tensor,
         noise: Tensor,
     ) -> dict[str, Tensor]:
+        """The loss [] and its terms, of scaled latents [B, C, g, g].
+
+        noisy: the latents that the network sees [B, C, g, g].
+        labels: classes [B].
+        visible, masked: indices [B, V] and [B, L - V] of the tokens.
+        t, noise: of the masked tokens, as in `token_losses`.
+        """
         restore = restore_indices(visible, self.model.config.tokens)
-        z = self.model.features(tokens_of(disturbed), self.model.class_embedding(labels), visible, restore)
+        z = self.model.features(tokens_of(noisy), self.model.class_embedding(labels), visible, restore)
         head = self.model.diffloss.net
-        condition = head.condition(take_tokens(z, hidden))
-        target = take_tokens(tokens_of(latents), hidden)
+        condition = head.condition(take_tokens(z, masked))
+        target = take_tokens(tokens_of(latents), masked)
         error, bound = token_losses(self.diffusion, head, target, condition, t, noise)
         return {"loss": (error + bound).mean(), "error": error.mean(), "bound": bound.mean()}
 
@@ -85,40 +71,36 @@ def mar_task(
     data: LatentSet,
     batch: int,
     seed: int,
-    report: Callable[[nn.Module, int, Path], dict[str, float]],
+    report: Report,
     sampling: Mapping[str, Any] | None = None,
 ) -> Task:
-    """Training of a MAR on latents; see `far_task`."""
+    """Training of a MAR on latents; the parameters are those of `far_task`."""
     check_latents(data, config.channels, config.grid)
     check_classes(data.source, data.names, config.classes)
     torch.manual_seed(seed)
     model = MAR(config, settings.dropout)
     model.initialize()
-    losses = MARLosses(model, settings)
 
-    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
-        rows = rows_of(data.train, batch, chance)
-        flip = settings.flip if done < settings.flip_until else 0.0
-        latents = drawn_latents(data, rows, config.latent_scale, flip, chance)
-        disturbed = disturbed_latents(latents, settings.input_noise, chance)
-        labels = dropped_labels(data.labels[rows], config.classes, settings.label_drop, chance)
-        hidden = random_count(settings.mask_least, config.tokens, chance.of_step)
-        sides = split_indices(chance.uniform(config.tokens), config.tokens - hidden)
-        draws = diffusion_draws(hidden, config.channels, settings.draws, chance)
-        return latents, disturbed, labels, *sides, *draws
+    def fetch(rng: SampleRng, progress: float) -> tuple[Tensor, ...]:
+        samples = latent_batch(data, settings, config.latent_scale, batch, rng, progress)
+        labels = labels_or_null(data.labels[samples.rows], config.classes, settings.label_drop, rng)
+        masked = random_count(settings.mask_least, config.tokens, rng.shared)
+        indices = split_indices(rng.uniform(config.tokens), config.tokens - masked)
+        draws = diffusion_draws(masked, config.channels, settings.draws, rng)
+        return samples.latents, samples.noisy, labels, *indices, *draws
 
-    def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
-        export_checkpoint(ema, folder / "mar.safetensors", data.names, summary, sampling=sampling)
+    def finish(average: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
+        export_checkpoint(average, folder / "mar.safetensors", data.names, summary, sampling=sampling)
 
     return Task(
-        "mar",
-        model,
-        losses,
-        fetch,
-        len(data.train),
-        run_args("mar", config, settings) | official_names(config),
-        report,
-        finish,
+        system="mar",
+        model=model,
+        losses=MARLosses(model, settings),
+        fetch=fetch,
+        epoch_length=len(data.train),
+        args=run_args("mar", config, settings) | official_names(config),
+        report=report,
+        finish=finish,
         no_decay=("diffloss",),
         metadata=metadata_of(model, data.names, sampling),
     )

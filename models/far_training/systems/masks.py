@@ -1,4 +1,4 @@
-"""How many tokens the encoder of a masked FAR or MAR may see while training, and which."""
+"""How many tokens of a masked FAR or MAR the encoder sees in training, and which; and the levels of FAR's samples."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from torch import Tensor
 
 DIRECTIONS = ("off", "paper", "code")
 TOP = 0.7
+"""Mask ratio at level 0 in the paper; least mask ratio at the highest level in the code."""
+DEVIATION = 0.25
+"""Standard deviation of the code's mask ratios."""
 
 
-def masked_count(direction: str, level: int, levels: int, tokens: int, chance: Generator) -> int:
-    """Number of masked tokens at a level, 0 to `tokens`.
+def masked_count(direction: str, level: int, levels: int, tokens: int, rng: Generator) -> int:
+    """Number of masked tokens at a level, 0 to `tokens`; ValueError for an unknown direction.
 
-    "paper": the ratio falls linearly from 0.7 at level 0 to 0 at the highest (FAR section 3.3). "code": a normal
-    centred at 1 with deviation 0.25, cut to [0.7 level / levels, 1] (the released models/far.py), so that it rises.
-    ValueError for another direction.
+    "paper": the ratio falls linearly from 0.7 at level 0 to 0 at the highest (FAR section 3.3).
+    "code": the ratio is normal around 1, cut to [0.7 level / levels, 1], and so rises (the released models/far.py).
     """
     if direction == "paper":
-        ratio = TOP * (1 - level / max(levels - 1, 1))
-    elif direction == "code":
-        return random_count(TOP * level / levels, tokens, chance)
-    else:
-        raise ValueError(f"mask {direction!r}; known: {', '.join(DIRECTIONS)}")
-    return rounded_up(ratio, tokens)
+        return rounded_up(TOP * (1 - level / max(levels - 1, 1)), tokens)
+    if direction == "code":
+        return random_count(TOP * level / levels, tokens, rng)
+    raise ValueError(f"mask {direction!r}; known: {', '.join(DIRECTIONS)}")
 
 
-def random_count(least: float, tokens: int, chance: Generator) -> int:
-    """Number of masked tokens whose share is normal around 1 with deviation 0.25, cut to [least, 1]: MAR's, and with
-    least = 0.7 that of MAR's and FAR-T2I's released code."""
-    return rounded_up(truncated_normal(least, chance), tokens)
+def random_count(least: float, tokens: int, rng: Generator) -> int:
+    """Number of masked tokens, whose share is normal around 1 with deviation 0.25, cut to [least, 1].
+
+    The released code of MAR and FAR-T2I has least = 0.7.
+    """
+    return rounded_up(truncated_normal(least, rng), tokens)
 
 
 def rounded_up(ratio: float, tokens: int) -> int:
@@ -40,34 +42,34 @@ def rounded_up(ratio: float, tokens: int) -> int:
     return math.ceil(ratio * tokens - 1e-9)
 
 
-def truncated_normal(least: float, chance: Generator) -> float:
-    """A draw from the normal around 1 with deviation 0.25, cut to [least, 1]; by rejection."""
-    if least > 0.999:  # hardly a draw would get through
+def truncated_normal(least: float, rng: Generator) -> float:
+    """A number from the normal around 1 with deviation 0.25, cut to [least, 1], by rejection."""
+    if least > 0.999:  # almost every number would be rejected
         return 1.0
     while True:
-        ratio = 1 - abs(0.25 * chance.standard_normal())
+        ratio = 1 - abs(DEVIATION * rng.standard_normal())
         if ratio >= least:
             return float(ratio)
 
 
-def visible_indices(drawn: Tensor, count: int) -> Tensor:
-    """Rising indices [B, count] of random tokens, by random numbers drawn [B, tokens]."""
-    return split_indices(drawn, count)[0]
+def visible_indices(numbers: Tensor, count: int) -> Tensor:
+    """Rising indices [B, count] of random tokens, by random numbers [B, tokens]."""
+    return split_indices(numbers, count)[0]
 
 
-def split_indices(drawn: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Rising indices [B, count] of random tokens and those [B, tokens - count] of the others, by random numbers drawn
-    [B, tokens]."""
-    order = torch.argsort(drawn, dim=1)
+def split_indices(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rising indices of random tokens [B, count] and of the others [B, tokens - count], by random numbers [B,
+    tokens]."""
+    order = torch.argsort(numbers, dim=1)
     return order[:, :count].sort(dim=1).values, order[:, count:].sort(dim=1).values
 
 
-def draw_levels(drawn: Tensor, levels: int, low: float) -> Tensor:
-    """Training levels [n] from 0 to levels - 1, by random numbers drawn [n] from 0 to 1.
+def levels_of(numbers: Tensor, levels: int, low: float) -> Tensor:
+    """Training levels [n] from 0 to levels - 1, by random numbers [n] from 0 to 1.
 
-    Level i is drawn with a probability that falls linearly from (1 + low) p at level 0 to p at the highest; low = 0 is
-    uniform, as in the released code.
+    The probability of a level falls linearly from (1 + low) p at level 0 to p at the highest; low = 0 is uniform, as in
+    the released code.
     """
     weights = 1 + low * (1 - np.arange(levels) / max(levels - 1, 1))
     edges = np.cumsum(weights / weights.sum())[:-1]
-    return torch.from_numpy(np.searchsorted(edges, drawn.numpy(), side="right").astype(np.int64))
+    return torch.from_numpy(np.searchsorted(edges, numbers.numpy(), side="right").astype(np.int64))

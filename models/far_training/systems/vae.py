@@ -1,71 +1,61 @@
-"""Training of the KL-VAE, and what its trainer shares with the VQ-VAE's: pictures to train on and reconstructions."""
+"""Training of the KL-VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.kl_vae import AutoencoderKL, VAEConfig
-from far_models.pictures import PictureSet, mixed_rows
-from far_models.reconstruction import comparison, decode_pixels, evenly, psnr, reconstruction_psnr, save_picture
 from far_runtime.errors import FarError
 from far_runtime.sampling.lowpass import lowpass_matrices
+from far_training.data.mixture import MIRRORED, PictureMixture
 from far_training.data.redrawn import RedrawnSet, open_redrawn
 from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import run_args
-from far_training.systems.discriminator import SMALLEST, AdversarialSettings, PatchDiscriminator, adversarial_losses
-from far_training.systems.losses import gradient_l1, kl_per_cell
+from far_training.systems.discriminator import SMALLEST_SIDE, PatchDiscriminator, adversarial_losses
+from far_training.systems.losses import kl_per_cell, reconstruction_losses
+from far_training.systems.reconstructions import reconstruction_reporter
+from far_training.systems.settings import AdversarialSettings, VAELossSettings
 
 
 @dataclass(frozen=True)
-class VAELossSettings:
-    """Weights of the loss: L1 + `square` x squared error + `gradient` x L1 of pixel differences + `kl` x nats per cell.
+class VAEStart:
+    """What a KL-VAE starts from."""
 
-    The squared error makes the colours come early: L1 alone stays at the most common colour for long.
-
-    In a share `lowpass` of the batches the latents are low-passed before decoding and the picture to match is
-    low-passed by the same factor, so that the latents of FAR's intermediate levels decode to blurred pictures.
-    `latent_noise`: the decoder sees latents disturbed by up to so many of the picture's standard deviations (a random
-    share of it), so that it forgives the small errors of sampled latents.
-    """
-
-    square: float = 1.0
-    gradient: float = 0.5
-    kl: float = 2e-4
-    lowpass: float = 0.25
-    latent_noise: float = 0.0
+    model: AutoencoderKL | None = None
+    """Weights to start with; None for new ones."""
+    freeze_encoder: bool = False
+    """Whether the decoder is trained alone, so that the latents stay the same."""
 
 
 @dataclass(frozen=True)
-class Redrawn:
-    """A folder of latents that FAR drew of the training pictures (far train redraw-latents), and the share of samples
-    of the first picture set that are decoded from them."""
+class RedrawnSettings:
+    """How a decoder learns from redrawn latents (far train redraw-latents)."""
 
     folder: Path
+    """Folder of the redrawn latents of the first picture set."""
     share: float = 0.5
+    """Share of the samples of that set that are decoded from them."""
 
 
 class VAELosses(nn.Module):
-    """Losses of pictures [B, 3, S, S] in [-1, 1], latent noise and disturbance [B, C, h, w] (of a standard deviation of
-    a share of the most), a level (the grid's side: none) and the adversarial strength; then, where some are decoded
-    from redrawn latents, those [B, C, h, w] and which pictures [B] they are of."""
+    """The KL-VAE's losses of a batch, as `VAEBatches` fetches it."""
 
     def __init__(
-        self, model: AutoencoderKL, settings: VAELossSettings, grid: int, against: AdversarialSettings
+        self, model: AutoencoderKL, settings: VAELossSettings, grid: int, adversarial: AdversarialSettings
     ) -> None:
+        """grid: side of the latents."""
         super().__init__()
         self.model = model
         self.settings = settings
-        self.discriminator = PatchDiscriminator(against.discriminator_width) if against.adversarial else None
+        self.discriminator = PatchDiscriminator(adversarial.discriminator_width) if adversarial.adversarial else None
         size = grid * model.config.stride
         pixel_filters = np.stack([lowpass_matrices(size)[level * model.config.stride] for level in range(grid + 1)])
         self.register_buffer("latent_filters", torch.tensor(lowpass_matrices(grid)), persistent=False)
@@ -81,166 +71,144 @@ class VAELosses(nn.Module):
         redrawn: Tensor | None = None,
         chosen: Tensor | None = None,
     ) -> dict[str, Tensor]:
+        """The loss [] and its terms, of pictures [B, 3, S, S] in [-1, 1].
+
+        noise: of the posterior [B, C, g, g].
+        disturbance: of the latents, as a part of the largest one [B, C, g, g].
+        level: to which latents and pictures are low-passed []; the grid's side: not at all.
+        strength: of the discriminator [].
+        redrawn: latents [B, C, g, g] that are decoded for the samples of which `chosen` [B] is true.
+        """
         mean, log_variance = (part.float() for part in self.model.encode(pictures))
         latents = mean + noise * (0.5 * log_variance).exp()
         if self.settings.latent_noise:
-            most = self.settings.latent_noise * mean.detach().std(dim=(1, 2, 3), keepdim=True)
-            latents = latents + most * disturbance
+            largest = self.settings.latent_noise * mean.detach().std(dim=(1, 2, 3), keepdim=True)
+            latents = latents + largest * disturbance
         if redrawn is not None and chosen is not None:
             latents = torch.where(chosen[:, None, None, None], redrawn, latents)
         filters, pixel_filters = self.latent_filters[level], self.pixel_filters[level]
         decoded = self.model.decode(filters @ latents @ filters.T).float()
-        wanted = pixel_filters @ pictures @ pixel_filters.T
-        l1 = (decoded - wanted).abs().mean()
-        gradient = gradient_l1(decoded, wanted)
-        kl = kl_per_cell(mean, log_variance)
-        square = (decoded - wanted).square().mean()
-        reconstruction = l1 + self.settings.square * square + self.settings.gradient * gradient
-        loss = reconstruction + self.settings.kl * kl
-        found = {"l1": l1, "square": square, "gradient_l1": gradient, "kl": kl}
+        target = pixel_filters @ pictures @ pixel_filters.T
+        reconstruction, terms = reconstruction_losses(decoded, target, self.settings)
+        terms["kl"] = kl_per_cell(mean, log_variance)
+        loss = reconstruction + self.settings.kl * terms["kl"]
         if self.discriminator is not None:
-            pushed, judged = adversarial_losses(self.discriminator, decoded, wanted, reconstruction, strength)
+            decoder_loss, judged = adversarial_losses(self.discriminator, decoded, target, reconstruction, strength)
             judged = judged * (level == len(self.latent_filters) - 1)  # not what is blurred on purpose
-            loss = loss + pushed + (judged - judged.detach())
-            found["discriminator"] = judged
-        return {"loss": loss, **found}
+            loss = loss + decoder_loss + (judged - judged.detach())
+            terms["discriminator"] = judged
+        return {"loss": loss, **terms}
+
+
+@dataclass(frozen=True)
+class VAEBatches:
+    """The batches that a KL-VAE is trained on."""
+
+    pictures: PictureMixture
+    batch: int
+    """Pictures of a step."""
+    shape: tuple[int, int, int]
+    """Channels and sides of the latents (C, g, g)."""
+    settings: VAELossSettings
+    adversarial: AdversarialSettings
+    redrawn: RedrawnSet | None = None
+    """Redrawn latents of the first set's pictures."""
+    redrawn_share: float = 0.0
+    """Share of that set's samples that are decoded from them."""
+
+    def fetch(self, rng: SampleRng, progress: float) -> tuple[Tensor, ...]:
+        """The tensors that VAELosses takes, of the samples at the places of `rng`."""
+        source, rows = self.pictures.rows(self.batch, rng)
+        mirrored = rng.bernoulli(MIRRORED).numpy()
+        decoded_instead: tuple[Tensor, ...] = ()
+        if self.redrawn is not None:
+            chosen = rng.bernoulli(self.redrawn_share).numpy() & (source == 0)
+            mirrored &= ~chosen  # redrawn latents are of plain pictures
+            draws = rng.integers(self.redrawn.draws).numpy()
+            latents = torch.zeros(len(rows), *self.shape)
+            latents[torch.from_numpy(chosen)] = self.redrawn.latents(rows[chosen], draws[chosen])
+            decoded_instead = (latents, torch.from_numpy(chosen))
+        pictures = self.pictures.pictures(source, rows, mirrored)
+        level = grid = self.shape[-1]
+        if grid > 1 and rng.shared.random() < self.settings.lowpass:
+            level = int(rng.shared.integers(1, grid))
+        disturbance = rng.uniform(1, 1, 1) * rng.normal(*self.shape)
+        counts = level == grid and progress >= self.adversarial.adversarial_from
+        strength = torch.tensor(self.adversarial.adversarial if counts else 0.0)
+        return pictures, rng.normal(*self.shape), disturbance, torch.tensor(level), strength, *decoded_instead
 
 
 def vae_task(
     config: VAEConfig,
-    loss_settings: VAELossSettings,
-    sets: Sequence[PictureSet],
-    shares: Sequence[float],
+    settings: VAELossSettings,
+    pictures: PictureMixture,
     batch: int,
     seed: int,
-    start: AutoencoderKL | None = None,
-    freeze_encoder: bool = False,
-    against: AdversarialSettings | None = None,
-    redrawn: Redrawn | None = None,
+    start: VAEStart | None = None,
+    adversarial: AdversarialSettings | None = None,
+    redrawn: RedrawnSettings | None = None,
 ) -> Task:
-    """Training of a KL-VAE on one or several picture sets; `shares` are their parts of each batch.
+    """Training of a KL-VAE on pictures.
 
-    `start`: weights to begin with. `freeze_encoder`: train the decoder alone, so that the latents stay what they were.
-    `against`: the discriminator. `redrawn`: latents of the first set's pictures that FAR drew, for some of them.
-    FarError for picture sizes that do not fit the stride, each other or the discriminator, and redrawn latents of
-    another encoder or for one that moves.
+    config: the sizes of a new model, or those of `start`'s.
+    batch: pictures of a step.
+    seed: of new weights.
+    FarError for picture sizes that do not fit the stride, each other or the discriminator, and for redrawn latents of
+    another encoder or with an encoder that is trained.
     """
-    against = against or AdversarialSettings()
-    if against.adversarial and sets[0].size < SMALLEST:
-        raise FarError(f"--adversarial: pictures of {sets[0].size} pixels; expected at least {SMALLEST}")
-    if redrawn is not None and not freeze_encoder:
+    start, adversarial = start or VAEStart(), adversarial or AdversarialSettings()
+    size = pictures.sets[0].size
+    if adversarial.adversarial and size < SMALLEST_SIDE:
+        raise FarError(f"--adversarial: pictures of {size} pixels; expected at least {SMALLEST_SIDE}")
+    if redrawn is not None and not start.freeze_encoder:
         raise FarError("--redrawn: the encoder would move away from these latents; give --freeze-encoder and --init")
-    grid = grid_of_pictures(sets, config.stride)
+    grid = pictures.grid(config.stride)
     torch.manual_seed(seed)
-    model = start.train().requires_grad_(True) if start is not None else start_certain(AutoencoderKL(config))
-    if freeze_encoder:
+    model = starting_model(config, start)
+    losses = VAELosses(model, settings, grid, adversarial)
+    latents = open_redrawn(redrawn.folder, pictures.sets[0], model) if redrawn is not None else None
+    share = redrawn.share if redrawn is not None else 0.0
+    batches = VAEBatches(
+        pictures=pictures,
+        batch=batch,
+        shape=(config.channels, grid, grid),
+        settings=settings,
+        adversarial=adversarial,
+        redrawn=latents,
+        redrawn_share=share,
+    )
+
+    def finish(average: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
+        export_checkpoint(average, folder / "vae.safetensors", (), summary)
+
+    return Task(
+        system="klvae",
+        model=model,
+        losses=losses,
+        fetch=batches.fetch,
+        epoch_length=pictures.epoch_length,
+        args=run_args("klvae", config, settings, adversarial)
+        | {"loss_redrawn_share": share, "redrawn": latents.digest if latents else ""},
+        report=reconstruction_reporter(pictures.sets, latents),
+        finish=finish,
+        metadata=metadata_of(model),
+        discriminator=losses.discriminator,
+    )
+
+
+def starting_model(config: VAEConfig, start: VAEStart) -> AutoencoderKL:
+    """The KL-VAE to train: `start`'s, or a new one."""
+    model = start.model.train().requires_grad_(True) if start.model is not None else new_model(config)
+    if start.freeze_encoder:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
-    losses = VAELosses(model, loss_settings, grid, against)
-    anew = open_redrawn(redrawn.folder, sets[0], model) if redrawn is not None else None
-
-    shape = (config.channels, grid, grid)
-
-    def fetch(chance: SampleRng, done: float) -> tuple[Tensor, ...]:
-        source, rows = drawn_rows(sets, shares, batch, chance)
-        flip = chance.happens(0.5).numpy()
-        more: tuple[Tensor, ...] = ()
-        if redrawn is not None and anew is not None:
-            chosen = (chance.happens(redrawn.share).numpy()) & (source == 0)
-            flip &= ~chosen  # they are not mirrored
-            latents = torch.zeros(len(rows), *shape)
-            latents[torch.from_numpy(chosen)] = anew.latents(rows[chosen], chance.integers(anew.draws).numpy()[chosen])
-            more = (latents, torch.from_numpy(chosen))
-        pictures = pictures_of(sets, source, rows, flip)
-        shared = chance.of_step
-        level = int(shared.integers(1, grid)) if grid > 1 and shared.random() < loss_settings.lowpass else grid
-        disturbance = chance.uniform(1, 1, 1) * chance.normal(*shape)
-        counts = level == grid and done >= against.adversarial_from
-        strength = torch.tensor(against.adversarial if counts else 0.0)
-        return pictures, chance.normal(*shape), disturbance, torch.tensor(level), strength, *more
-
-    def finish(ema: nn.Module, folder: Path, summary: dict[str, Any]) -> None:
-        export_checkpoint(ema, folder / "vae.safetensors", (), summary)
-
-    args = run_args("klvae", config, loss_settings)
-    args |= {f"loss_{key}": value for key, value in asdict(against).items()}
-    args |= {"loss_redrawn_share": redrawn.share if redrawn else 0.0, "redrawn": anew.digest if anew else ""}
-    report = reconstruction_reporter(sets, anew)
-    metadata, beside = metadata_of(model), losses.discriminator
-    count = len(sets[0].train)
-    return Task("klvae", model, losses, fetch, count, args, report, finish, metadata=metadata, beside=beside)
-
-
-def grid_of_pictures(sets: Sequence[PictureSet], stride: int) -> int:
-    """Side of the latents of the pictures; FarError for sizes that do not fit each other or the stride."""
-    size = sets[0].size
-    if any(pictures.size != size for pictures in sets):
-        raise FarError(
-            f"pictures of {', '.join(str(p.size) for p in sets)} pixels cannot be mixed; prepare them at one size"
-        )
-    if size % stride:
-        raise FarError(
-            f"pictures of {size} pixels do not fit a VAE of stride {stride}; "
-            "choose --multipliers and --patch so that it divides"
-        )
-    return size // stride
-
-
-def drawn_pictures(sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: SampleRng) -> Tensor:
-    """The pictures [n, 3, S, S] in [-1, 1] of a step's samples, half of them mirrored."""
-    source, rows = drawn_rows(sets, shares, batch, chance)
-    return pictures_of(sets, source, rows, chance.happens(0.5).numpy())
-
-
-def drawn_rows(
-    sets: Sequence[PictureSet], shares: Sequence[float], batch: int, chance: SampleRng
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The set [n] of each of a step's samples, and its row [n] in it."""
-    parts = mixed_rows(chance.step, batch, [len(p.train) for p in sets], shares, chance.seed)
-    rows = np.concatenate([p.train[part] for p, part in zip(sets, parts, strict=True)])
-    source = np.repeat(np.arange(len(sets)), [len(part) for part in parts])
-    return source[chance.places], rows[chance.places]
-
-
-def pictures_of(
-    sets: Sequence[PictureSet], source: NDArray[np.int64], rows: NDArray[np.int64], flip: NDArray[np.bool_]
-) -> Tensor:
-    """Pictures [n, 3, S, S] in [-1, 1] of these rows of these sets; those with `flip` set are mirrored."""
-    pixels = torch.empty(len(rows), 3, sets[0].size, sets[0].size)
-    for i, pictures in enumerate(sets):
-        own = source == i
-        if own.any():
-            pixels[torch.from_numpy(own)] = pictures.pixels(rows[own], flip[own])
-    return pixels
-
-
-def reconstruction_reporter(
-    sets: Sequence[PictureSet], anew: RedrawnSet | None = None
-) -> Callable[[nn.Module, int, Path], dict[str, float]]:
-    """The trainer's report hook: a sheet of reconstructions, and their PSNR on training and held-out pictures; on
-    pictures decoded from their first redrawn latents too."""
-
-    def report(ema: nn.Module, step: int, folder: Path) -> dict[str, float]:
-        rows = evenly(sets[0].train, 32)
-        save_picture(comparison(ema, sets[0], rows), folder / "sheets" / f"reconstruction-{step:06d}.png")
-        numbers = {"psnr_train": reconstruction_psnr(ema, sets[0], evenly(sets[0].train, 128))}
-        held_out = [(p, p.held_out) for p in sets if len(p.held_out)]
-        if held_out:
-            found = [reconstruction_psnr(ema, p, evenly(rows, 128)) for p, rows in held_out]
-            numbers["psnr_held_out"] = float(np.average(found, weights=[min(len(rows), 128) for _, rows in held_out]))
-        if anew is not None:
-            rows = evenly(sets[0].train, 128)
-            decoded = decode_pixels(ema, anew.latents(rows, np.zeros_like(rows)))
-            numbers["psnr_redrawn"] = psnr(decoded, sets[0].read(rows))
-        return numbers
-
-    return report
+    return model
 
 
 @torch.no_grad()
-def start_certain(model: AutoencoderKL, log_variance: float = -5.0) -> AutoencoderKL:
-    """Let a new VAE start with a small posterior variance, so that noise does not drown what it learns first."""
-    channels = model.config.channels
-    model.quant_conv.weight[channels:].zero_()
-    model.quant_conv.bias[channels:].fill_(log_variance)
+def new_model(config: VAEConfig, log_variance: float = -5.0) -> AutoencoderKL:
+    """A new KL-VAE with a small posterior variance, so that noise does not drown what it learns first."""
+    model = AutoencoderKL(config)
+    model.quant_conv.weight[config.channels :].zero_()
+    model.quant_conv.bias[config.channels :].fill_(log_variance)
     return model

@@ -97,7 +97,7 @@ def test_resume_after_a_kill_is_exact(
 
     def deadly(self: far.FARLosses, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         calls.append(1)
-        if len(calls) == 5:  # the first is the plan's
+        if len(calls) == 5:  # the first is that of the cost estimate
             raise KeyboardInterrupt
         return forward(self, *batch)
 
@@ -203,7 +203,7 @@ def test_bad_input_is_named(pictures: Path, latents: Path, vae_run: Path, run_tr
     assert "--first mean: without" in refused("far", "--data", latents, "--first", "mean", "--no-simplify", *tail)
     assert "--levels batch" in refused("far", "--data", latents, "--mask", "code", "--levels", "sample", *tail)
     assert "--classes" in refused("far", "--data", latents, "--classes", 2, *tail)
-    assert "exists already" in refused("cache-latents", "--data", pictures, "--vae", vae, "-o", latents)
+    assert "is there already" in refused("cache-latents", "--data", pictures, "--vae", vae, "-o", latents)
     assert "no end" in refused("vae", "--data", pictures, "-o", tmp_path / "run")
     assert "--resume" in refused("vae", "--data", pictures, "-o", vae_run, "--steps", 3)
     other = refused("vae", "--data", pictures, "-o", vae_run, "--steps", 3, "--resume", "--kl", 1)

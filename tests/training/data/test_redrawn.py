@@ -1,4 +1,4 @@
-"""Latents that FAR draws anew of pictures, and decoders that learn from them."""
+"""Latents of pictures that FAR redraws, and decoders that learn from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from far_runtime.errors import FarError
 from far_runtime.sampling import far as sampler
 from far_runtime.sampling.base import label_condition
 from far_runtime.sampling.noise import SeedNoise
-from far_training.data.redrawn import Redrawing
+from far_training.data.redrawn import Redrawer
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -69,7 +69,7 @@ def state_of(run: Path) -> dict[str, Any]:
 def test_all_levels_are_a_sample_and_the_last_ones_follow_the_picture(tiny: Tiny) -> None:
     model, vae = load_checkpoint(tiny.safetensors).model, load_checkpoint(tiny.vae).model
     given = {"steps": "2", "guidance": 2.0}
-    redrawing, info = Redrawing(model, vae, given), SYSTEMS["far"].info(model, vae)
+    redrawer, info = Redrawer(model, vae, given), SYSTEMS["far"].info(model, vae)
     engine = TorchEngine(SYSTEMS["far"].stages(model, vae, info, None), "cpu")
     plan = sampler.plan(info, sampler.resolve_settings(info, given))
     condition = label_condition(engine, LABELS.tolist(), info.classes)
@@ -77,10 +77,10 @@ def test_all_levels_are_a_sample_and_the_last_ones_follow_the_picture(tiny: Tiny
     sample = drawn.transpose(0, 2, 1).reshape(3, 4, 4, 4) / model.config.latent_scale
     torch.manual_seed(0)
     one, other = torch.randn(2, 3, 4, 4, 4)
-    whole = redrawing.draw(one, LABELS, SEEDS, redrawing.levels)
+    whole = redrawer.draw(one, LABELS, SEEDS, redrawer.levels)
     np.testing.assert_allclose(whole, sample, rtol=1e-4, atol=1e-4 * np.abs(sample).max())
-    last = redrawing.draw(one, LABELS, SEEDS, 1)
-    for unlike in (redrawing.draw(other, LABELS, SEEDS, 1), sample):
+    last = redrawer.draw(one, LABELS, SEEDS, 1)
+    for unlike in (redrawer.draw(other, LABELS, SEEDS, 1), sample):
         assert np.abs(last - unlike).max() > 1e-3 * np.abs(sample).max()
 
 
@@ -89,7 +89,7 @@ def test_a_draw_is_of_its_picture_class_and_seed(redrawn: Path, far: Path, vae_r
     pixels = torch.from_numpy(np.load(pictures / "images.npy")[[5]].transpose(0, 3, 1, 2)).float() / 127.5 - 1
     with torch.no_grad():
         own = vae.encode(pixels)[0]
-    wanted = Redrawing(model, vae, {"steps": "2", "guidance": 2.0}).draw(own, np.array([5 % 3]), np.array([16]), 2)
+    wanted = Redrawer(model, vae, {"steps": "2", "guidance": 2.0}).draw(own, np.array([5 % 3]), np.array([16]), 2)
     drawn = np.load(redrawn / "shard-00000.npy")
     assert drawn.shape == (12, 3, 4, 4, 4)
     np.testing.assert_allclose(drawn[5, 1], wanted[0], rtol=2e-3, atol=2e-3)  # stored in float16
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_named(
         return str(caught.value)
 
     draw = ("redraw-latents", "--data", pictures, "--vae", vae, "--far", far)
-    assert "exists already" in refused(*draw, "-o", redrawn)
+    assert "is there already" in refused(*draw, "-o", redrawn)
     assert "give at most 3" in refused(*draw, "-o", tmp_path / "more", "--levels", 4)
     shutil.copytree(pictures, tmp_path / "others")
     (tmp_path / "others" / "names.json").write_text(json.dumps(["bee", "ant", "cat"]))

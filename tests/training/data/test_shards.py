@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from far_models.pictures import open_pictures, shuffled, visiting_order
 from far_runtime.errors import FarError
 from far_training.data import latents as caches
 from far_training.data.latents import open_cache
-from far_training.data.shards import Shards, begin, finish, write_shards
+from far_training.data.shards import ShardedArray, Shards, begin_folder, finish_folder, write_shards
 from far_training.loop.prefetch import Prefetcher
+from far_training.loop.processes import ALONE
 
 Run = Callable[..., Result]
 VALUES = np.arange(23 * 2, dtype=np.float32).reshape(23, 2)
@@ -33,13 +35,18 @@ def same(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows
 
 
+def array(read: Callable[[NDArray[np.int64]], NDArray[np.float32]], batch: int = 4) -> ShardedArray:
+    """VALUES in shards of four rows, as `read` gives them."""
+    return ShardedArray(count=23, rows=4, read=read, encode=same, batch=batch)
+
+
 def rows_of(rows: NDArray[np.int64]) -> NDArray[np.float32]:
     return VALUES[rows]
 
 
 def test_shards_hold_every_row_once(tmp_path: Path) -> None:
     for rank in (1, 0):
-        write_shards(tmp_path, 23, 4, rows_of, same, 3, silent, rank, 2)
+        write_shards(tmp_path, array(rows_of, batch=3), silent, replace(ALONE, rank=rank, world=2))
     assert len(list(tmp_path.iterdir())) == 6
     shards = Shards(tmp_path, 23, 4)
     chosen = np.array([22, 0, 7, 7, 13])
@@ -56,7 +63,7 @@ def test_shards_hold_every_row_once(tmp_path: Path) -> None:
 
 def test_what_was_begun_goes_on(tmp_path: Path) -> None:
     out, asked = tmp_path / "cache", []
-    staging = begin(out, {"vae": "a"})
+    staging = begin_folder(out, {"vae": "a"})
 
     def dying(rows: NDArray[np.int64]) -> NDArray[np.float32]:
         if rows[0] >= 8:
@@ -64,24 +71,24 @@ def test_what_was_begun_goes_on(tmp_path: Path) -> None:
         return VALUES[rows]
 
     with pytest.raises(KeyboardInterrupt):
-        write_shards(staging, 23, 4, dying, same, 4, silent)
+        write_shards(staging, array(dying), silent)
     assert not out.exists()
     with pytest.raises(FarError, match="remove it"):
-        begin(out, {"vae": "b"})
-    assert begin(out, {"vae": "a"}) == staging
+        begin_folder(out, {"vae": "b"})
+    assert begin_folder(out, {"vae": "a"}) == staging
 
     def asking(rows: NDArray[np.int64]) -> NDArray[np.float32]:
         asked.append(int(rows[0]))
         return VALUES[rows]
 
     (staging / ".shard-00002.npy.1234.part").write_bytes(b"half")
-    write_shards(staging, 23, 4, asking, same, 4, silent)
+    write_shards(staging, array(asking), silent)
     assert asked == [8, 12, 16, 20]
-    finish(staging, out)
+    finish_folder(staging, out)
     np.testing.assert_array_equal(Shards(out, 23, 4)[np.arange(23)], VALUES)
     assert sorted(path.name for path in out.iterdir()) == [f"shard-{number:05d}.npy" for number in range(6)]
-    with pytest.raises(FarError, match="exists already"):
-        begin(out, {"vae": "a"})
+    with pytest.raises(FarError, match="is there already"):
+        begin_folder(out, {"vae": "a"})
 
 
 def test_a_cache_in_shards_is_the_cache(
@@ -131,10 +138,10 @@ def test_batches_are_fetched_ahead_and_in_order() -> None:
         fetched.append((number, threading.current_thread().name))
         return (number,)
 
-    with Prefetcher(fetch) as ahead:  # type: ignore[arg-type]
-        assert ahead.take((0,), (1,)) == (0,)
-        assert ahead.take((1,), (2,)) == (1,)
-        assert ahead.take((7,), (8,)) == (7,)
+    with Prefetcher(fetch) as prefetcher:  # type: ignore[arg-type]
+        assert prefetcher.get((0,), (1,)) == (0,)
+        assert prefetcher.get((1,), (2,)) == (1,)
+        assert prefetcher.get((7,), (8,)) == (7,)
     assert [number for number, _ in sorted(fetched)][:2] == [0, 1]
     assert dict(fetched)[0] == dict(fetched)[7] == threading.current_thread().name
-    assert dict(fetched)[1].startswith("ahead")
+    assert dict(fetched)[1].startswith("prefetch")

@@ -23,7 +23,8 @@ from far_training.loop.cost_estimate import measured_cost
 from far_training.loop.display import ProgressDisplay
 from far_training.loop.optimization import recompute_blocks
 from far_training.loop.randomness import SampleRng
-from far_training.loop.task import LoopSettings, Task
+from far_training.loop.settings import LoopSettings
+from far_training.loop.task import Task
 
 Run = Callable[..., Result]
 
@@ -53,16 +54,16 @@ class Stack(nn.Module):
 
 
 def test_cost_counts_forward_and_backward_and_what_is_kept() -> None:
-    cost = measured_cost(Product(), (torch.ones(16, 8),), half=False)
+    cost = measured_cost(Product(), (torch.ones(16, 8),), autocast=False)
     assert cost.flop == 2 * (2 * 16 * 8 * 4)  # the product and the gradient of its weight
     assert cost.activations == 4 * (16 * 8 + 16 * 4)  # what is multiplied, and what is squared
 
 
 def test_blocks_that_are_computed_again_keep_what_comes_in() -> None:
     stack = Stack()
-    all_kept = measured_cost(stack, (torch.ones(16, 8),), half=False)
+    all_kept = measured_cost(stack, (torch.ones(16, 8),), autocast=False)
     recompute_blocks(stack)
-    again = measured_cost(stack, (torch.ones(16, 8),), half=False)
+    again = measured_cost(stack, (torch.ones(16, 8),), autocast=False)
     assert again.activations == 4 * 16 * 8 * 3  # of both blocks, and what is squared
     assert again.activations < all_kept.activations
     assert again.flop > all_kept.flop
@@ -70,14 +71,14 @@ def test_blocks_that_are_computed_again_keep_what_comes_in() -> None:
 
 def test_a_terminal_gets_one_live_line() -> None:
     screen = Terminal()
-    with ProgressDisplay(print, True, screen) as shown:
-        shown.say("plan: ...")
-        shown.log(20, 1.5, 0.1, {"loss": 0.25, "pictures_per_second": 123.4})
-        shown.at(21, 0.42)
-        assert shown._bars is not None
-        shown._bars.refresh()
+    with ProgressDisplay(print, True, screen) as display:
+        display.log("model: ...")
+        display.log_metrics(20, 1.5, 0.1, {"loss": 0.25, "pictures_per_second": 123.4})
+        display.update(21, 0.42)
+        assert display._bars is not None
+        display._bars.refresh()
     text = screen.getvalue()
-    assert "plan: ..." in text
+    assert "model: ..." in text
     assert "42%" in text
     assert "step 21 epoch 1.5 loss 0.2500 123 pictures/s" in text
 
@@ -89,13 +90,13 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_run_tells_its_plan_and_ends_with_its_sheet(
+def test_a_run_prints_what_it_costs_and_ends_with_its_sheet(
     latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
 ) -> None:
     data = ("--data", latents, "--vae", vae_run / "vae.safetensors", "-o", tmp_path / "run")
     lines = run_train("far", *data, "--steps", 25, "--log-steps", 5).output.splitlines()
     kinds = [line.split(":")[0] for line in lines[:8]]
-    assert kinds == ["plan", "data", "batch", "a step", "memory of a process", "recipe", "loss", "length"]
+    assert kinds == ["model", "data", "batch", "a step", "memory of a process", "recipe", "loss", "length"]
     assert "10 pictures of 3 classes, 2.5 steps an epoch" in lines[1]
     assert "4 = 1 process x 1 in turn x 4; cpu, float32" in lines[2]
     assert "25 steps, 10.0 epochs" in lines[7]
@@ -124,7 +125,7 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
             seen.extend(given[:2])
             return SimpleNamespace(model=None)  # type: ignore[return-value]
 
-        def run_loop(task: Task, settings: LoopSettings, say: object) -> None:
+        def run_loop(task: Task, settings: LoopSettings, log: object) -> None:
             seen.append(settings.resolved(1_281_167))
 
         monkeypatch.setattr(f"far_training.systems.{command}.{command}_task", task)
@@ -166,8 +167,9 @@ def test_presets_are_the_official_recipes(of_preset: Invoke) -> None:
 def test_presets_set_options_that_are_there(command: str, presets: dict[str, Recipe]) -> None:
     parameters = {parameter.name: parameter for parameter in train.commands[command].params}
     for name, recipe in presets.items():
-        assert recipe.keys() <= parameters.keys(), name
-        for option, value in recipe.items():
+        defaults = recipe.defaults()
+        assert defaults.keys() <= parameters.keys(), name
+        for option, value in defaults.items():
             parameter = parameters[option]
             assert parameter.type_cast_value(click.Context(train), value) == value, (name, option)
 
@@ -200,7 +202,7 @@ def test_a_sample_draws_the_same_wherever_it_is() -> None:
     whole, part = SampleRng(3, 7, range(8)), SampleRng(3, 7, [5, 2])
     for draw in (lambda c: c.normal(2, 3), lambda c: c.uniform(), lambda c: c.integers(1000, 4)):
         assert torch.equal(draw(whole)[[5, 2]], draw(part))
-    assert whole.of_step.random() == part.of_step.random()
+    assert whole.shared.random() == part.shared.random()
     assert not torch.equal(SampleRng(3, 8, [5]).normal(4), SampleRng(3, 7, [5]).normal(4))
     assert not torch.equal(SampleRng(4, 7, [5]).normal(4), SampleRng(3, 7, [5]).normal(4))
     numbers = SampleRng(0, 0, range(500)).normal(20)

@@ -20,16 +20,24 @@ from far_models.var import VARConfig
 from far_models.var_hybrid import VARHybrid, VARHybridConfig
 from far_models.vq_vae import VQVAE, VQVAEConfig
 from far_training.data.latents import LatentSet
+from far_training.data.mixture import PictureMixture
 from far_training.data.prompts import TextSet
 from far_training.data.tokens import TokenSet
 from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
-from far_training.systems.far_t2i import FART2ILossSettings, far_t2i_task
-from far_training.systems.mar import MARLossSettings, mar_task
+from far_training.systems.far_t2i import far_t2i_task
+from far_training.systems.mar import mar_task
 from far_training.systems.masks import random_count, split_indices
-from far_training.systems.var import VARLossSettings, var_task
-from far_training.systems.var_hybrid import VARHybridLossSettings, var_hybrid_task
-from far_training.systems.vqvae import VQVAELosses, VQVAELossSettings, default_scales, leftovers, vqvae_task
+from far_training.systems.settings import (
+    FART2ILossSettings,
+    MARLossSettings,
+    VARHybridLossSettings,
+    VARLossSettings,
+    VQVAELossSettings,
+)
+from far_training.systems.var import var_task
+from far_training.systems.var_hybrid import var_hybrid_task
+from far_training.systems.vqvae import VQVAELosses, default_scales, residuals, vqvae_task
 
 SCALES = (1, 2, 4)
 SIZES: dict[str, Any] = {"grid": 4, "channels": 3, "latent_scale": 1.0, "head_width": 48, "head_depth": 2}
@@ -100,14 +108,14 @@ def vqvae() -> VQVAE:
 
 
 MAKE: dict[str, Callable[[], Task]] = {
-    "vqvae": lambda: vqvae_task(VQ_CONFIG, VQVAELossSettings(restart=10), [pictures()], [1.0], 4, 0),
+    "vqvae": lambda: vqvae_task(VQ_CONFIG, VQVAELossSettings(restart=10), PictureMixture([pictures()], [1.0]), 4, 0),
     "mar": lambda: mar_task(
         MAR_CONFIG, MARLossSettings(mask_least=0.3, label_drop=0.0, dropout=0.0, **SURE), latents(), 4, 0, nothing
     ),
     "far_t2i": lambda: far_t2i_task(
         T2I_CONFIG, FART2ILossSettings(mask_least=0.3, text_drop=0.0, **SURE), latents(), prompts(), 4, 0, nothing
     ),
-    "var": lambda: var_task(VAR_CONFIG, VARLossSettings(label_drop=0.0), tokens(), vqvae(), 4, 0, nothing),
+    "var": lambda: var_task(VAR_CONFIG, VARLossSettings(label_drop=0.0, flip=0.0), tokens(), vqvae(), 4, 0, nothing),
     "residual": lambda: hybrid(True),
     "plain": lambda: hybrid(False),
 }
@@ -128,7 +136,7 @@ def test_four_pictures_are_learned_by_heart(kind: str) -> None:
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
     seen = []
     for step in range(steps):
-        values = task.losses(*task.fetch(whole(task, step), step / steps))
+        values = task.losses(*batch_of(task, step, step / steps))
         values["loss"].backward()
         torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
         optimizer.step()
@@ -137,13 +145,9 @@ def test_four_pictures_are_learned_by_heart(kind: str) -> None:
     assert np.mean(seen[-10:]) < share * np.mean(seen[:3]), seen[::10]
 
 
-def whole(task: Task, step: int) -> SampleRng:
-    """The chance of a whole batch of four."""
-    return SampleRng(7, step, range(4))
-
-
-def batch_of(task: Task, step: int = 0) -> tuple[Tensor, ...]:
-    return task.fetch(whole(task, step), 0.0)
+def batch_of(task: Task, step: int = 0, progress: float = 0.0) -> tuple[Tensor, ...]:
+    """A whole batch of four."""
+    return task.fetch(SampleRng(7, step, range(4)), progress)
 
 
 def test_only_the_hidden_tokens_count_in_mar() -> None:
@@ -161,12 +165,12 @@ def test_only_the_hidden_tokens_count_in_mar() -> None:
 
 
 def test_masked_share_is_a_cut_normal() -> None:
-    chance = np.random.default_rng(0)
-    counts = np.array([random_count(0.7, 100, chance) for _ in range(4000)])
+    rng = np.random.default_rng(0)
+    counts = np.array([random_count(0.7, 100, rng) for _ in range(4000)])
     assert counts.min() >= 70 and counts.max() == 100
     # |n| <= 1.2 with n standard normal: mean 0.25 E|n| = 0.1347 below 1; rounding up adds half a token.
     assert counts.mean() == pytest.approx(100 - 13.47 + 0.5, abs=0.4)
-    assert random_count(1.0, 100, chance) == 100
+    assert random_count(1.0, 100, rng) == 100
     visible, hidden = split_indices(torch.rand(3, 10), 4)
     assert (visible.diff() > 0).all() and (hidden.diff() > 0).all() and visible.shape == (3, 4)
 
@@ -186,12 +190,12 @@ def test_a_dropped_prompt_is_the_null_condition() -> None:
 def test_each_picture_has_its_prompt_and_its_level() -> None:
     text = replace(prompts(), index=EVERY[::-1].copy())
     task = far_t2i_task(T2I_CONFIG, FART2ILossSettings(text_drop=0.0), latents(), text, 4, 0, nothing)
-    order = task.fetch(whole(task, 0), 0.0)
+    order = batch_of(task)
     rows = [int(np.where((text.features == f.numpy()).all((1, 2)))[0][0]) for f in order[2]]
     from far_models.pictures import visiting_order
 
     assert rows == [3 - row for row in visiting_order(0, 4, 4, 7)]
-    levels = torch.stack([task.fetch(whole(task, step), 0.0)[4] for step in range(20)])
+    levels = torch.stack([batch_of(task, step)[4] for step in range(20)])
     assert (levels.max(1).values > levels.min(1).values).any() and levels.max() == 3 and levels.min() == 0
 
 
@@ -227,14 +231,14 @@ def test_the_vqvae_of_var_stays_as_it_is() -> None:
 
 
 def test_codes_out_of_use_move_to_what_is_left_to_code() -> None:
-    task = vqvae_task(VQ_CONFIG, VQVAELossSettings(), [pictures()], [1.0], 4, 0)
+    task = vqvae_task(VQ_CONFIG, VQVAELossSettings(), PictureMixture([pictures()], [1.0]), 4, 0)
     losses = task.losses
     assert isinstance(losses, VQVAELosses)
     codes = losses.model.quantize.embedding.weight
     losses.hits[:20] = 1.0
     before = codes.detach().clone()
     features = torch.randn(2, 16, 4)
-    left = torch.cat([part.flatten(0, 1) for part in leftovers(losses.model.quantize, features)])
+    left = torch.cat([part.flatten(0, 1) for part in residuals(losses.model.quantize, features)])
     losses.restart(features)
     assert torch.equal(codes[:20], before[:20])
     assert (codes[20:, None] == left).all(-1).any(1).all() and not torch.equal(codes[20:], before[20:])
@@ -251,7 +255,7 @@ def test_hits_are_counted_over_all_scales() -> None:
 def test_what_the_scales_leave_adds_up() -> None:
     model = vqvae()
     features = torch.randn(2, 16, 4)
-    parts = leftovers(model.quantize, features)
+    parts = residuals(model.quantize, features)
     torch.testing.assert_close(parts[0], features.mean(1, keepdim=True))
     states = model.quantize.states(model.quantize.encode(features))
     torch.testing.assert_close(parts[2], features - states[1])
@@ -259,7 +263,7 @@ def test_what_the_scales_leave_adds_up() -> None:
 
 def test_restarts_come_when_due_and_end() -> None:
     task = MAKE["vqvae"]()
-    due = [bool(task.fetch(whole(task, step), step / 100)[1]) for step in range(100)]
+    due = [bool(batch_of(task, step, step / 100)[1]) for step in range(100)]
     assert [step for step, flag in enumerate(due) if flag] == [0, 10, 20, 30, 40, 50]
 
 

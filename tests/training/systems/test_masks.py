@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from far_training.loop.ema import EMA
-from far_training.systems.masks import draw_levels, masked_count, visible_indices
+from far_training.systems.masks import levels_of, masked_count, visible_indices
 
 
 def test_paper_ratio_falls_from_seven_tenths_to_nothing() -> None:
@@ -49,15 +49,15 @@ def test_visible_indices_rise_and_differ_between_samples() -> None:
 
 
 def test_levels_per_sample_or_per_batch() -> None:
-    assert len(set(draw_levels(torch.rand(64), 8, 0.0).tolist())) > 4
-    assert len(set(draw_levels(torch.full((64,), 0.3), 8, 0.0).tolist())) == 1
-    assert draw_levels(torch.tensor([0.0, 0.1249, 0.1251, 0.9999]), 8, 0.0).tolist() == [0, 0, 1, 7]
+    assert len(set(levels_of(torch.rand(64), 8, 0.0).tolist())) > 4
+    assert len(set(levels_of(torch.full((64,), 0.3), 8, 0.0).tolist())) == 1
+    assert levels_of(torch.tensor([0.0, 0.1249, 0.1251, 0.9999]), 8, 0.0).tolist() == [0, 0, 1, 7]
 
 
 def test_low_draws_low_levels_more_often() -> None:
-    counts = np.bincount(draw_levels(torch.rand(40000), 8, 1.0).numpy(), minlength=8)
+    counts = np.bincount(levels_of(torch.rand(40000), 8, 1.0).numpy(), minlength=8)
     assert counts[0] / counts[7] == pytest.approx(2.0, rel=0.1)
-    even = np.bincount(draw_levels(torch.rand(40000), 8, 0.0).numpy(), minlength=8)
+    even = np.bincount(levels_of(torch.rand(40000), 8, 0.0).numpy(), minlength=8)
     assert even.min() / even.max() > 0.9
 
 

@@ -18,10 +18,11 @@ from far_runtime.sampling.lowpass import lowpass_matrices
 from far_training.data.latents import LatentSet
 from far_training.loop.optimization import parameter_groups
 from far_training.loop.randomness import SampleRng
-from far_training.loop.task import LoopSettings, Task
-from far_training.systems.discriminator import AdversarialSettings
-from far_training.systems.far import FARLosses, FARLossSettings, far_task
-from far_training.systems.vae import VAELosses, VAELossSettings
+from far_training.loop.settings import LoopSettings
+from far_training.loop.task import Task
+from far_training.systems.far import FARLosses, far_task
+from far_training.systems.settings import AdversarialSettings, FARLossSettings, VAELossSettings
+from far_training.systems.vae import VAELosses
 
 CONFIG = FARConfig(
     grid=4, channels=3, classes=5, buffer=2, encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=16,
@@ -45,8 +46,8 @@ def make(settings: FARLossSettings, config: FARConfig = CONFIG) -> Task:
     return far_task(config, settings, data, 8, 0, lambda model, step, folder: {})
 
 
-def batch_of(task: Task, step: int = 0, done: float = 0.0) -> tuple[Tensor, ...]:
-    return task.fetch(SampleRng(7, step, range(8)), done)
+def batch_of(task: Task, step: int = 0, progress: float = 0.0) -> tuple[Tensor, ...]:
+    return task.fetch(SampleRng(7, step, range(8)), progress)
 
 
 def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -184,8 +185,8 @@ def test_flip_ends_where_it_is_told_to() -> None:
     always, never, until = (
         make(replace(PLAIN, flip=flip, flip_until=end)) for flip, end in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.5))
     )
-    assert torch.equal(batch_of(until, done=0.4)[0], batch_of(always)[0])
-    assert torch.equal(batch_of(until, done=0.5)[0], batch_of(never)[0])
+    assert torch.equal(batch_of(until, progress=0.4)[0], batch_of(always)[0])
+    assert torch.equal(batch_of(until, progress=0.5)[0], batch_of(never)[0])
 
 
 def test_latents_are_scaled() -> None:
@@ -258,11 +259,11 @@ def test_latent_noise_disturbs_what_is_decoded() -> None:
 
 
 def test_redrawn_latents_take_the_place_of_encoded_ones() -> None:
-    anew = torch.full((2, 4, 4, 4), 3.0)
+    redrawn = torch.full((2, 4, 4, 4), 3.0)
     _, plain = vae_losses(VAELossSettings(), 4)
-    _, mixed = vae_losses(VAELossSettings(), 4, (anew, torch.tensor([False, True])))
+    _, mixed = vae_losses(VAELossSettings(), 4, (redrawn, torch.tensor([False, True])))
     assert torch.equal(mixed[0][0], plain[0][0])
-    assert torch.equal(mixed[0][1], anew[1])
+    assert torch.equal(mixed[0][1], redrawn[1])
 
 
 def test_decay_spares_vectors_and_the_head() -> None:
@@ -284,15 +285,15 @@ def test_weight_decay_may_change() -> None:
 
 def test_rate_warms_up_then_stays_or_falls() -> None:
     constant = LoopSettings(Path("run"), steps=100, lr=1.0, warmup=10)
-    assert constant.rate(0, 0) == pytest.approx(0.1)
-    assert constant.rate(50, 0) == constant.rate(99, 0) == 1.0
+    assert constant.learning_rate(0, 0) == pytest.approx(0.1)
+    assert constant.learning_rate(50, 0) == constant.learning_rate(99, 0) == 1.0
     cosine = replace(constant, schedule="cosine")
-    assert cosine.rate(50, 0) == pytest.approx(0.5)
-    assert cosine.rate(100, 0) == pytest.approx(0.0)
+    assert cosine.learning_rate(50, 0) == pytest.approx(0.5)
+    assert cosine.learning_rate(100, 0) == pytest.approx(0.0)
     linear = replace(constant, schedule="linear", lr_end=0.1)
-    assert linear.rate(14, 0) == pytest.approx(1.0)  # held for a twentieth of what follows the warm-up
-    assert linear.rate(57, 0) == pytest.approx(0.1 + 0.9 * (1 - 0.57) / (1 - 0.145))
-    assert linear.rate(100, 0) == pytest.approx(0.1)
+    assert linear.learning_rate(14, 0) == pytest.approx(1.0)  # held for a twentieth of what follows the warm-up
+    assert linear.learning_rate(57, 0) == pytest.approx(0.1 + 0.9 * (1 - 0.57) / (1 - 0.145))
+    assert linear.learning_rate(100, 0) == pytest.approx(0.1)
     timed = replace(cosine, steps=None, minutes=2.0)
-    assert timed.rate(50, 60) == pytest.approx(0.5)
+    assert timed.learning_rate(50, 60) == pytest.approx(0.5)
     assert timed.progress(5, 120) == 1.0

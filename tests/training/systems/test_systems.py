@@ -175,7 +175,7 @@ def test_bad_input_is_named(
     again = refused(*inputs["mar"], "-o", runs["mar"], "--steps", 5, "--resume", "--mask-least", 0.5)
     assert "loss_mask_least" in again
     encoder = ("--text-encoder", tiny.bert, "--tokens", 9)
-    assert "exists already" in refused("cache-text", "--data", pictures, *encoder, "-o", text)
+    assert "is there already" in refused("cache-text", "--data", pictures, *encoder, "-o", text)
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps(["only one"]))
     cache = ("cache-text", "--data", pictures, *encoder, "-o", tmp_path / "cache", "--captions", captions)
