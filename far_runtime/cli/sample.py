@@ -32,7 +32,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--count", type=click.IntRange(min=1), required=True, help="How many pictures to draw.")
 @click.option("-o", "--output", type=PATH, required=True, metavar="DIR", help="Folder of the shards.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Picture i has the seed SEED+i.")
-@subject_options("all classes in turn; of several, picture i shows the one at i modulo their number")
+@subject_options("all classes; the pictures show them in turn")
 @click.option(
     "--prompts",
     "prompt_file",
@@ -185,10 +185,14 @@ def _draw_here(
     engine, lines = resolve_engine(name, opened)
     for line in lines:
         say(line)
+
+    def on_batch(count: int) -> None:
+        report(done + count)
+
     with Pipeline.over(opened, engine, options) as pipeline:
         folder.check_engine(engine_facts(pipeline))
         for shard in shards:
-            yield draw_shard(pipeline, folder.run, shard, lambda count, done=done: report(done + count))  # type: ignore[misc]
+            yield draw_shard(pipeline, folder.run, shard, on_batch)
             done += shard.count
 
 

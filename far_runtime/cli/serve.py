@@ -49,7 +49,9 @@ class Seconds(click.FloatRange):
 @click.command(short_help="Serve pictures from bundles over HTTP.")
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: on all.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free port.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: any."
+)
 @click.option("--keys", type=PATH, metavar="FILE", help="API keys, one per line. Default: no key is needed.")
 @click.option(
     "--rate", type=click.IntRange(1), metavar="N", help="Pictures a minute for each key, or for each address."
@@ -111,7 +113,7 @@ class Seconds(click.FloatRange):
     default="1",
     show_default=True,
     metavar="N|MIN:MAX",
-    help="Each has its own engines and queue; from MIN to MAX, depending on the load.",
+    help="Replicas, each with its own engines and queue; from MIN to MAX, depending on the load.",
 )
 @ray_options("replica")
 @click.pass_context

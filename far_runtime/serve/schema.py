@@ -1,4 +1,4 @@
-"""Requests and answers of the API: OpenAI's images API, and what a FAR needs beside it."""
+"""Requests and responses of the API: OpenAI's images API, and the settings of FAR, MAR and VAR beside it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing_extensions import Self
 
 from far_runtime.sampling.options import SETTINGS, Setting
 
-MOST_PROMPT, MOST_PICTURES, MOST_SEED, MOST_SCALE = 1000, 64, 2**64 - 1, 100
-"""Limits that the schema knows; a server's own may be lower."""
+MAX_PROMPT, MAX_PICTURES, MAX_SEED, MAX_SCALE = 1000, 64, 2**64 - 1, 100
+"""Limits of the schema; those of a server may be lower."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Scale = Annotated[float, Field(ge=0, le=MOST_SCALE, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=200)]
 Numbers = Annotated[list[int], Field(max_length=1024)]
 
@@ -33,24 +33,31 @@ def setting_field(setting: Setting) -> tuple[Any, Any]:
 
 
 class PictureRequest(BaseModel):
-    """What every request for pictures says beside the sampling settings."""
+    """The fields of every request for pictures beside the sampling settings."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: Annotated[str, Field(max_length=MOST_PROMPT)] | None = Field(
-        None, description="What to draw. With a model of class labels: the name of a class, or its number."
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = Field(
+        None, description="What to draw. For a model of class labels, the name or number of a class."
     )
-    label: int | Text | None = Field(None, description="In place of a prompt: a class, by number or name.")
-    negative: Annotated[str, Field(max_length=MOST_PROMPT)] = Field(
-        "", description="What guidance leads away from, with a model that reads text."
+    label: int | Text | None = Field(None, description="A class, by number or name, in place of a prompt.")
+    negative: Annotated[str, Field(max_length=MAX_PROMPT)] = Field(
+        "", description="What guidance leads away from; for models that read text."
     )
-    model: Text | None = Field(None, description="One of /v1/models; default: the first.")
-    n: int = Field(1, ge=1, le=MOST_PICTURES, description="Pictures, with the seeds seed, seed + 1, ...")
-    seed: int | None = Field(None, ge=0, le=MOST_SEED, description="Default: a random one, which the answer tells.")
-    size: Text | None = Field(None, description="The model's own, as 256x256, or auto.")
-    response_format: Literal["b64_json"] | None = Field(None, description="Pictures come in the answer itself.")
-    output_format: Literal["png", "webp", "jpeg"] = Field("png", description="PNG and WebP are lossless.")
-    user: Text | None = Field(None, description="Taken and not used.")
+    model: Text | None = Field(None, description="One of /v1/models. Default: the first.")
+    n: int = Field(1, ge=1, le=MAX_PICTURES, description="How many pictures; their seeds are seed, seed + 1, ...")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Seed of the first picture. Default: a random one, which the response tells.",
+    )
+    size: Text | None = Field(None, description="The size of the model's pictures, such as 256x256, or auto.")
+    response_format: Literal["b64_json"] | None = Field(None, description="Pictures come in the response itself.")
+    output_format: Literal["png", "webp", "jpeg"] = Field(
+        "png", description="Format of the files; png and webp are lossless."
+    )
+    user: Text | None = Field(None, description="Accepted and ignored.")
 
 
 if TYPE_CHECKING:
@@ -61,136 +68,207 @@ else:
 
 
 class ImageRequest(SettingsRequest):
-    """Pictures that are asked for. Sampling settings that are not given are those of the preset, or the bundle's."""
+    """A request for pictures; settings that it leaves out come from its preset, or else from the bundle."""
 
     def sampling(self) -> dict[str, Any]:
-        """The sampling settings that were given, by name."""
+        """The sampling settings of the request, by name; those that it leaves out are missing."""
         return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
 
 
 class GenerationRequest(ImageRequest):
-    """A request of OpenAI's routes, which may be answered by a stream of OpenAI's events."""
+    """A request to OpenAI's routes, which may be answered with a stream of events."""
 
-    stream: bool = Field(False, description="Answer with server-sent events, of one picture.")
-    partial_images: int = Field(0, ge=0, le=3, description="So many pictures on the way, in a stream.")
+    stream: bool = Field(False, description="Answer with server-sent events; for one picture only.")
+    partial_images: int = Field(0, ge=0, le=3, description="How many pictures on their way a stream has.")
 
     @model_validator(mode="after")
-    def _partial_images_are_streamed(self) -> Self:
+    def _check_partial_images(self) -> Self:
         if self.partial_images and not self.stream:
             raise ValueError("partial_images come in a stream; send stream true beside them")
         return self
 
 
 class EditRequest(GenerationRequest):
-    """An edit that is asked for, as a form with files. What is drawn anew: where the mask, or without one the picture
-    itself, is transparent; where a mask without any transparency is white; or the margins of `outpaint`."""
+    """A request for an edit, as a form with files.
+
+    The part to draw is the transparent part of the mask, or of the image where there is no mask; the white part of a
+    mask without transparency; or the margins of `outpaint`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
-    image: UploadFile = Field(description="The picture: PNG, JPEG or WebP, of any size.")
-    mask: UploadFile | None = Field(None, description="As large as the picture.")
-    prompt: Annotated[str, Field(max_length=MOST_PROMPT)] | None = Field(
-        None, description="What the new part shows. Nothing: the picture alone says what to draw."
+    image: UploadFile = Field(description="The picture to edit: PNG, JPEG or WebP, of any size.")
+    mask: UploadFile | None = Field(None, description="Which part to draw; a picture as large as the image.")
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = Field(
+        None, description="What the new part shows. Default: the picture alone decides."
     )
-    outpaint: Text | None = Field(None, description="In place of a mask: pixels to add by side, as left=16,top=8.")
-    feather: int = Field(1, ge=0, le=64, description="Pixels of transition, inside of what is drawn anew.")
+    outpaint: Text | None = Field(
+        None, description="Pixels to add on each side, in place of a mask, such as left=16,top=8."
+    )
+    feather: int = Field(1, ge=0, le=64, description="Width of the transition inside the new part, in pixels.")
     levels: Text | None = Field(None, description=SETTINGS["levels"].help)
     steps: Text | None = Field(None, description=SETTINGS["steps"].help)
 
 
-class Image(BaseModel):
-    """A picture. b64_json: the file in base64, with its settings in it where it is PNG. settings: what it was made
-    with, enough to make it again."""
+class ResponseModel(BaseModel):
+    """A part of a response; the docstrings of its fields become their descriptions in the OpenAPI document."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Image(ResponseModel):
+    """A finished picture."""
 
     b64_json: str
+    """The file in base64; a PNG has the settings in it."""
+
     seed: int
+    """The seed of its noise."""
+
     settings: dict[str, Any]
+    """What it was made with, enough to make it again."""
+
     revised_prompt: None = None
+    """A field of OpenAI's API; prompts are never revised."""
 
 
-class Timings(BaseModel):
-    """Seconds: in the queue (the longest of the pictures), in the batches, and in the stages of these."""
+class Timings(ResponseModel):
+    """How long a request took, in seconds."""
 
     waited: float
+    """In the queue, for the picture that waited longest."""
+
     drawing: float
+    """In the batches that its pictures were drawn in."""
+
     stages: dict[str, float]
+    """In the stages of these batches, by their names."""
 
 
-class ImagesResponse(BaseModel):
-    """Pictures in the order of their seeds. created: seconds since 1970."""
+class ImagesResponse(ResponseModel):
+    """The finished pictures of a request."""
 
     created: int
+    """When the response was made, in seconds since 1970."""
+
     model: str
+    """The name of the model."""
+
     data: list[Image]
+    """The pictures, in the order of their seeds."""
+
     timings: Timings
+    """How long the request took."""
+
     warnings: list[str]
+    """Warnings for the user."""
 
 
-class Level(BaseModel):
-    """A picture on its way, event `level`. index: which of the n. step: from 0, of `steps`. name: as "level 3"."""
+class Level(ResponseModel):
+    """A picture after a step of the loop, the data of the event `level`."""
 
     index: int
+    """Which picture of the request, from 0."""
+
     step: int
+    """Which step, from 0."""
+
     steps: int
+    """How many steps the loop has."""
+
     name: str
+    """The name of the step, such as "level 3"."""
+
     b64_json: str
+    """The file in base64."""
 
 
-class ImageEvent(BaseModel):
-    """What the events of OpenAI's streams have in common. created_at: seconds since 1970. size: as 64x64."""
+class ImageEvent(ResponseModel):
+    """What the events of OpenAI's streams have in common."""
 
     type: str
+    """The name of the event."""
+
     b64_json: str
+    """The file in base64."""
+
     created_at: int
+    """When the event was made, in seconds since 1970."""
+
     size: str
+    """The size of the picture, such as 64x64."""
+
     output_format: str
+    """png, webp or jpeg."""
+
     quality: Literal["auto"] = "auto"
+    """A field of OpenAI's API; always the same."""
+
     background: Literal["opaque"] = "opaque"
+    """A field of OpenAI's API; always the same."""
 
 
 class PartialImage(ImageEvent):
-    """A picture on its way, event `image_generation.partial_image` or `image_edit.partial_image`."""
+    """A picture on its way, the data of `image_generation.partial_image` and `image_edit.partial_image`."""
 
     partial_image_index: int
+    """Which of the partial images, from 0."""
 
 
 class Completed(ImageEvent, Image):
-    """The finished picture, event `image_generation.completed` or `image_edit.completed`."""
+    """The finished picture, the data of `image_generation.completed` and `image_edit.completed`."""
 
 
-class ModelCard(BaseModel):
-    """A model as OpenAI's API lists it. far: what it draws from, and how."""
+class ModelCard(ResponseModel):
+    """A model, as OpenAI's API lists it."""
 
     id: str
+    """Its name, which requests ask for."""
+
     object: Literal["model"] = "model"
+
     created: int
+    """When it was opened, in seconds since 1970."""
+
     owned_by: str = "far-deploy"
+
     far: dict[str, Any]
+    """What it can draw, its settings and presets, and its engine."""
 
 
-class ModelList(BaseModel):
-    """All models of the server, the default one first."""
+class ModelList(ResponseModel):
+    """The models of the server."""
 
     object: Literal["list"] = "list"
+
     data: list[ModelCard]
+    """The default model comes first."""
 
 
-class ErrorDetail(BaseModel):
-    """What was wrong, and what to do; param: the field that it is about."""
+class ErrorDetail(ResponseModel):
+    """What was wrong with a request."""
 
     message: str
+    """What was wrong, what was expected, and what mends it."""
+
     type: str
+    """The class of the error, as OpenAI's API names it."""
+
     param: str | None
+    """The field of the request that is wrong."""
+
     code: str | None
+    """The kind of the error, for programs."""
 
 
-class ErrorBody(BaseModel):
-    """An error as OpenAI's API has it."""
+class ErrorBody(ResponseModel):
+    """An error, as OpenAI's API has it."""
 
     error: ErrorDetail
 
 
-class Health(BaseModel):
-    """status: ok, or what is wrong."""
+class Health(ResponseModel):
+    """Whether the server is well."""
 
     status: str
+    """ok, or what is wrong."""
