@@ -17,7 +17,7 @@ import torch
 from far_export.cast import check_islands
 from far_export.onnx.graph_precision import check_graph_precision, module_path
 from far_export.stages.stage import Stage
-from far_models.islands import passed_islands
+from far_models.islands import recorded_islands
 from far_runtime.bundle import WEIGHTS, Graph
 
 OPSET = 20
@@ -117,7 +117,7 @@ def _trace(stage: Stage, example: Mapping[str, torch.Tensor]) -> Any:
         for spec in stage.inputs
     }
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad(), passed_islands() as passed:
+    with warnings.catch_warnings(), torch.no_grad(), recorded_islands() as passed:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             stage.module,

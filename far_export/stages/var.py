@@ -112,7 +112,7 @@ class QuantizeStageModule(nn.Module):
         self, embeddings: Tensor, latents: Tensor, here: Tensor, after: Tensor, phi: Tensor, pictures: Tensor
     ) -> tuple[Tensor, Tensor]:
         cells = gather_rows(self.quantize.up, here).transpose(0, 1) @ embeddings
-        refined = [self.quantize.refined(cells, convolution) for convolution in self.quantize.quant_resi.qresi_ls]
+        refined = [self.quantize.apply_phi(cells, convolution) for convolution in self.quantize.quant_resi.qresi_ls]
         latents = latents + gather_rows(torch.stack(refined), phi).squeeze(0)
         next_scale = (gather_rows(self.quantize.down, after) @ latents).to(self.positions.dtype)
         x = self.word_embed(next_scale) + gather_rows(self.positions, after)
@@ -172,7 +172,7 @@ def condition_stage(var: VAR) -> Stage:
         module=module,
         inputs=(Input("labels", ("rows",), "int64", config.classes + 1),),
         outputs=(
-            TensorSpec("x", "float32", ("rows", config.first, width)),
+            TensorSpec("x", "float32", ("rows", config.first_tokens, width)),
             TensorSpec("modulation", "float32", ("rows", config.depth, 6, width)),
             TensorSpec("head_modulation", "float32", ("rows", 2, width)),
         ),

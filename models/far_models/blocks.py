@@ -12,8 +12,8 @@ from far_models.islands import softmax
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention of [B, heads, L, d] tensors.
 
-    Written out on the CPU and in exported graphs (there it is as fast, and every engine recognises the pattern);
-    PyTorch's fused kernels serve elsewhere.
+    On the CPU and in exported graphs it is written out: it is as fast there, and every engine recognises the pattern.
+    Elsewhere PyTorch's fused kernels compute it.
     """
     if q.is_cuda and not torch.compiler.is_exporting():
         return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
@@ -33,13 +33,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """All tokens' output [B, L, width], or that of the tokens at the places wanted [B, n]."""
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The output of all tokens [B, L, width], or of those at the positions [B, n] alone [B, n, width]."""
         _, length, width = x.shape
         q, k, v = self.qkv(x).reshape(-1, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if wanted is not None:
-            length = wanted.shape[1]
-            q = q.gather(2, wanted[:, None, :, None].expand(-1, self.heads, -1, q.shape[-1]))
+        if positions is not None:
+            length = positions.shape[1]
+            q = q.gather(2, positions[:, None, :, None].expand(-1, self.heads, -1, q.shape[-1]))
         x = attend(q, k, v, self.dropout if self.training else 0.0)
         x = self.proj(x.transpose(1, 2).reshape(-1, length, width))
         return nn.functional.dropout(x, self.dropout, self.training)
@@ -60,7 +60,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over [B, L, width] (the official code takes timm's)."""
+    """Pre-norm transformer block over [B, L, width], as timm's, which the official code uses."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -69,20 +69,22 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, hidden, dropout)
 
-    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """All tokens, or in the last block of a network those alone that something reads: at the places wanted
-        [B, n]."""
-        out = self.attn(self.norm1(x), wanted)
-        x = out + (x if wanted is None else take_tokens(x, wanted))
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The output of all tokens [B, L, width], or of those at the positions [B, n] alone [B, n, width], for the last
+        block of a network."""
+        out = self.attn(self.norm1(x), positions)
+        x = out + (x if positions is None else take_tokens(x, positions))
         return x + self.mlp(self.norm2(x))
 
 
 def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """The tokens [B, n, width] at the places index [B, n] of tokens [B, L, width]."""
+    """The tokens [B, n, width] at the positions `index` [B, n] of tokens [B, L, width]."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def fill_gaps(seen: Tensor, mask_token: Tensor, restore: Tensor) -> Tensor:
-    """All tokens [B, L, width] from those seen [B, V, width]: restore [B, L] holds every position's place among them,
-    or V, which is the mask token [1, 1, width]."""
-    return take_tokens(torch.cat([seen, mask_token.expand(seen.shape[0], -1, -1)], dim=1), restore)
+def fill_gaps(visible: Tensor, mask_token: Tensor, restore: Tensor) -> Tensor:
+    """All tokens [B, L, width] from the visible ones [B, V, width] and the mask token [1, 1, width].
+
+    restore [B, L]: for every position its index among the visible tokens, or V for the mask token.
+    """
+    return take_tokens(torch.cat([visible, mask_token.expand(visible.shape[0], -1, -1)], dim=1), restore)

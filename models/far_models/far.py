@@ -1,5 +1,5 @@
-"""FAR, class-conditional: the transformer that reads low-passed latents and conditions the diffusion head
-(official models/far.py)."""
+"""FAR for class labels: the transformer that reads low-passed latents and conditions the diffusion head (official
+models/far.py)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ from far_models.head import DiffLoss
 
 @dataclass(frozen=True)
 class FARConfig:
-    """Sizes of a FAR model. `grid`: latents are [B, channels, grid, grid]; one token a cell; levels are 0 .. grid -
-    1.
-
-    `masked`: the variant whose encoder sees only part of the tokens. `prediction`: what the head outputs, "epsilon"
-    (official) or "v". `latent_scale`: the VAE's latents are multiplied by it (0.2325 officially). `filter`: the
-    low-pass filter, one of far_runtime.sampling.lowpass.FILTERS.
-    """
+    """Sizes and variant of a FAR model."""
 
     grid: int = 16
+    """Side of the latents [B, channels, grid, grid]; one token per cell, levels from 0 to grid - 1."""
     channels: int = 16
     classes: int = 1000
+    """Class labels; the label `classes` is the null class."""
     buffer: int = 64
+    """Tokens before the picture's, which hold the class embedding."""
     encoder_width: int = 768
     encoder_depth: int = 12
     encoder_heads: int = 12
@@ -34,16 +31,21 @@ class FARConfig:
     decoder_depth: int = 12
     decoder_heads: int = 12
     mlp_ratio: float = 4.0
+    """Hidden width of the MLPs, as a multiple of the block's width."""
     head_width: int = 1024
     head_depth: int = 6
     masked: bool = False
+    """Whether the encoder sees only part of the tokens."""
     prediction: str = "epsilon"
+    """What the head predicts: "epsilon" (official) or "v"."""
     latent_scale: float = 0.2325
+    """Factor of the VAE's latents."""
     filter: str = "spatial"
+    """The low-pass filter, a key of far_runtime.sampling.lowpass.FILTERS."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of one picture, grid x grid."""
+        """Tokens of one picture: grid x grid."""
         return self.grid * self.grid
 
 
@@ -66,11 +68,10 @@ def preset(name: str, **changes: object) -> FARConfig:
 
 
 class FAR(nn.Module):
-    """Encoder over buffer and (visible) tokens, decoder over all tokens, and the diffusion head.
+    """Encoder over the buffer and the visible tokens, decoder over all tokens, and the diffusion head.
 
-    z = features(latents [B, L, C], class_embedding [B, width]) is [B, L, decoder_width]; `diffloss.net` turns it into
-    samples. Parameters bear the official names, so `load_state_dict` takes an official checkpoint as it is. levels:
-    whether the head is told the level (MAR's is not).
+    `features` computes z [B, L, decoder_width], from which `diffloss.net` draws the next latents. Parameters have the
+    official names, so that `load_state_dict` takes an official checkpoint. levels=False: MAR, whose head has no level.
     """
 
     def __init__(self, config: FARConfig, dropout: float = 0.0, levels: bool = True) -> None:
@@ -99,7 +100,7 @@ class FAR(nn.Module):
         self.diffloss = DiffLoss(c.channels, c.decoder_width, c.head_width, c.head_depth, levels)
 
     def class_embedding(self, labels: Tensor) -> Tensor:
-        """Class embeddings [B, width] of labels [B]; the label `classes` is the null class (fake_latent)."""
+        """Class embeddings [B, encoder_width] of labels [B]; the null class has `fake_latent`."""
         table = torch.cat([self.class_emb.weight, self.fake_latent])
         return table[labels]
 
@@ -111,21 +112,23 @@ class FAR(nn.Module):
         restore: Tensor | None = None,
         predicted: Tensor | None = None,
     ) -> Tensor:
-        """Decoder output z [B, L, decoder_width] for low-passed latents [B, L, C], or with predicted [B, T] of the
-        tokens at those places alone, [B, T, decoder_width]: then the last block computes no others.
+        """Decoder output z [B, L, decoder_width].
 
-        Masked: `visible` [B, V] holds the indices of the tokens that the encoder sees, and `restore` [B, L] says for
-        every position where it stands in `visible`, or V where it is masked; latents None: no token is visible at all.
+        latents [B, L, C]: low-passed; None in the masked variant where no token is visible.
+        class_embedding [B, encoder_width].
+        visible [B, V]: positions of the tokens that the encoder sees; None for all.
+        restore [B, L]: for every position its index in `visible`, or V where it is masked.
+        predicted [B, T]: compute z at these positions alone, [B, T, decoder_width].
         """
         buffer, positions = self.config.buffer, self.diffusion_pos_embed_learned
         x = self.encode(latents, class_embedding, visible)
         if predicted is None:
-            return self.decode(x, restore, hidden=latents is None)[:, buffer:] + positions
-        z = self.decode(x, restore, hidden=latents is None, wanted=predicted + buffer)
+            return self.decode(x, restore, all_masked=latents is None)[:, buffer:] + positions
+        z = self.decode(x, restore, all_masked=latents is None, predicted=predicted + buffer)
         return z + take_tokens(positions.expand(len(predicted), -1, -1), predicted)
 
     def encode(self, latents: Tensor | None, class_embedding: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Encoder output [B, buffer + L (or V), encoder_width]."""
+        """Encoder output [B, buffer + V, encoder_width]; V = L where `visible` is None, 0 where `latents` is."""
         buffer = self.config.buffer
         position = self.encoder_pos_embed_learned
         x = self.z_proj_ln(class_embedding.unsqueeze(1) + position[:, :buffer])
@@ -140,20 +143,23 @@ class FAR(nn.Module):
         return out
 
     def decode(
-        self, x: Tensor, restore: Tensor | None = None, hidden: bool = False, wanted: Tensor | None = None
+        self, x: Tensor, restore: Tensor | None = None, all_masked: bool = False, predicted: Tensor | None = None
     ) -> Tensor:
-        """Decoder output [B, buffer + L, decoder_width], or of the places wanted [B, T] alone; with `restore`, mask
-        tokens fill the gaps first."""
+        """Decoder output [B, buffer + L, decoder_width] of the encoder's output x [B, buffer + V, encoder_width].
+
+        With `restore` or `all_masked`, mask tokens take the places of the tokens that are not visible.
+        predicted [B, T]: compute these positions alone (the buffer's come first), [B, T, decoder_width].
+        """
         buffer = self.config.buffer
         x = self.decoder_embed(x)
         if restore is not None:
             x = torch.cat([x[:, :buffer], fill_gaps(x[:, buffer:], self.mask_token, restore)], dim=1)
-        elif hidden:
+        elif all_masked:
             x = torch.cat([x, self.mask_token.expand(x.shape[0], self.config.tokens, -1)], dim=1)
         x = x + self.decoder_pos_embed_learned
         last = len(self.decoder_blocks) - 1
         for i, block in enumerate(self.decoder_blocks):
-            x = block(x, wanted if i == last else None)
+            x = block(x, predicted if i == last else None)
         out: Tensor = self.decoder_norm(x)
         return out
 
@@ -171,14 +177,14 @@ class FAR(nn.Module):
 
 
 def restore_indices(visible: Tensor, length: int) -> Tensor:
-    """For every position [B, L] its place in visible [B, V], or V where it is not among them."""
+    """For every position [B, L] its index in visible [B, V], or V where it is masked."""
     batch, count = visible.shape
     restore = torch.full((batch, length), count, dtype=torch.int64, device=visible.device)
     return restore.scatter(1, visible, torch.arange(count, device=visible.device).expand(batch, -1))
 
 
 def grid_of(tokens: int) -> int:
-    """Side of the square grid with that many tokens; ValueError if it is no square."""
+    """Side of the square grid with this number of tokens; ValueError where it is not a square."""
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise ValueError(f"{tokens} tokens do not form a square grid")

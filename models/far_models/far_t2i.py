@@ -14,16 +14,14 @@ from far_models.head import DiffLoss
 
 @dataclass(frozen=True)
 class FART2IConfig:
-    """Sizes of a FAR-T2I model; what is not named here means what it means in FARConfig.
-
-    context_tokens: text tokens of every prompt. context_width: width of the text encoder's features. head_dim: width
-    of one attention head whatever the model's (heads x head_dim is the inner width of attention).
-    """
+    """Sizes of a FAR-T2I model; fields without a description are FARConfig's."""
 
     grid: int = 16
     channels: int = 16
     context_tokens: int = 300
+    """Text tokens of every prompt."""
     context_width: int = 1536
+    """Width of the text encoder's features."""
     encoder_width: int = 1024
     encoder_depth: int = 16
     encoder_heads: int = 16
@@ -31,6 +29,7 @@ class FART2IConfig:
     decoder_depth: int = 16
     decoder_heads: int = 16
     head_dim: int = 64
+    """Width of one attention head; heads x head_dim is the inner width of attention."""
     mlp_ratio: float = 4.0
     head_width: int = 1024
     head_depth: int = 3
@@ -39,12 +38,12 @@ class FART2IConfig:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one picture, grid x grid."""
+        """Tokens of one picture: grid x grid."""
         return self.grid * self.grid
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from x [B, L, width] to context [B, T, context width]; inner width heads x head_dim."""
+    """Multi-head attention from x [B, L, width] to context [B, T, context_width], inside heads x head_dim wide."""
 
     def __init__(self, width: int, context_width: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -88,9 +87,9 @@ class FeedForward(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm block over [B, L, width]: self-attention, attention to the context, MLP; norms without affine.
+    """Pre-norm block over x [B, L, width]: self-attention, cross-attention to the context [B, T, context_width], MLP.
 
-    What the official code takes from diffusers, BasicTransformerBlock with its parameter names.
+    It is diffusers' BasicTransformerBlock, which the official code uses, with its parameter names.
     """
 
     def __init__(self, width: int, context_width: int, heads: int, head_dim: int, hidden: int) -> None:
@@ -110,8 +109,8 @@ class CrossBlock(nn.Module):
 class FART2I(nn.Module):
     """Encoder over the visible tokens, decoder over all tokens, both attending to the prompt, and the diffusion head.
 
-    z = features(latents [B, L, C], context [B, T, encoder_width], visible, restore) is [B, L, decoder_width];
-    `context` makes the context, `diffloss.net` turns z into samples. Parameters bear the official names.
+    `features` computes z [B, L, decoder_width] under the `context` of a prompt, from which `diffloss.net` draws the
+    next latents. Parameters have the official names.
     """
 
     def __init__(self, config: FART2IConfig) -> None:
@@ -140,18 +139,19 @@ class FART2I(nn.Module):
         self.diffloss = DiffLoss(c.channels, inner, c.head_width, c.head_depth)
 
     def context(self, features: Tensor, null: Tensor) -> Tensor:
-        """Context [B, T, encoder_width] of text features [B, T, context_width]; the learned null condition where null
-        [B] is not 0."""
+        """Context [B, T, encoder_width] of text features [B, T, context_width]; the learned null condition for pictures
+        whose `null` [B] is not 0."""
         return torch.where(null.bool()[:, None, None], self.fake_latent, self.context_embed(features))
 
     def features(
         self, latents: Tensor | None, context: Tensor, visible: Tensor | None = None, restore: Tensor | None = None
     ) -> Tensor:
-        """Decoder output z [B, L, decoder_width] for low-passed latents [B, L, C] under context [B, T, encoder_width].
+        """Decoder output z [B, L, decoder_width].
 
-        `visible` [B, V] holds the indices of the tokens that the encoder sees, and `restore` [B, L] says for every
-        position where it stands in `visible`, or V where it is masked. latents None: no token is visible, so that the
-        encoder has nothing to read and the decoder runs on mask tokens alone.
+        latents [B, L, C]: low-passed; None where no token is visible, which leaves out the encoder.
+        context [B, T, encoder_width].
+        visible [B, V]: positions of the tokens that the encoder sees; None for all.
+        restore [B, L]: for every position its index in `visible`, or V where it is masked.
         """
         if latents is None:
             x = self.mask_token.expand(context.shape[0], self.config.tokens, -1)
@@ -166,7 +166,7 @@ class FART2I(nn.Module):
         return z
 
     def encode(self, latents: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Encoder output [B, V, encoder_width] (V = L where `visible` is None)."""
+        """Encoder output [B, V, encoder_width]; V = L where `visible` is None."""
         x = self.z_proj_ln(self.z_proj(latents) + self.encoder_pos_embed_learned)
         if visible is not None:
             x = take_tokens(x, visible)

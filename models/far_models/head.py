@@ -1,4 +1,4 @@
-"""The diffusion head: an MLP with adaptive LayerNorm that denoises one token given its condition (official
+"""The diffusion head: an MLP with adaptive LayerNorm that denoises one token under its condition (official
 models/diffloss.py)."""
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from far_models.islands import island
 
 SINUSOIDS = 256
+"""Width of the timestep's sinusoidal embedding."""
 
 
 def timestep_sinusoids(t: Tensor) -> Tensor:
-    """Sinusoidal embedding [..., 256] of timesteps t [...] (0 to 999), in float32 whatever the network's precision."""
+    """Sinusoidal embedding [..., 256] of timesteps t [...] (0 to 999), in float32 at every precision."""
     island("timestep_sinusoids")
     half = SINUSOIDS // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
@@ -28,7 +29,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class TimeEmbed(nn.Module):
-    """Timestep [...] -> [..., width]."""
+    """Embedding [..., width] of timesteps [...]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class TimeEmbed(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual MLP block over [..., width] whose norm and gate follow y [..., width] (order: shift, scale, gate)."""
+    """Residual MLP block over x [..., width], modulated by y [..., width] (AdaLN: shift, scale, gate)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class ResBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm without affine, then Linear(width -> out)."""
+    """LayerNorm of x [..., width] modulated by y [..., width], then Linear to [..., out]."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -69,10 +70,10 @@ class FinalLayer(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """SimpleMLPAdaLN of the official code, split into what depends on the diffusion step and what does not.
+    """SimpleMLPAdaLN of the official code in two parts: `condition`, which is the same for all diffusion steps of a
+    level, and `forward`, which runs at every step.
 
-    `condition(z, level)` is constant over the diffusion steps of a level; `forward(x, t, condition)` runs every step.
-    With levels=False it is MAR's head, which has no level embedding.
+    levels=False makes MAR's head, which has no level embedding.
     """
 
     def __init__(self, channels: int, z_width: int, width: int, depth: int, levels: bool = True) -> None:
@@ -87,16 +88,15 @@ class DiffusionHead(nn.Module):
         self.final_layer = FinalLayer(width, 2 * channels)
 
     def condition(self, z: Tensor, level: Tensor | None = None) -> Tensor:
-        """Head condition [..., width] of z [..., z_width]; level: a number per leading row, broadcast against
-        z[..., :1]."""
+        """Head condition [..., width] of z [..., z_width] and the level, which is broadcast against z[..., :1]."""
         condition: Tensor = self.cond_embed(z)
         if level is not None:
             condition = condition + self.index_cond_embed(level.to(z.dtype))
         return condition
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Prediction and variance values [..., 2 C] of noisy tokens x [..., C] at timestep t (broadcast) under
-        condition [..., width]."""
+        """Prediction and variance values [..., 2 C] of noisy tokens x [..., C] at timesteps t [...] under the condition
+        [..., width]."""
         y = self.time_embed(t) + condition
         x = self.input_proj(x)
         for block in self.res_blocks:
@@ -119,7 +119,7 @@ class DiffusionHead(nn.Module):
 
 
 class DiffLoss(nn.Module):
-    """Holder of the head under its official name, `diffloss.net`."""
+    """The module that gives the head its official name, `diffloss.net`."""
 
     def __init__(self, channels: int, z_width: int, width: int, depth: int, levels: bool = True) -> None:
         super().__init__()

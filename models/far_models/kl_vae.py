@@ -1,5 +1,4 @@
-"""KL-VAE that turns pictures into continuous latents and back (official models/vae.py, kl16.ckpt; after LDM's
-autoencoder)."""
+"""KL-VAE: pictures to continuous latents and back (official models/vae.py and kl16.ckpt, after LDM's autoencoder)."""
 
 from __future__ import annotations
 
@@ -14,34 +13,35 @@ from far_models.islands import softmax
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of a KL-VAE. Stride = patch * 2^(len(multipliers) - 1); `patch` > 1 folds patch x patch pixels into
-    channels first.
-
-    The official kl16 is the default (stride 16). `encoder_attention`: attention after every block of the encoder's
-    last resolution, where the official encoder has it; the middle blocks of both halves always have it.
-    """
+    """Sizes of a KL-VAE; the default is the official kl16 (stride 16)."""
 
     ch: int = 128
+    """Width of the highest resolution."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of every resolution, from the highest to the lowest, as a multiple of `ch`."""
     blocks: int = 2
+    """Residual blocks of the encoder at every resolution; the decoder has one more."""
     channels: int = 16
+    """Channels of the latents."""
     patch: int = 1
+    """Side of the squares of pixels that are folded into channels before the encoder."""
     encoder_attention: bool = True
+    """Whether the encoder has attention after every block of its lowest resolution, as the official one has."""
 
     @property
     def stride(self) -> int:
-        """Pixels per latent cell along one side."""
+        """Pixels per latent cell along one side: patch * 2^(resolutions - 1)."""
         stride: int = self.patch * 2 ** (len(self.multipliers) - 1)
         return stride
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as officially; fewer where 32 does not divide the channels."""
+    """GroupNorm with the official 32 groups, or fewer where 32 does not divide the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
-    """Norm, SiLU, conv, twice, plus a shortcut; [B, c_in, h, w] -> [B, c_out, h, w]."""
+    """Norm, SiLU and convolution, twice, plus a shortcut; [B, c_in, h, w] -> [B, c_out, h, w]."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over the cells of [B, c, h, w].
 
-    fused: queries, keys and values from one convolution `qkv`, as VAR's VQ-VAE has them.
+    fused: one convolution `qkv` for queries, keys and values, as in VAR's VQ-VAE.
     """
 
     def __init__(self, channels: int, fused: bool = False) -> None:
@@ -86,7 +86,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Strided convolution that pads on the right and below only."""
+    """Convolution of stride 2, padded at the right and at the bottom; [B, c, h, w] -> [B, c, h/2, w/2]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour times two, then a convolution."""
+    """Nearest-neighbour resize by 2, then a convolution; [B, c, h, w] -> [B, c, 2h, 2w]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution of the encoder or decoder: residual blocks, optional attention after each, then a resampling."""
+    """One resolution of encoder or decoder: residual blocks, each with optional attention, then a resampling."""
 
     def __init__(self, c_in: int, c_out: int, blocks: int, attention: bool, fused: bool = False) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Mid(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures [B, 3, H, W] in [-1, 1] -> [B, outputs, H / stride, W / stride]; outputs: 2 channels unless given."""
+    """Pictures [B, 3, H, W] in [-1, 1] -> [B, outputs, H / stride, W / stride]; outputs: 2 x channels by default."""
 
     def __init__(self, config: VAEConfig, outputs: int | None = None, fused: bool = False) -> None:
         super().__init__()
@@ -173,9 +173,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, channels, h, w] -> pictures [B, 3, h stride, w stride], about [-1, 1].
+    """Latents [B, channels, h, w] -> pictures [B, 3, h * stride, w * stride], about [-1, 1].
 
-    attention: after every block of the latents' resolution, where VAR's VQ-VAE has it.
+    attention: whether every block of the lowest resolution has attention, as in VAR's VQ-VAE.
     """
 
     def __init__(self, config: VAEConfig, attention: bool = False, fused: bool = False) -> None:
@@ -204,7 +204,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder, decoder and the two 1 x 1 convolutions around the latents, under the official names."""
+    """Encoder, decoder and the two 1 x 1 convolutions around the latents, with the official names."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -215,7 +215,10 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.channels, config.channels, 1)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance (clamped to [-30, 20]) [B, channels, h, w] of pictures [B, 3, H, W] in [-1, 1]."""
+        """Mean and log variance [B, channels, h, w] of pictures [B, 3, H, W] in [-1, 1].
+
+        The log variance is clamped to [-30, 20].
+        """
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 

@@ -18,7 +18,7 @@ PRESETS: dict[str, FARConfig] = {
 
 
 class MAR(FAR):
-    """The masked network whose head knows no level; its encoder always sees the visible tokens only."""
+    """FAR's masked network with a head without level; the encoder always sees the visible tokens alone."""
 
     def __init__(self, config: FARConfig, dropout: float = 0.0) -> None:
         super().__init__(config, dropout, levels=False)

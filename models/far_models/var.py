@@ -16,28 +16,30 @@ from far_runtime.sampling.pyramid import SCALES_256, SCALES_512, token_ranges
 MAX_SCALE = math.log(100)
 EPS = 1e-6
 
-Cache = tuple[Tensor, Tensor]
+KeyValueCache = tuple[Tensor, Tensor]
 """Keys and values [B, heads, past, d] of one block."""
 
 
 @dataclass(frozen=True)
 class VARConfig:
-    """Sizes of a VAR model; the label `classes` is the null class.
-
-    channels, vocabulary: of the VQ-VAE. shared_aln: one modulation layer for all blocks, with an offset in each.
-    attn_l2_norm: queries and keys are normalised, with a learned scale per head.
-    """
+    """Sizes and variant of a VAR model."""
 
     patch_nums: tuple[int, ...] = SCALES_256
+    """Sides of the token maps, from the coarsest scale to the finest."""
     channels: int = 32
+    """Channels of the VQ-VAE's codes."""
     vocabulary: int = 4096
+    """Codes of the VQ-VAE."""
     classes: int = 1000
+    """Class labels; the label `classes` is the null class."""
     width: int = 1024
     depth: int = 16
     heads: int = 16
     mlp_ratio: float = 4.0
     shared_aln: bool = False
+    """Whether all blocks share one modulation layer, with an offset in each."""
     attn_l2_norm: bool = True
+    """Whether queries and keys are normalised, with a learned scale per head."""
 
     @property
     def tokens(self) -> int:
@@ -45,13 +47,13 @@ class VARConfig:
         return sum(side * side for side in self.patch_nums)
 
     @property
-    def first(self) -> int:
+    def first_tokens(self) -> int:
         """Tokens of the first scale."""
         return self.patch_nums[0] ** 2
 
 
 def preset(depth: int, **changes: object) -> VARConfig:
-    """VAR of that depth as released (16, 20, 24, 30; 36 is the 512 px model): 64 channels a head, a head a block."""
+    """VAR of a released depth (16, 20, 24, 30, or 36 for the 512 px model): as many heads as blocks, 64 wide each."""
     config = VARConfig(width=64 * depth, depth=depth, heads=depth)
     if depth == 36:
         config = replace(config, patch_nums=SCALES_512, shared_aln=True)
@@ -59,7 +61,7 @@ def preset(depth: int, **changes: object) -> VARConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over [B, T, width] and what was cached before; the keys have no bias."""
+    """Multi-head self-attention over [B, T, width] and the cached coarser scales; keys have no bias."""
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
@@ -71,8 +73,13 @@ class Attention(nn.Module):
         if config.attn_l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
 
-    def forward(self, x: Tensor, past: Cache | None = None, bias: Tensor | None = None) -> tuple[Tensor, Cache]:
-        """Output [B, T, width] and the keys and values up to here; bias [T, all] is added to the attention logits."""
+    def forward(
+        self, x: Tensor, past: KeyValueCache | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, KeyValueCache]:
+        """Output [B, T, width], and the cache with the keys and values of x.
+
+        bias [T, past + T] is added to the logits.
+        """
         _, length, width = x.shape
         bias_qkv = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = functional.linear(x, self.mat_qkv.weight, bias_qkv)
@@ -91,7 +98,7 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q k + bias) v of [B, heads, T, d] tensors, with q already scaled; written out, as `blocks.attend` is."""
+    """softmax(q k^T + bias) v of [B, heads, T, d] tensors, with q already scaled; written out as in `blocks.attend`."""
     if q.is_cuda and not torch.compiler.is_exporting():
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
     logits = q @ k.transpose(-2, -1)
@@ -119,7 +126,7 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Transformer block whose norms and residual gains the class sets (AdaLN)."""
+    """Transformer block whose norms and residual gains depend on the class (AdaLN)."""
 
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
@@ -132,8 +139,8 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def modulation(self, condition: Tensor) -> Tensor:
-        """[B, 6, width] (gains of attention and MLP, their scales, their shifts) of the class embedding [B, width], or
-        of what the shared layer made of it [B, 6, width]."""
+        """Modulation [B, 6, width] (gains of attention and MLP, then their scales, then their shifts) of the class
+        embedding [B, width], or of the shared layer's output [B, 6, width]."""
         if hasattr(self, "ada_gss"):
             return condition + self.ada_gss[0]
         out: Tensor = self.ada_lin(condition)
@@ -143,11 +150,11 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        past: Cache | None = None,
+        past: KeyValueCache | None = None,
         bias: Tensor | None = None,
         keep: Tensor | None = None,
-    ) -> tuple[Tensor, Cache]:
-        """Tokens [B, T, width] and the cache; keep [B, 1, 1] multiplies the branches (stochastic depth)."""
+    ) -> tuple[Tensor, KeyValueCache]:
+        """Output [B, T, width] and the cache. keep [B, 1, 1]: factor of the branches, for stochastic depth."""
         gain1, gain2, scale1, scale2, shift1, shift2 = modulation.split(1, dim=1)
         if keep is not None:
             gain1, gain2 = gain1 * keep, gain2 * keep
@@ -157,14 +164,14 @@ class Block(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """The modulated norm before the head."""
+    """The norm before the head, which depends on the class (AdaLN)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def modulation(self, condition: Tensor) -> Tensor:
-        """[B, 2, width] (scale, shift) of the class embedding [B, width]."""
+        """Modulation [B, 2, width] (scale, shift) of the class embedding [B, width]."""
         out: Tensor = self.ada_lin(condition)
         return out.unflatten(-1, (2, -1))
 
@@ -174,9 +181,9 @@ class HeadNorm(nn.Module):
 
 
 class VAR(nn.Module):
-    """Decoder-only transformer over the token maps of all scales, each of which sees itself and those before it.
+    """Decoder-only transformer over the token maps of all scales; each scale attends to itself and to coarser ones.
 
-    Parameters bear the official names, so `load_state_dict` takes an official checkpoint without its buffers.
+    Parameters have the official names, so that `load_state_dict` takes an official checkpoint without its buffers.
     """
 
     def __init__(self, config: VARConfig, drop_path: float = 0.0) -> None:
@@ -187,7 +194,7 @@ class VAR(nn.Module):
         width = config.width
         self.word_embed = nn.Linear(config.channels, width)
         self.class_emb = nn.Embedding(config.classes + 1, width)
-        self.pos_start = nn.Parameter(torch.zeros(1, config.first, width))
+        self.pos_start = nn.Parameter(torch.zeros(1, config.first_tokens, width))
         self.pos_1LC = nn.Parameter(torch.zeros(1, config.tokens, width))
         self.lvl_embed = nn.Embedding(len(config.patch_nums), width)
         if config.shared_aln:
@@ -197,7 +204,7 @@ class VAR(nn.Module):
         self.head = nn.Linear(width, config.vocabulary)
 
     def modulations(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """All blocks' modulation [B, depth, 6, width] and the head's [B, 2, width] of class embeddings [B, width]."""
+        """Modulation of all blocks [B, depth, 6, width] and the head [B, 2, width] by class embeddings [B, width]."""
         shared = self.shared_ada_lin(condition).unflatten(-1, (6, -1)) if self.config.shared_aln else condition
         return torch.stack([block.modulation(shared) for block in self.blocks], 1), self.head_nm.modulation(condition)
 
@@ -208,45 +215,50 @@ class VAR(nn.Module):
         return torch.cat([weight[i : i + 1].expand(n, -1) for i, n in enumerate(sides)]) + self.pos_1LC[0]
 
     def first_input(self, condition: Tensor) -> Tensor:
-        """The first scale's input [B, first, width] of class embeddings [B, width]."""
-        return condition.unsqueeze(1) + self.pos_start + self.positions()[: self.config.first]
+        """The first scale's input [B, first_tokens, width] of class embeddings [B, width]."""
+        return condition.unsqueeze(1) + self.pos_start + self.positions()[: self.config.first_tokens]
 
     def features(self, labels: Tensor, inputs: Tensor) -> Tensor:
-        """What the head sees [B, L, width], modulated norm included, of all scales at once, for training.
+        """Input of the head [B, L, width] for all scales at once, for training.
 
-        labels [B]; inputs [B, L - first, channels]: the feature map after every scale but the last, shrunk to the scale
-        after it (`Quantizer.inputs`). In training mode every block but the first is dropped for some pictures, the last
-        with probability `drop_path`.
+        labels [B].
+        inputs [B, L - first_tokens, channels]: the feature map after every scale but the last, resized to the scale
+        after it (`Quantizer.inputs`).
+
+        In training mode every block but the first is dropped for some pictures, the last with probability `drop_path`.
         """
         condition = self.class_emb(labels)
-        modulation, of_head = self.modulations(condition)
-        later = self.word_embed(inputs) + self.positions()[self.config.first :]
+        modulation, head_modulation = self.modulations(condition)
+        later = self.word_embed(inputs) + self.positions()[self.config.first_tokens :]
         x = torch.cat([self.first_input(condition), later], dim=1)
         bias = self.causal_bias().to(x.device)
         for i, block in enumerate(self.blocks):
-            x, _ = block(x, modulation[:, i], bias=bias, keep=self._kept(x, i))
-        out: Tensor = self.head_nm(x, of_head)
+            x, _ = block(x, modulation[:, i], bias=bias, keep=self._stochastic_depth(x, i))
+        out: Tensor = self.head_nm(x, head_modulation)
         return out
 
     def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
-        """Logits [B, L, vocabulary] of all scales at once, for training; see `features`."""
+        """Logits [B, L, vocabulary] for all scales at once, for training; parameters as in `features`."""
         out: Tensor = self.head(self.features(labels, inputs))
         return out
 
     def causal_bias(self) -> Tensor:
-        """[L, L]: 0 where the row's token sees the column's (same scale or coarser), else minus infinity."""
+        """[L, L]: 0 where the row's token attends to the column's (same scale or coarser), else minus infinity."""
         scale = torch.cat([torch.full((end - start,), i) for i, (start, end) in enumerate(self.ranges)])
         return torch.zeros(len(scale), len(scale)).masked_fill(scale[:, None] < scale[None, :], -math.inf)
 
-    def _kept(self, x: Tensor, block: int) -> Tensor | None:
+    def _stochastic_depth(self, x: Tensor, block: int) -> Tensor | None:
+        """Factors [B, 1, 1] of a block's branches: 0 for pictures that drop it; None outside of training."""
         rate = self.drop_path * block / max(self.config.depth - 1, 1)
         if not self.training or not rate:
             return None
         return x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - rate) / (1 - rate)
 
     def initialize(self, gain: float = 1e-5) -> VAR:
-        """Official initialisation (init_weights with the trainer's settings); returns self. gain: the trainer's alng,
-        by which the first scales of the branches are multiplied."""
+        """Official initialisation (init_weights with the trainer's settings); returns self.
+
+        gain: factor of the branches' residual gains (the trainer's `alng`).
+        """
         std = (1 / self.config.width / 3) ** 0.5
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):

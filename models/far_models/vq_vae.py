@@ -1,4 +1,4 @@
-"""VAR's VQ-VAE: pictures into a pyramid of token maps and back (VAR section 3.2, algorithms 1 and 2; official
+"""VAR's VQ-VAE: pictures to a pyramid of token maps and back (VAR section 3.2, algorithms 1 and 2; official
 models/vqvae.py and models/quant.py)."""
 
 from __future__ import annotations
@@ -13,30 +13,35 @@ from far_models.kl_vae import Decoder, Encoder, VAEConfig
 from far_runtime.sampling.pyramid import SCALES_256, phi_index, resize_tables, token_ranges
 
 PHI_SHARE = 0.5
+"""Share of the convolution in the output of a phi."""
 COMMITMENT = 0.25
+"""Weight of the commitment loss."""
 
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """Sizes of a VQ-VAE; the official one (vae_ch160v4096z32) is the default.
-
-    ch, multipliers, blocks, patch: encoder and decoder, as in VAEConfig. channels: of one code. vocabulary: codes.
-    phis: convolutions that the scales share. patch_nums: sides of the token maps, the last is the latents' side.
-    """
+    """Sizes of a VQ-VAE; the default is the official one (vae_ch160v4096z32). Fields without a description are
+    VAEConfig's."""
 
     ch: int = 160
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
     patch: int = 1
     channels: int = 32
+    """Channels of one code."""
     vocabulary: int = 4096
+    """Codes in the codebook."""
     phis: int = 4
+    """Convolutions that the scales share."""
     patch_nums: tuple[int, ...] = SCALES_256
+    """Sides of the token maps, from the coarsest scale to the finest, which is the latents' side."""
 
     @property
     def autoencoder(self) -> VAEConfig:
         """The sizes of encoder and decoder."""
-        return VAEConfig(self.ch, self.multipliers, self.blocks, self.channels, self.patch)
+        return VAEConfig(
+            ch=self.ch, multipliers=self.multipliers, blocks=self.blocks, channels=self.channels, patch=self.patch
+        )
 
     @property
     def stride(self) -> int:
@@ -55,7 +60,7 @@ class Phi(nn.Conv2d):
 
 
 class Phis(nn.Module):
-    """The convolutions that the scales share."""
+    """The convolutions that the scales share, under their official name."""
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
@@ -63,47 +68,49 @@ class Phis(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Residual quantiser over a pyramid of token maps, coarse to fine, with one codebook.
+    """Residual quantiser over a pyramid of token maps, from coarse to fine, with one codebook.
 
-    Feature maps are [B, cells, C], all scales' tokens together [B, L]. `up` and `down` [L, cells] are the resizes.
+    Feature maps are [B, cells, C], the tokens of all scales [B, L].
     """
 
     up: Tensor
+    """Resizes from every scale to the cells [L, cells]."""
     down: Tensor
+    """Resizes from the cells to every scale [L, cells]."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         scales = config.patch_nums
         self.side = scales[-1]
         self.ranges = token_ranges(scales)
-        self.phi_of = [phi_index(i, len(scales), config.phis) for i in range(len(scales))]
+        self.phi_indices = [phi_index(i, len(scales), config.phis) for i in range(len(scales))]
         self.embedding = nn.Embedding(config.vocabulary, config.channels)
         self.quant_resi = Phis(config.channels, config.phis)
         for name, table in zip(("up", "down"), resize_tables(scales), strict=True):
             self.register_buffer(name, torch.from_numpy(table.copy()), persistent=False)
 
-    def grown(self, scale: int, embeddings: Tensor) -> Tensor:
-        """What embeddings [B, T, C] of a scale add to the feature map [B, cells, C]."""
+    def contribution(self, scale: int, embeddings: Tensor) -> Tensor:
+        """What a scale's embeddings [B, T, C] add to the feature map [B, cells, C]."""
         start, end = self.ranges[scale]
-        return self.refined(self.up[start:end].T @ embeddings, self.quant_resi.qresi_ls[self.phi_of[scale]])
+        return self.apply_phi(self.up[start:end].T @ embeddings, self.quant_resi.qresi_ls[self.phi_indices[scale]])
 
-    def refined(self, cells: Tensor, phi: nn.Module) -> Tensor:
-        """phi over the grid of cells [B, cells, C]."""
+    def apply_phi(self, cells: Tensor, phi: nn.Module) -> Tensor:
+        """The convolution phi over cells [B, cells, C], as a grid."""
         grid = cells.transpose(1, 2).reshape(-1, cells.shape[-1], self.side, self.side)
         out: Tensor = phi(grid).flatten(2).transpose(1, 2)
         return out
 
     def nearest(self, vectors: Tensor) -> Tensor:
-        """The codes [B, T] that are nearest to vectors [B, T, C]."""
+        """The codes [B, T] nearest to vectors [B, T, C]."""
         codes = self.embedding.weight
         return (codes.square().sum(1) - 2 * vectors @ codes.T).argmin(-1)
 
     def encode(self, features: Tensor) -> Tensor:
-        """Tokens [B, L] of all scales of features [B, cells, C]: each scale codes what the coarser ones left."""
-        rest, tokens = features, []
+        """Tokens of all scales [B, L] of features [B, cells, C]: each scale encodes what the coarser scales left."""
+        residual, tokens = features, []
         for scale, (start, end) in enumerate(self.ranges):
-            tokens.append(self.nearest(self.down[start:end] @ rest))
-            rest = rest - self.grown(scale, self.embedding(tokens[-1]))
+            tokens.append(self.nearest(self.down[start:end] @ residual))
+            residual = residual - self.contribution(scale, self.embedding(tokens[-1]))
         return torch.cat(tokens, dim=1)
 
     def states(self, tokens: Tensor) -> list[Tensor]:
@@ -111,18 +118,21 @@ class Quantizer(nn.Module):
         embeddings = self.embedding(tokens)
         states, total = [], embeddings.new_zeros(1)
         for scale, (start, end) in enumerate(self.ranges):
-            total = total + self.grown(scale, embeddings[:, start:end])
+            total = total + self.contribution(scale, embeddings[:, start:end])
             states.append(total)
         return states
 
     def inputs(self, tokens: Tensor) -> Tensor:
-        """VAR's inputs [B, L - first, C] under teacher forcing: every state shrunk to the scale after it."""
+        """VAR's inputs [B, L - first_tokens, C] for teacher forcing: every state resized to the scale after it."""
         pairs = zip(self.states(tokens)[:-1], self.ranges[1:], strict=True)
         return torch.cat([self.down[start:end] @ state for state, (start, end) in pairs], dim=1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantised features [B, C, h, w] whose gradient goes straight to `features`, the quantisation loss (codebook
-        plus a quarter commitment, mean over scales), and the tokens [B, L]."""
+        """Quantised features [B, C, h, w], the quantisation loss and the tokens [B, L], for training.
+
+        The gradient passes straight through to `features`. The loss is the codebook's plus COMMITMENT times the
+        commitment's, averaged over scales.
+        """
         cells = features.flatten(2).transpose(1, 2)
         with torch.no_grad():
             tokens = self.encode(cells)
@@ -136,7 +146,7 @@ class Quantizer(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Encoder, quantiser, decoder and the 3 x 3 convolutions around the feature map, under the official names."""
+    """Encoder, quantiser, decoder and the 3 x 3 convolutions around the feature map, with the official names."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -149,12 +159,12 @@ class VQVAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features [B, C, h, w], not yet quantised, of pictures [B, 3, H, W] in [-1, 1]."""
+        """Features [B, C, h, w] before quantisation, of pictures [B, 3, H, W] in [-1, 1]."""
         out: Tensor = self.quant_conv(self.encoder(images))
         return out
 
     def decode(self, features: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W], about [-1, 1] (not clipped), of quantised features [B, C, h, w]."""
+        """Pictures [B, 3, H, W], about [-1, 1] and not clipped, of quantised features [B, C, h, w]."""
         out: Tensor = self.decoder(self.post_quant_conv(features))
         return out
 
@@ -164,7 +174,7 @@ class VQVAE(nn.Module):
         return self.decode(quantized), loss, tokens
 
     def with_scales(self, patch_nums: tuple[int, ...]) -> VQVAE:
-        """The same weights over other scales (the official 512 px models take the 256 px models' VQ-VAE)."""
+        """A VQ-VAE with the same weights and other scales; the official 512 px models use that of the 256 px models."""
         if patch_nums == self.config.patch_nums:
             return self
         with torch.device("meta"):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from far_models.far import FAR
-from far_models.var import VAR, Cache
+from far_models.var import VAR, KeyValueCache
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
 from far_runtime.sampling.base import Step
@@ -158,7 +158,7 @@ class ReleasedVAR:
         condition = var.class_emb(torch.tensor([*labels, *[config.classes] * batch]))
         latents = torch.zeros(batch, scales[-1] ** 2, config.channels)
         x = var.first_input(condition)
-        caches: list[Cache | None] = [None] * config.depth
+        caches: list[KeyValueCache | None] = [None] * config.depth
         ranges = token_ranges(scales)
         for i, (start, end) in enumerate(ranges):
             with autocast(self.amp):
@@ -172,7 +172,7 @@ class ReleasedVAR:
             drawn = torch.from_numpy(noise.gumbel(i, end - start, config.vocabulary))
             tokens = (filtered(logits, top_k, top_p) + drawn).argmax(-1)
             cells = quantizer.up[start:end].transpose(0, 1) @ quantizer.embedding(tokens)
-            latents = latents + quantizer.refined(cells, quantizer.quant_resi.qresi_ls[self._phi(i)])
+            latents = latents + quantizer.apply_phi(cells, quantizer.quant_resi.qresi_ls[self._phi(i)])
             if i + 1 < len(scales):
                 after = slice(*ranges[i + 1])
                 x = var.word_embed(quantizer.down[after] @ latents) + var.positions()[after]

@@ -37,14 +37,14 @@ VARIANTS = [{}, {"shared_aln": True}, {"attn_l2_norm": False}, {"patch_nums": (2
 def test_scale_by_scale_with_a_cache_equals_one_masked_pass(changes: dict[str, Any]) -> None:
     var = tiny(**changes)
     labels = torch.tensor([4, 5])
-    inputs = torch.randn(2, var.config.tokens - var.config.first, 6)
+    inputs = torch.randn(2, var.config.tokens - var.config.first_tokens, 6)
     with torch.no_grad():
         whole = var(labels, inputs)
         condition = var.class_emb(labels)
         modulation, of_head = var.modulations(condition)
         caches: list[Any] = [None] * var.config.depth
         for start, end in var.ranges:
-            first = var.config.first
+            first = var.config.first_tokens
             x = var.first_input(condition)
             if start:
                 x = var.word_embed(inputs[:, start - first : end - first]) + var.positions()[start:end]

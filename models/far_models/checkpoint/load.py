@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_models.checkpoint.config import far_config, json_entry, mar_config, parse_overrides, vae_config
+from far_models.checkpoint.config import far_config, mar_config, vae_config
 from far_models.checkpoint.config_far_t2i import far_t2i_config
 from far_models.checkpoint.config_var import parameters_of, var_config, vqvae_config
 from far_models.checkpoint.file import FAR_WEIGHTS, VAE_WEIGHTS, Contents, read_contents
+from far_models.checkpoint.settings import metadata_entry, parse_overrides
 from far_models.far import FAR
 from far_models.far_t2i import FART2I
 from far_models.kl_vae import AutoencoderKL
@@ -79,8 +80,8 @@ def load_checkpoint(
     return Checkpoint(
         system,
         model.eval(),
-        tuple(json_entry(contents, "classes", [])),
-        dict(json_entry(contents, "sampling", {})),
+        tuple(metadata_entry(contents, "classes", [])),
+        dict(metadata_entry(contents, "sampling", {})),
         {"file": contents.path.name, "weights": contents.weights},
     )
 

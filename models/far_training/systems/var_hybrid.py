@@ -49,7 +49,7 @@ class VARHybridLosses(nn.Module):
         """
         model = self.model
         with torch.autocast(latents.device.type, enabled=False):  # the targets need all digits
-            targets, inputs = model.maps(tokens_of(latents))
+            targets, inputs = model.targets_and_inputs(tokens_of(latents))
         inputs = inputs + disturbance[:, disturbance.shape[1] - inputs.shape[1] :]
         condition = model.condition(model.var.features(labels, inputs), model.scale_numbers())
         error, bound = token_losses(self.diffusion, model.head.net, targets, condition, t, noise)
@@ -68,7 +68,7 @@ def var_hybrid_task(
     model.var.drop_path = settings.drop_path
     measured = data.train[:: -(-len(data.train) // MEASURED_PICTURES)]
     mean, _ = data.moments(measured, np.zeros(len(measured), np.bool_))
-    model.measure(tokens_of(config.latent_scale * mean))
+    model.set_gain(tokens_of(config.latent_scale * mean))
     tokens = sum(side * side for side in config.patch_nums)
 
     def fetch(rng: SampleRng, progress: float) -> tuple[Tensor, ...]:

@@ -281,11 +281,11 @@ def test_a_hybrid_draws_as_it_was_taught(residual: bool) -> None:
     torch.manual_seed(0)
     model = VARHybrid(replace(HYBRID_CONFIG, residual=residual)).eval()
     given = torch.randn(2, 16, 3)
-    model.measure(given)
+    model.set_gain(given)
     for block in model.var.blocks:  # else the class alone counts
         torch.nn.init.normal_(block.ada_lin[1].weight, std=0.3)
     labels = torch.tensor([1, 3])
-    targets, inputs = model.maps(given)
+    targets, inputs = model.targets_and_inputs(given)
     assert targets.std() == pytest.approx(1, abs=0.15)
     taught = model.condition(model.var.features(labels, inputs), model.scale_numbers())
     assert not torch.allclose(taught[:, 1], taught[:, 4])
@@ -300,7 +300,9 @@ def test_a_hybrid_draws_as_it_was_taught(residual: bool) -> None:
 
 def test_residual_and_plain_maps_differ_where_they_should() -> None:
     given = torch.randn(2, 16, 3)
-    maps = [VARHybrid(replace(HYBRID_CONFIG, residual=residual)).maps(given)[0] for residual in (True, False)]
+    maps = [
+        VARHybrid(replace(HYBRID_CONFIG, residual=residual)).targets_and_inputs(given)[0] for residual in (True, False)
+    ]
     torch.testing.assert_close(maps[0][:, 0], given.mean(1))
     torch.testing.assert_close(maps[1][:, 5:], given)
     rest = given - given.mean(1, keepdim=True)
