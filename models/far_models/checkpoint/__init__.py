@@ -1,1 +1,1 @@
-"""Checkpoints: files, the sizes that their tensors tell, networks, and saving."""
+"""Checkpoints: reading files, configurations from their contents, loading models and saving them."""

@@ -1,5 +1,5 @@
-"""What a checkpoint file holds: official .pth and .ckpt files and .safetensors, read without executing anything that
-is in them."""
+"""The contents of checkpoint files: official .pth and .ckpt files and .safetensors, read without running any code in
+them."""
 
 from __future__ import annotations
 
@@ -18,30 +18,36 @@ from torch import Tensor
 
 from far_runtime.errors import FarError
 
-FAR_WEIGHTS = ("model_ema", "model", "state_dict")  # the first that the file has, where none is asked for
-VAE_WEIGHTS = ("model", "state_dict", "model_ema")  # kl16.ckpt has "model", files of LDM's trainer "state_dict"
-WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+FAR_WEIGHTS = ("model_ema", "model", "state_dict")
+"""Names of state dicts inside a file, in the order in which they are preferred."""
+VAE_WEIGHTS = ("model", "state_dict", "model_ema")
+"""The same for a VAE: kl16.ckpt has "model", files of LDM's trainer have "state_dict"."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that DistributedDataParallel and torch.compile add to every name."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: tensors by official name, the training arguments (official `args`), the metadata (of a
-    .safetensors file, or the entry of that name that this project's trainers write), and the name of the state dict
-    that was taken, empty where the file is one itself."""
+    """The contents of a checkpoint file."""
 
     path: Path
     tensors: dict[str, Tensor]
+    """The tensors of the chosen state dict, by official name."""
     args: dict[str, Any]
+    """The training arguments (official `args`)."""
     metadata: dict[str, str]
+    """The metadata of a .safetensors file, or the entry "metadata" that this project's trainers write."""
     weights: str = ""
+    """Name of the chosen state dict; "" where the file is a state dict itself."""
 
 
 def read_contents(path: Path, weights: str | None = None, order: Sequence[str] = FAR_WEIGHTS) -> Contents:
-    """Tensors, arguments and metadata of a checkpoint file; `weights` names the state dict to take where the file
-    holds several, and without it the first of `order` is taken.
+    """Read tensors, arguments and metadata of a checkpoint file.
+
+    weights: the state dict to choose where the file has several; by default the first of `order`.
 
     Only tensors, plain values and an argparse.Namespace are unpickled. Tensors stay memory-mapped where the format
-    allows. Raises FarError for a missing file, a file that is no checkpoint, and a pickle with anything else in it.
+    allows. Raises FarError for a missing file, a file that is not a checkpoint, and a pickle with anything else in it.
     """
     if not path.is_file():
         raise FarError(f"{path}: no such file; give the path of a .pth, .ckpt or .safetensors checkpoint")
@@ -54,10 +60,10 @@ def read_contents(path: Path, weights: str | None = None, order: Sequence[str] =
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
     args = dict(arguments) if isinstance(arguments, Mapping) else {}
-    notes = state.get("metadata")
-    metadata = {str(k): str(v) for k, v in notes.items()} if isinstance(notes, Mapping) else {}
-    taken, chosen = _chosen(path, state, weights, order)
-    return Contents(path, _tensors(path, chosen), args, metadata, taken)
+    entries = state.get("metadata")
+    metadata = {str(key): str(value) for key, value in entries.items()} if isinstance(entries, Mapping) else {}
+    name, state_dict = _choose_state_dict(path, state, weights, order)
+    return Contents(path=path, tensors=_tensors(path, state_dict), args=args, metadata=metadata, weights=name)
 
 
 def _read_safetensors(path: Path) -> Contents:
@@ -66,7 +72,7 @@ def _read_safetensors(path: Path) -> Contents:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it cannot be iterated
-            return Contents(path, _tensors(path, tensors), {}, file.metadata() or {})
+            return Contents(path=path, tensors=_tensors(path, tensors), args={}, metadata=file.metadata() or {})
     except SafetensorError as error:
         raise FarError(f"{path}: not a safetensors file ({error}); is the download complete?") from error
 
@@ -74,7 +80,8 @@ def _read_safetensors(path: Path) -> Contents:
 def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # what it says of pickle protocols is no use to whoever gave a wrong file
+            # Warnings of pickle protocols do not help with a wrong file.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|global) ([\w.]+)", str(error))
@@ -85,15 +92,15 @@ def _unpickle(path: Path) -> Any:
             ) from error
         raise FarError(f"{path}: not a PyTorch checkpoint; expected .pth, .ckpt or .safetensors") from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
-        told = isinstance(error, (RuntimeError, OSError)) and str(error)
-        detail = str(error).splitlines()[0] if told else "its content is none"
+        has_reason = isinstance(error, (RuntimeError, OSError)) and str(error)
+        detail = str(error).splitlines()[0] if has_reason else "its content is none"
         raise FarError(f"{path}: not a PyTorch checkpoint, or cut short ({detail})") from error
 
 
-def _chosen(
+def _choose_state_dict(
     path: Path, state: dict[Any, Any], weights: str | None, order: Sequence[str]
 ) -> tuple[str, Mapping[Any, Any]]:
-    """The state dict to take and its name; the file's dictionary itself, named "", where it holds no state dicts."""
+    """The chosen state dict and its name; the file's own dictionary and "" where it has no state dicts inside."""
     candidates = {name: state[name] for name in order if isinstance(state.get(name), Mapping)}
     if not candidates:
         return "", state
@@ -106,17 +113,17 @@ def _chosen(
     return weights, candidates[weights]
 
 
-def _tensors(path: Path, chosen: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict without a wrapper's prefix; FarError where there is none or one is not dense."""
-    tensors = {name: value for name, value in chosen.items() if isinstance(value, Tensor)}
+def _tensors(path: Path, state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, without wrappers' prefixes; FarError where there are none or one is not dense."""
+    tensors = {name: value for name, value in state_dict.items() if isinstance(value, Tensor)}
     if not tensors:
         raise FarError(f"{path}: no tensors found; expected a state dict, or one under model_ema or model")
     for name, tensor in tensors.items():
-        kind = _unusual(tensor)
-        if kind:
+        if layout := _unusual_layout(tensor):
             shape = "" if tensor.is_nested else f" {list(tensor.shape)}"
             raise FarError(
-                f"{path}: tensor {name}{shape} is {kind}; expected dense floating-point tensors: save it again as such"
+                f"{path}: tensor {name}{shape} is {layout}; expected dense floating-point tensors: save it again as "
+                "such"
             )
         if not isinstance(name, str):
             raise FarError(
@@ -128,8 +135,8 @@ def _tensors(path: Path, chosen: Mapping[Any, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _unusual(tensor: Tensor) -> str:
-    """What makes a tensor no plain array of values, or nothing."""
+def _unusual_layout(tensor: Tensor) -> str:
+    """How a tensor is stored where it is not a dense array of values; else ""."""
     if tensor.is_quantized:
         return "quantized"
     if tensor.is_nested:

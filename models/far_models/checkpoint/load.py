@@ -1,4 +1,4 @@
-"""Checkpoints into models, with every tensor checked."""
+"""Checkpoints to models, with every tensor checked."""
 
 from __future__ import annotations
 
@@ -28,49 +28,54 @@ __all__ = [
     "far_config", "load_checkpoint", "parse_overrides", "read_contents", "vae_config",
 ]  # fmt: skip
 
-NOT_OF_THE_VAE = ("loss.",)  # discriminator and perceptual network that LDM's trainer saves beside the autoencoder
-SHOWN = 5
+VAE_IGNORED = ("loss.",)
+"""Prefixes of the discriminator and the perceptual network that LDM's trainer saves beside the autoencoder."""
+MAX_NAMES = 5
+"""Tensors that an error message names."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in evaluation mode and its system (a key of SYSTEMS), with what else the file says.
-
-    classes: names by label, or empty. sampling: the settings that the model was made to be drawn with (levels, steps,
-    guidance, temperature; any may be absent). source: the name of the file it came from
-    and of the weights that were taken ("model_ema", "model", "state_dict", or "" where the file has one set only).
-    """
+    """A loaded model and what its file states beside the weights."""
 
     system: str
+    """A key of SYSTEMS."""
     model: nn.Module
+    """The model in evaluation mode."""
     classes: tuple[str, ...]
+    """Class names by label; may be empty."""
     sampling: dict[str, Any]
+    """The model's own sampling settings by name (levels, steps, guidance, ...); any may be absent."""
     source: dict[str, str]
+    """"file": name of the file. "weights": name of the chosen state dict, or "" where the file has only one."""
 
 
 def detect_system(contents: Contents) -> str:
-    """The name of the system, told from the tensors' names; FarError where none fits."""
+    """The system of a checkpoint, by the names of its tensors; FarError where it is of none."""
     names = contents.tensors.keys()
-    for system, (sign, _) in SYSTEMS.items():
-        if sign in names:
+    for system, (marker, _) in SYSTEMS.items():
+        if marker in names:
             return system
-    shown = ", ".join(list(names)[:4])
+    first_names = ", ".join(list(names)[:4])
     raise FarError(
-        f"{contents.path}: no checkpoint of {', '.join(SYSTEMS)} (its tensors are {shown}, ...); "
-        f"expected {' or '.join(sign for sign, _ in SYSTEMS.values())} among them"
+        f"{contents.path}: no checkpoint of {', '.join(SYSTEMS)} (its tensors are {first_names}, ...); "
+        f"expected {' or '.join(marker for marker, _ in SYSTEMS.values())} among them"
     )
 
 
 def load_checkpoint(
     path: str | Path, weights: str | None = None, overrides: Mapping[str, Any] | None = None, expect: str | None = None
 ) -> Checkpoint:
-    """Load a FAR or KL-VAE checkpoint into its model.
+    """Load a checkpoint of any system into its model.
 
-    Sizes are read from the tensors; head counts, the masked switch and the prediction type come from the file's
-    arguments or metadata, the presets, or `overrides` (FARConfig or VAEConfig fields; `heads` sets both head counts).
-    `expect`: the system that the caller needs. `weights`: the state dict to take; by default model_ema, else model,
-    else state_dict, but where a KL-VAE is expected model, else state_dict, else model_ema. Raises FarError, naming
-    every missing, extra or misshapen tensor and those with NaN or Inf.
+    weights: the state dict to choose; by default the first of FAR_WEIGHTS, or of VAE_WEIGHTS where a KL-VAE is
+    expected.
+    overrides: fields of the system's configuration; `heads` sets both numbers of heads of a FAR.
+    expect: the system that the caller needs.
+
+    Sizes are read from the tensors. Other settings come from the overrides, the file's metadata, its training arguments
+    or the presets, in this order. Raises FarError that names every tensor which is missing, not expected, of another
+    shape, or with NaN or Inf in it.
     """
     contents = read_contents(Path(path), weights, VAE_WEIGHTS if expect == "klvae" else FAR_WEIGHTS)
     system = detect_system(contents)
@@ -78,11 +83,11 @@ def load_checkpoint(
         raise FarError(f"{path}: is a {system} checkpoint; expected {expect} here")
     model = SYSTEMS[system][1](contents, dict(overrides or {}))
     return Checkpoint(
-        system,
-        model.eval(),
-        tuple(metadata_entry(contents, "classes", [])),
-        dict(metadata_entry(contents, "sampling", {})),
-        {"file": contents.path.name, "weights": contents.weights},
+        system=system,
+        model=model.eval(),
+        classes=tuple(metadata_entry(contents, "classes", [])),
+        sampling=dict(metadata_entry(contents, "sampling", {})),
+        source={"file": contents.path.name, "weights": contents.weights},
     )
 
 
@@ -99,7 +104,7 @@ def _build(
 
 
 def build_far(contents: Contents, overrides: Mapping[str, Any] | None = None) -> nn.Module:
-    """A FAR in float32 with the file's weights (which stay memory-mapped where they were float32)."""
+    """A FAR in float32 with the file's weights, which stay memory-mapped where they are float32."""
     return _build(FAR, far_config(contents, overrides), contents, contents.tensors)
 
 
@@ -115,7 +120,7 @@ def build_mar(contents: Contents, overrides: Mapping[str, Any] | None = None) ->
 
 def build_vae(contents: Contents, overrides: Mapping[str, Any] | None = None) -> nn.Module:
     """A KL-VAE in float32 with the file's weights."""
-    tensors = {name: t for name, t in contents.tensors.items() if not name.startswith(NOT_OF_THE_VAE)}
+    tensors = {name: t for name, t in contents.tensors.items() if not name.startswith(VAE_IGNORED)}
     return _build(AutoencoderKL, vae_config(contents, overrides), contents, tensors)
 
 
@@ -129,36 +134,36 @@ def build_vqvae(contents: Contents, overrides: Mapping[str, Any] | None = None) 
     return _build(VQVAE, vqvae_config(contents, overrides), contents, parameters_of(contents))
 
 
-def check_tensors(path: Path, expected: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
-    """FarError that names every tensor which is missing, not expected, of another shape than expected, or not of
-    floating-point numbers."""
-    problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in given]
-    problems += [f"not expected {name} {list(given[name].shape)}" for name in given if name not in expected]
+def check_tensors(path: Path, expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
+    """Raise FarError that names every tensor which is missing, not expected, of another shape than expected, or not
+    floating point."""
+    problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
+    problems += [f"not expected {name} {list(tensors[name].shape)}" for name in tensors if name not in expected]
     problems += [
-        f"{name} is {list(given[name].shape)}, expected {list(shape)}"
+        f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
-        if name in given and given[name].shape != shape
+        if name in tensors and tensors[name].shape != shape
     ]
     problems += [
-        f"{name} is {t.dtype}, expected floating point" for name, t in given.items() if not t.is_floating_point()
+        f"{name} is {t.dtype}, expected floating point" for name, t in tensors.items() if not t.is_floating_point()
     ]
     if problems:
         raise FarError(f"{path}: {len(problems)} tensors do not fit the model: " + "; ".join(problems))
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """FarError that names the first tensors with NaN or Inf in them."""
-    # The extremes show both, NaN too, and take no memory of the tensor's size.
+    """Raise FarError that names the first tensors with NaN or Inf in them."""
+    # Minimum and maximum show both, and need no memory of the tensor's size as isfinite() does.
     bad = [name for name, t in tensors.items() if t.numel() and not torch.stack(torch.aminmax(t)).isfinite().all()]
     if bad:
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        more = f" and {len(bad) - MAX_NAMES} more" if len(bad) > MAX_NAMES else ""
         raise FarError(
-            f"{path}: NaN or Inf in {', '.join(bad[:SHOWN])}{more}; the training diverged or the file is damaged: "
+            f"{path}: NaN or Inf in {', '.join(bad[:MAX_NAMES])}{more}; the training diverged or the file is damaged: "
             "use another checkpoint or other --weights"
         )
 
 
-# The first whose sign is there counts: FAR-T2I has FAR's sign too, and both have MAR's.
+# In this order: FAR-T2I has FAR's marker too, and both have MAR's.
 SYSTEMS: dict[str, tuple[str, Callable[[Contents, Mapping[str, Any]], nn.Module]]] = {
     "far_t2i": ("context_embed.weight", build_far_t2i),
     "far": ("diffloss.net.index_cond_embed.weight", build_far),
@@ -167,3 +172,4 @@ SYSTEMS: dict[str, tuple[str, Callable[[Contents, Mapping[str, Any]], nn.Module]
     "vqvae": ("quantize.embedding.weight", build_vqvae),
     "klvae": ("post_quant_conv.weight", build_vae),
 }
+"""By system: a tensor that marks its checkpoints, and the function that builds the model."""

@@ -1,4 +1,4 @@
-"""Trained checkpoints as small .safetensors files with everything in the metadata that rebuilds the model."""
+"""Trained checkpoints as small .safetensors files whose metadata has everything to rebuild the model."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ SYSTEM_OF: dict[type[nn.Module], str] = {
 def metadata_of(
     model: nn.Module, classes: Sequence[str] = (), sampling: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """What a checkpoint says beside its tensors: format, system (a key of far_models.checkpoint.load.SYSTEMS), and as
-    JSON config (the dataclass fields), classes (names by label) and sampling (what a bundle takes as its default steps,
-    guidance, ...)."""
+    """The metadata of a checkpoint.
+
+    "format" and "system" (a key of far_models.checkpoint.load.SYSTEMS) are plain text; "config" (the dataclass fields),
+    "classes" (names by label) and "sampling" (settings that become a bundle's defaults) are JSON.
+    """
     return {
         "format": FORMAT,
         "system": SYSTEM_OF[type(model)],
@@ -55,15 +57,17 @@ def export_checkpoint(
     half: bool = True,
     sampling: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model of any system as .safetensors, in float16 or float32, whole or not at all.
+    """Write a model of any system as .safetensors, whole or not at all.
 
-    The metadata is `metadata_of`'s and as JSON training (a summary). FarError where a weight does not fit float16 or
-    the file cannot be written.
+    training: a summary of the training, written as JSON into the metadata beside `metadata_of`'s entries.
+    half: float16, else float32.
+
+    Raises FarError where a weight does not fit float16 or the file cannot be written.
     """
     from safetensors.torch import save_file
 
-    kind = torch.float16 if half else torch.float32
-    tensors = {name: tensor.detach().cpu().to(kind).contiguous() for name, tensor in model.state_dict().items()}
+    dtype = torch.float16 if half else torch.float32
+    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     too_large = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if too_large:
         raise FarError(f"{path}: {', '.join(too_large)} cannot be stored in float16")
@@ -72,7 +76,8 @@ def export_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, part, metadata)
-        part.chmod(0o644)  # safetensors makes it private
+        # safetensors makes files that only their owner can read.
+        part.chmod(0o644)
         os.replace(part, path)
     except OSError as error:
         raise FarError(
@@ -82,8 +87,9 @@ def export_checkpoint(
         part.unlink(missing_ok=True)
 
 
-def begin_with(model: nn.Module, path: Path | None) -> None:
-    """Give a new model the weights of a checkpoint of its system and sizes, if one is named; FarError for another."""
+def load_initial_weights(model: nn.Module, path: Path | None) -> None:
+    """Load the weights of a checkpoint into a new model, unless `path` is None; FarError for a checkpoint of another
+    system or of other sizes."""
     if path is None:
         return
     loaded = load_checkpoint(path, expect=SYSTEM_OF[type(model)]).model.state_dict()

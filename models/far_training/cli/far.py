@@ -55,7 +55,7 @@ def far_command(
     **values: Any,
 ) -> None:
     """Train FAR on latents; RUN/far.safetensors is what the exporter reads."""
-    from far_models.checkpoint.save import begin_with
+    from far_models.checkpoint.save import load_initial_weights
     from far_models.far import PRESETS
     from far_training.loop.trainer import train as run_loop
     from far_training.sampling import sheet_reporter
@@ -72,7 +72,7 @@ def far_command(
     config = continuous_config(PRESETS[model or "far_base"], latents, {**values, "masked": loss.mask != "off"})
     report = sheet_reporter("far", vae, **sampling)
     task = far_task(config, loss, latents, settings.batch, settings.seed, report, sampling)
-    begin_with(task.model, init)
+    load_initial_weights(task.model, init)
     run_loop(task, settings, click.echo)
 
 

@@ -32,7 +32,7 @@ def far_t2i_command(
     settings: LoopSettings, data: Path, text: Path, vae_file: Path, size: int, init: Path | None, **values: Any
 ) -> None:
     """Train FAR-T2I on latents and prompts; RUN/far_t2i.safetensors is what the exporter reads."""
-    from far_models.checkpoint.save import begin_with
+    from far_models.checkpoint.save import load_initial_weights
     from far_models.far_t2i import FART2IConfig
     from far_training.data.prompts import open_text_cache
     from far_training.loop.trainer import train as run_loop
@@ -47,5 +47,5 @@ def far_t2i_command(
     config = continuous_config(FART2IConfig(context_tokens=tokens, context_width=width), latents, values)
     report = prompt_reporter(vae, prompts, latents.labels, **sampling)
     task = far_t2i_task(config, loss, latents, prompts, settings.batch, settings.seed, report, sampling)
-    begin_with(task.model, init)
+    load_initial_weights(task.model, init)
     run_loop(task, settings, click.echo)

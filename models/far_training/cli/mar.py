@@ -37,7 +37,7 @@ def mar_command(
     **values: Any,
 ) -> None:
     """Train MAR on latents; RUN/mar.safetensors is what the exporter reads."""
-    from far_models.checkpoint.save import begin_with
+    from far_models.checkpoint.save import load_initial_weights
     from far_models.mar import PRESETS
     from far_runtime.model_info import MarInfo
     from far_runtime.sampling.mar import resolve_settings
@@ -56,5 +56,5 @@ def mar_command(
     resolve_settings(info, sampling)
     report = sheet_reporter("mar", vae, **sampling)
     task = mar_task(config, loss, latents, settings.batch, settings.seed, report, sampling)
-    begin_with(task.model, init)
+    load_initial_weights(task.model, init)
     run_loop(task, settings, click.echo)

@@ -77,7 +77,7 @@ def train_var(
 ) -> None:
     """Train VAR on discrete tokens."""
     from far_models.checkpoint.load import load_checkpoint
-    from far_models.checkpoint.save import begin_with
+    from far_models.checkpoint.save import load_initial_weights
     from far_models.pictures import open_pictures
     from far_models.var import VARConfig
     from far_training.data.tokens import NOTES, coded_set, open_token_cache
@@ -105,7 +105,7 @@ def train_var(
     report = sheet_reporter("var", vqvae, **sampling)
     loss = pop_settings(VARLossSettings, values)
     task = var_task(config, loss, tokens, vqvae, settings.batch, settings.seed, report, sampling)
-    begin_with(task.model, init)
+    load_initial_weights(task.model, init)
     run_loop(task, settings, click.echo)
 
 
