@@ -1,4 +1,4 @@
-"""Training data: picture sets (the emoji folder, image folders) and the order in which a run visits them."""
+"""Picture sets (prepared arrays or folders of image files) and the order in which a training visits them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ from torch import Tensor
 
 from far_runtime.errors import FarError
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Square RGB pictures with class labels; `read` gives rows as uint8 [n, size, size, 3].
-
-    `train` and `held_out` are row numbers; `labels` is [N]; `names` are the class names.
-    """
+    """Square RGB pictures with class labels."""
 
     source: Path
+    """The folder."""
     size: int
+    """Side in pixels."""
     labels: NDArray[np.int64]
+    """Class label of every picture [N]."""
     names: tuple[str, ...]
+    """Class names by label."""
     train: NDArray[np.int64]
+    """Row numbers of the pictures to train on."""
     held_out: NDArray[np.int64]
+    """Row numbers of the pictures to evaluate on."""
     read: Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+    """Reads rows [n] as uint8 [n, size, size, 3]."""
 
     def pixels(self, rows: NDArray[np.int64], flip: NDArray[np.bool_] | None = None) -> Tensor:
-        """Pictures [n, 3, size, size] in [-1, 1]; those with `flip` set are mirrored left to right."""
+        """Pictures [n, 3, size, size] in [-1, 1] of rows [n], mirrored left to right where `flip` [n] is set."""
         pictures = self.read(rows)
         if flip is not None:
             pictures = np.where(flip[:, None, None, None], pictures[:, :, ::-1], pictures)
@@ -52,7 +56,7 @@ def normalised(images: NDArray[np.uint8]) -> Tensor:
 def open_pictures(path: Path, size: int = 64) -> PictureSet:
     """Open images.npy [N, S, S, 3] and labels.npy [N] (as scripts/zoo/prepare_emoji.py writes), or an image folder.
 
-    An image folder has one subfolder per class; its pictures are cut to their middle square and resized to `size`.
+    An image folder has one subfolder per class; its pictures are cropped to the middle square and resized to `size`.
     Raises FarError for a missing or empty folder and for arrays of another shape.
     """
     if not path.is_dir():
@@ -66,7 +70,7 @@ def open_pictures(path: Path, size: int = 64) -> PictureSet:
 
 
 def load_array(path: Path) -> NDArray[np.generic]:
-    """A memory-mapped .npy file; FarError if it is missing or is no such file."""
+    """A memory-mapped .npy file; FarError where it is missing or another kind of file."""
     try:
         array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -96,8 +100,8 @@ def _open_arrays(path: Path) -> PictureSet:
         raise FarError(f"{path / 'images.npy'}: {images.dtype} {list(images.shape)}; expected uint8 [N, size, size, 3]")
     labels = load_labels(path / "labels.npy", len(images))
     names = read_names(path, labels)
-    everything = np.arange(len(images))
-    train, held_out = everything, everything[:0]
+    rows = np.arange(len(images))
+    train, held_out = rows, rows[:0]
     if (path / "split.json").is_file():
         split = json.loads((path / "split.json").read_text(encoding="utf-8"))
         train, held_out = (np.asarray(split[part], dtype=np.int64) for part in ("train", "held_out"))
@@ -107,11 +111,19 @@ def _open_arrays(path: Path) -> PictureSet:
     def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         return np.asarray(images[rows], dtype=np.uint8)
 
-    return PictureSet(path, images.shape[1], labels, names, train, held_out, read)
+    return PictureSet(
+        source=path,
+        size=images.shape[1],
+        labels=labels,
+        names=names,
+        train=train,
+        held_out=held_out,
+        read=read,
+    )
 
 
 def read_names(path: Path, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """Class names of names.json, or the numbers as names; FarError if a label has no name."""
+    """Class names of names.json, or the numbers as names; FarError where a label has no name."""
     classes = int(labels.max()) + 1 if len(labels) else 0
     if not (path / "names.json").is_file():
         return tuple(str(i) for i in range(classes))
@@ -129,9 +141,9 @@ def _open_image_folder(path: Path, size: int) -> PictureSet:
     files: list[str] = []
     counts = []
     for name in names:
-        found = sorted(picture_files(path / name))
-        files += [f"{name}/{file}" for file in found]
-        counts.append(len(found))
+        class_files = sorted(picture_files(path / name))
+        files += [f"{name}/{file}" for file in class_files]
+        counts.append(len(class_files))
     if not files:
         raise FarError(
             f"{path}: no pictures; expected images.npy and labels.npy, or one subfolder of .png, .jpg or .webp files "
@@ -141,28 +153,36 @@ def _open_image_folder(path: Path, size: int) -> PictureSet:
     def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         return read_pictures([path / files[row] for row in rows], size)
 
-    labels = np.repeat(np.arange(len(names)), counts)
-    everything = np.arange(len(files))
-    return PictureSet(path, size, labels, names, everything, everything[:0], read)
+    rows = np.arange(len(files))
+    return PictureSet(
+        source=path,
+        size=size,
+        labels=np.repeat(np.arange(len(names)), counts),
+        names=names,
+        train=rows,
+        held_out=rows[:0],
+        read=read,
+    )
 
 
 def picture_files(folder: Path) -> Iterator[str]:
-    """Picture files in a folder and its subfolders, relative to it. Strings, for there may be millions."""
-    for place, folders, files in os.walk(folder):
+    """Paths of the picture files in a folder and its subfolders, relative to the folder."""
+    # Strings, not Path objects: there may be millions.
+    for subfolder, folders, files in os.walk(folder):
         folders.sort()
-        inside = os.path.relpath(place, folder)
-        before = "" if inside == "." else f"{inside}/"
-        yield from (f"{before}{file}" for file in files if os.path.splitext(file)[1].lower() in PICTURES)
+        relative = os.path.relpath(subfolder, folder)
+        prefix = "" if relative == "." else f"{relative}/"
+        yield from (f"{prefix}{file}" for file in files if os.path.splitext(file)[1].lower() in SUFFIXES)
 
 
 def read_pictures(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
-    """The middle squares [n, size, size, 3] of picture files, decoded by several threads."""
-    return np.stack(list(readers().map(lambda path: read_picture(path, size), paths)))
+    """The middle squares uint8 [n, size, size, 3] of picture files, decoded by several threads."""
+    return np.stack(list(decoder_threads().map(lambda path: read_picture(path, size), paths)))
 
 
 @lru_cache(maxsize=1)
-def readers() -> ThreadPoolExecutor:
-    """Threads that decode pictures; Pillow works outside Python's lock."""
+def decoder_threads() -> ThreadPoolExecutor:
+    """Threads that decode pictures; Pillow releases Python's lock while it decodes."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), "pictures")
 
 
@@ -170,8 +190,8 @@ def read_picture(path: Path, size: int) -> NDArray[np.uint8]:
     """The middle square of a picture file, resized to uint8 [size, size, 3]; transparency becomes white."""
     try:
         with Image.open(path) as picture:
-            clear = "transparency" in picture.info or picture.mode.upper().endswith("A")
-            flat = picture.convert("RGBA" if clear else "RGB")
+            has_alpha = "transparency" in picture.info or picture.mode.upper().endswith("A")
+            flat = picture.convert("RGBA" if has_alpha else "RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise FarError(f"{path}: cannot be read as a picture ({error}); remove or replace it") from error
     if flat.mode == "RGBA":
@@ -187,28 +207,32 @@ def read_picture(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def visiting_order(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Numbers (below count) [batch] that step `step` (from 0) visits: shuffled passes through the data in a row.
+    """Rows [batch], below `count`, that a training step (from 0) visits: one shuffled pass through the data after the
+    other.
 
-    It depends on its arguments alone: the position in the data is the step number, and a resumed run goes on exactly.
+    The rows depend on the arguments alone, so that a resumed training goes on exactly where it was.
     """
-    places = np.arange(step * batch, (step + 1) * batch)
-    chosen = np.empty(batch, dtype=np.int64)
-    for epoch in np.unique(places // count):
-        here = places // count == epoch
-        chosen[here] = shuffled(count, seed, int(epoch))[places[here] % count]
-    return chosen
+    positions = np.arange(step * batch, (step + 1) * batch)
+    rows = np.empty(batch, dtype=np.int64)
+    for epoch in np.unique(positions // count):
+        in_epoch = positions // count == epoch
+        rows[in_epoch] = shuffled(count, seed, int(epoch))[positions[in_epoch] % count]
+    return rows
 
 
 @lru_cache(maxsize=4)
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of one pass through the data; kept, since every step of the pass needs it."""
+    """The order of the rows [count] in one pass through the data; cached, since every step of the pass needs it."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def mixed_rows(
     step: int, batch: int, counts: Sequence[int], shares: Sequence[float], seed: int
 ) -> list[NDArray[np.int64]]:
-    """Places to take from each of several sets at a step, as many as `shares` say (the first set takes the rest)."""
+    """Rows that a step visits in each of several sets.
+
+    counts: rows of each set. shares: the part of the batch from each set; the first set takes what the others leave.
+    """
     others = [round(batch * share) for share in shares[1:]]
     parts = [batch - sum(others), *others]
     return [

@@ -17,25 +17,25 @@ from far_models.vq_vae import VQVAE
 
 
 def evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most `count` of the rows, spread evenly."""
+    """At most `count` of the rows, evenly spaced."""
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
 
 
 def reconstruct(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Pictures uint8 [n, S, S, 3] of the given rows, decoded from their mean latents (KL-VAE) or from their tokens."""
+    """Reconstructions uint8 [n, S, S, 3] of rows, decoded from their mean latents (KL-VAE) or their tokens (VQ-VAE)."""
     return reconstruct_pixels(model, pictures.read(rows))
 
 
 @torch.no_grad()
 def reconstruct_pixels(model: nn.Module, images: NDArray[np.uint8], batch: int = 32) -> NDArray[np.uint8]:
-    """Reconstructions of pictures uint8 [n, S, S, 3], of their shape and type."""
+    """Reconstructions of pictures uint8 [n, S, S, 3], of the same shape and type."""
     device = next(model.parameters()).device
-    found = []
+    reconstructions = []
     for start in range(0, len(images), batch):
         pixels = normalised(images[start : start + batch]).to(device)
         decoded = model(pixels)[0] if isinstance(model, VQVAE) else model.decode(model.encode(pixels)[0])
-        found.append(to_pixels(decoded.float().cpu().numpy()))
-    return np.concatenate(found)
+        reconstructions.append(to_pixels(decoded.float().cpu().numpy()))
+    return np.concatenate(reconstructions)
 
 
 @torch.no_grad()
@@ -46,18 +46,18 @@ def decode_pixels(model: AutoencoderKL, latents: Tensor, batch: int = 32) -> NDA
 
 
 def reconstruction_psnr(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> float:
-    """Mean PSNR in dB of the reconstructions of the given rows."""
+    """Mean PSNR in dB of the reconstructions of rows."""
     return psnr(reconstruct(model, pictures, rows), pictures.read(rows))
 
 
 def comparison(model: nn.Module, pictures: PictureSet, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """A sheet of pairs: each picture and, to its right, its reconstruction."""
+    """A sheet [rows, columns, 3] of pairs: each picture and, to its right, its reconstruction."""
     pairs = np.stack([pictures.read(rows), reconstruct(model, pictures, rows)], axis=1)
     return tile(pairs.reshape(-1, *pairs.shape[2:]), 16)
 
 
 def tile(pictures: NDArray[np.uint8], columns: int, gap: int = 2) -> NDArray[np.uint8]:
-    """One picture of pictures [N, H, W, 3] in reading order, `gap` grey pixels around each; [rows, columns, 3]."""
+    """A sheet [rows, columns, 3] of pictures [N, H, W, 3] in reading order, with `gap` grey pixels around each."""
     count, height, width, _ = pictures.shape
     rows = -(-count // columns)
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 160, dtype=np.uint8)
@@ -71,17 +71,18 @@ def save_picture(picture: NDArray[np.uint8], path: Path) -> None:
     """Write a picture [H, W, 3] whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name}")
-    Image.fromarray(picture).save(part, quality=90)  # of WebP; PNG has none
+    # The quality is WebP's; PNG ignores it.
+    Image.fromarray(picture).save(part, quality=90)
     os.replace(part, path)
 
 
 def to_pixels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """uint8 [N, H, W, 3] of pictures [N, 3, H, W] in [-1, 1]."""
+    """Pictures uint8 [N, H, W, 3] of pictures float32 [N, 3, H, W] in [-1, 1]."""
     rounded = np.rint(np.clip(values, -1, 1) * 127.5 + 127.5)
     return rounded.astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Mean over pictures [N, H, W, 3] of the peak signal-to-noise ratio in dB."""
+    """Peak signal-to-noise ratio in dB, averaged over pictures [N, H, W, 3]."""
     error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean(axis=(1, 2, 3))
     return float((10 * np.log10(255**2 / np.maximum(error, 1e-10))).mean())

@@ -1,1 +1,1 @@
-"""Text encoders: networks that turn a prompt's tokens into the features that FAR-T2I attends to."""
+"""Text encoders: networks whose features of a prompt's tokens FAR-T2I attends to."""

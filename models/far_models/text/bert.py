@@ -1,4 +1,4 @@
-"""BERT's encoder under its Hugging Face parameter names: MiniLM and most sentence-transformers are such networks."""
+"""BERT's encoder with Hugging Face's parameter names; MiniLM and most sentence-transformers are such networks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from far_models.text.qwen2 import attend_allowed
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Sizes of a BERT. positions: the most tokens that a text may have."""
+    """Sizes of a BERT."""
 
     vocabulary: int
+    """Token ids."""
     width: int
     depth: int
     heads: int
     hidden: int
+    """Hidden width of the MLPs."""
     positions: int
+    """The largest number of tokens of a text."""
     types: int = 2
+    """Rows of the token type embedding, of which the first is used."""
     eps: float = 1e-12
+    """Of the norms."""
 
 
 class BertEmbeddings(nn.Module):
-    """Token ids [B, n] -> [B, n, width]: word, position and type (all 0) embeddings, normed."""
+    """Token ids [B, n] -> [B, n, width]: the norm of word, position and type embeddings; all types are 0."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -34,13 +39,13 @@ class BertEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, ids: Tensor) -> Tensor:
-        places = self.position_embeddings.weight[: ids.shape[1]] + self.token_type_embeddings.weight[0]
-        out: Tensor = self.LayerNorm(self.word_embeddings(ids) + places)
+        positions = self.position_embeddings.weight[: ids.shape[1]] + self.token_type_embeddings.weight[0]
+        out: Tensor = self.LayerNorm(self.word_embeddings(ids) + positions)
         return out
 
 
 class BertLayer(nn.Module):
-    """Post-norm transformer layer over [B, n, width]; allowed: boolean, broadcast to [B, heads, n, n]."""
+    """Post-norm transformer layer over x [B, n, width]; `allowed` is the attention mask, broadcast to [B, heads, n, n]."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -64,12 +69,12 @@ class BertLayer(nn.Module):
 
 
 def output(width_in: int, width: int, eps: float) -> nn.ModuleDict:
-    """The projection and the norm that end each half of a layer."""
+    """The projection and the norm at the end of each half of a layer."""
     return nn.ModuleDict({"dense": nn.Linear(width_in, width), "LayerNorm": nn.LayerNorm(width, eps=eps)})
 
 
 class Bert(nn.Module):
-    """Token ids and mask [B, n] -> last hidden states [B, n, width]; tokens whose mask is 0 are not attended to."""
+    """Token ids and mask [B, n] -> last hidden states [B, n, width]; no token attends to those whose mask is 0."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Text encoders from Hugging Face folders: BERT-type ones and Qwen2 (Qwen2-VL's language model)."""
+"""Text encoders from Hugging Face folders: BERT and its relatives, and Qwen2 (Qwen2-VL's language model)."""
 
 from __future__ import annotations
 
@@ -21,32 +21,31 @@ from far_runtime.model_info import TextSettings
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A loaded text encoder in evaluation mode.
-
-    network: ids and mask [B, n] -> last hidden states [B, n, width]. settings: how prompts become tokens
-    (`text_settings`).
-    """
+    """A loaded text encoder."""
 
     folder: Path
+    """The Hugging Face folder."""
     network: nn.Module
+    """Token ids and mask [B, n] -> last hidden states [B, n, width], in evaluation mode."""
     settings: TextSettings
+    """How prompts become tokens, as `text_settings` returns it."""
 
     @property
     def width(self) -> int:
-        """Width of its features."""
+        """Width of the features."""
         width: int = self.network.config.width
         return width
 
     @property
     def features(self) -> TextFeatures:
-        """The network without the features of the system prompt."""
+        """The network that returns the features of the prompt alone."""
         return TextFeatures(self.network, len(self.settings.prefix)).eval()
 
 
 class TextFeatures(nn.Module):
-    """ids, mask [B, prefix + T] -> features [B, T, width]: last hidden states after those of the system prompt.
+    """Token ids and mask [B, prefix + T] -> features [B, T, width]: the last hidden states without the system prompt's.
 
-    As officially, features of padding are left as they come out: the picture's network attends to all T of them.
+    The features of padding stay, as in the official code: FAR-T2I attends to all T of them.
     """
 
     def __init__(self, network: nn.Module, prefix: int) -> None:
@@ -60,39 +59,43 @@ class TextFeatures(nn.Module):
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A type of text encoder. sign: a tensor that every such network has. ignored: tensors beside the network."""
+class Architecture:
+    """A type of text encoder."""
 
     build: Callable[[Mapping[str, Any], Path], nn.Module]
-    sign: str
+    """Builds the network from the entries of config.json; the folder is for messages."""
+    marker: str
+    """A tensor that every such network has."""
     ignored: tuple[str, ...]
+    """Beginnings of the names of tensors beside the network."""
     system_prompt: str = ""
+    """Text before every prompt."""
 
 
 def load_text_encoder(folder: str | Path, tokens: int) -> TextEncoder:
-    """The text encoder of a Hugging Face folder in float32, for prompts of `tokens` tokens.
+    """Load the text encoder of a Hugging Face folder in float32, for prompts of `tokens` tokens.
 
-    Raises FarError for a folder without config.json, weights or tokenizer.json, another type of network, tensors that
-    are missing, misshapen or not finite, and a network that takes fewer tokens.
+    Raises FarError for a folder without config.json, weights or tokenizer.json, for another type of network, for
+    tensors that are missing, of another shape or not finite, and for a network that takes fewer tokens.
     """
     path = Path(folder)
     config = read_config(path)
-    kind = KINDS.get(str(config.get("model_type")))
-    if kind is None:
+    architecture = ARCHITECTURES.get(str(config.get("model_type")))
+    if architecture is None:
         raise FarError(
-            f"{path}: model_type {config.get('model_type')!r}; text encoders that are known: {', '.join(KINDS)}"
+            f"{path}: model_type {config.get('model_type')!r}; text encoders that are known: {', '.join(ARCHITECTURES)}"
         )
     with torch.device("meta"):
-        network = kind.build(config, path)
-    settings = text_settings(path, config, network.config.vocabulary, tokens, kind.system_prompt)
-    taken = len(settings.prefix) + tokens
-    if taken > network.config.positions:
+        network = architecture.build(config, path)
+    settings = text_settings(path, config, network.config.vocabulary, tokens, architecture.system_prompt)
+    length = len(settings.prefix) + tokens
+    if length > network.config.positions:
         raise FarError(
-            f"{path}: the checkpoint reads {tokens} text tokens, with the system prompt {taken}; this text encoder "
+            f"{path}: the checkpoint reads {tokens} text tokens, with the system prompt {length}; this text encoder "
             f"takes {network.config.positions}: use the one that the checkpoint was trained with"
         )
-    tensors = without_prefix(path, read_tensors(path), kind.sign, kind.ignored)
-    tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
+    tensors = without_prefix(path, read_tensors(path), architecture.marker, architecture.ignored)
+    tensors = {_current_name(name): tensor for name, tensor in tensors.items()}
     check_tensors(path, {name: p.shape for name, p in network.state_dict().items()}, tensors)
     floats = {name: tensor.float() for name, tensor in tensors.items()}
     check_finite(path, floats)
@@ -100,12 +103,13 @@ def load_text_encoder(folder: str | Path, tokens: int) -> TextEncoder:
     return TextEncoder(path, network.eval().requires_grad_(False), settings)
 
 
-def _renamed(name: str) -> str:
-    """The name of a tensor in old files, whose norms have "gamma" and "beta"."""
+def _current_name(name: str) -> str:
+    """The name of a tensor in Hugging Face's present code; old files call the weights of norms "gamma" and "beta"."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _expect(config: Mapping[str, Any], path: Path, name: str, allowed: tuple[Any, ...]) -> None:
+    """FarError where a setting of config.json is none of the allowed values; a missing one is the first."""
     if config.get(name, allowed[0]) not in allowed:
         raise FarError(f"{path / 'config.json'}: {name} {config[name]!r}; this project knows {allowed[0]!r} only")
 
@@ -155,10 +159,11 @@ def _divides(path: Path, heads: int, width: int) -> None:
         raise FarError(f"{path / 'config.json'}: {heads} attention heads do not divide {width}")
 
 
-_QWEN2 = Kind(_qwen2, "embed_tokens.weight", ("lm_head.", "visual."), QWEN_SYSTEM_PROMPT)
-KINDS = {
-    "bert": Kind(_bert, "embeddings.word_embeddings.weight", ("pooler.", "cls.", "embeddings.position_ids")),
+_QWEN2 = Architecture(_qwen2, "embed_tokens.weight", ("lm_head.", "visual."), QWEN_SYSTEM_PROMPT)
+ARCHITECTURES = {
+    "bert": Architecture(_bert, "embeddings.word_embeddings.weight", ("pooler.", "cls.", "embeddings.position_ids")),
     "qwen2": _QWEN2,
     "qwen2_vl": _QWEN2,
     "qwen2_vl_text": _QWEN2,
 }
+"""Text encoders by the model_type of config.json."""

@@ -1,4 +1,4 @@
-"""A text encoder's Hugging Face folder: configuration and weights, read without executing anything that is in it."""
+"""A text encoder's Hugging Face folder: configuration and weights, read without running any code in it."""
 
 from __future__ import annotations
 
@@ -27,24 +27,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json; where it nests the language model's part (`text_config`), with that part's entries on top."""
+    """The entries of config.json; those of a nested language model (`text_config`) override the others."""
     path = folder / "config.json"
     if not path.is_file():
         raise FarError(f"{folder}: no config.json; give --text-encoder the Hugging Face folder of a text encoder")
     config = read_json(path)
-    inner = config.get("text_config")
-    return {**config, **inner, "model_type": config.get("model_type")} if isinstance(inner, dict) else config
+    text_config = config.get("text_config")
+    if not isinstance(text_config, dict):
+        return config
+    return {**config, **text_config, "model_type": config.get("model_type")}
 
 
-def setting(config: Mapping[str, Any], path: Path, name: str, kind: Callable[[Any], Any], default: Any = None) -> Any:
-    """A number of config.json; FarError where it is missing without a default, or no such number."""
+def setting(
+    config: Mapping[str, Any], path: Path, name: str, number_type: Callable[[Any], Any], default: Any = None
+) -> Any:
+    """A number above 0 in config.json; FarError for another value, and where it is missing and has no default."""
     value = config.get(name)
     if value is None:
         value = default
     try:
-        if value is None or isinstance(value, bool) or not kind(value) > 0 or kind(value) != value:
+        if value is None or isinstance(value, bool) or not number_type(value) > 0 or number_type(value) != value:
             raise ValueError
-        return kind(value)
+        return number_type(value)
     except (TypeError, ValueError):
         raise FarError(f"{path / 'config.json'}: {name} is {value!r}; expected a number above 0") from None
 
@@ -64,24 +68,26 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if Path(shard).name != shard:
             raise FarError(f"{folder / name}: names {shard!r}, which is outside the folder; do not use this folder")
         tensors |= read_contents(folder / shard).tensors
-    lost = [name for name in index if name not in tensors]
-    if lost:
-        raise FarError(f"{folder / name}: {lost[0]} and {len(lost) - 1} more are in none of its files")
+    missing = [name for name in index if name not in tensors]
+    if missing:
+        raise FarError(f"{folder / name}: {missing[0]} and {len(missing) - 1} more are in none of its files")
     return tensors
 
 
 def without_prefix(
-    folder: Path, tensors: Mapping[str, Tensor], sign: str, ignored: tuple[str, ...]
+    folder: Path, tensors: Mapping[str, Tensor], marker: str, ignored: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """The tensors of the network whose tensor `sign` may stand under a prefix ("bert.", "model."), without it.
+    """The tensors of the text encoder without the prefix of their names ("bert.", "model."), if there is one.
 
-    What stands beside the network (a head, a picture encoder) and what begins with one of `ignored` is left out. Raises
-    FarError where there is no such tensor.
+    marker: a tensor that every such network has, by which the prefix is found.
+    ignored: beginnings of the names of tensors beside the network, such as a head or a picture encoder.
+
+    Raises FarError where there is no tensor called `marker`.
     """
-    prefix = next((name[: -len(sign)] for name in tensors if name == sign or name.endswith("." + sign)), None)
+    prefix = next((name[: -len(marker)] for name in tensors if name == marker or name.endswith("." + marker)), None)
     if prefix is None:
         raise FarError(
-            f"{folder}: no tensor called {sign} in its weights; expected those that its config.json tells of"
+            f"{folder}: no tensor called {marker} in its weights; expected the network that its config.json describes"
         )
     inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return {name: tensor for name, tensor in inside.items() if not name.startswith(ignored)}

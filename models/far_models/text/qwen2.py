@@ -1,6 +1,6 @@
-"""Qwen2's language model under its Hugging Face parameter names; Qwen2-VL's is the same network.
+"""Qwen2's language model with Hugging Face's parameter names; Qwen2-VL's is the same network.
 
-For text alone Qwen2-VL's three-part rotary positions are equal, which makes them plain rotary positions.
+For text alone the three parts of Qwen2-VL's rotary positions are equal, so that they are plain rotary positions.
 """
 
 from __future__ import annotations
@@ -15,23 +15,29 @@ from far_models.islands import island, softmax
 
 @dataclass(frozen=True)
 class Qwen2Config:
-    """Sizes of a Qwen2. groups: heads of keys and values, each shared by heads / groups query heads. positions: the
-    most tokens that a text may have."""
+    """Sizes of a Qwen2."""
 
     vocabulary: int
+    """Token ids."""
     width: int
     depth: int
     heads: int
     groups: int
+    """Heads of keys and values, each shared by heads / groups query heads."""
     head_dim: int
+    """Width of one head."""
     hidden: int
+    """Hidden width of the MLPs."""
     positions: int
+    """The largest number of tokens of a text."""
     theta: float = 1e6
+    """Base of the rotary positions."""
     eps: float = 1e-6
+    """Of the norms."""
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) times a gain, in float32 whatever the network's precision."""
+    """x / rms(x) over the last axis, computed in float32 at every precision, times a gain."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -44,7 +50,11 @@ class RMSNorm(nn.Module):
 
 
 class Qwen2Attention(nn.Module):
-    """Grouped-query attention with rotary positions over [B, n, width]."""
+    """Grouped-query attention with rotary positions over x [B, n, width].
+
+    rotary: cosines and sines [n, head_dim] of the positions. allowed: attention mask, broadcast to
+    [B, groups, heads / groups, n, n].
+    """
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
@@ -55,11 +65,12 @@ class Qwen2Attention(nn.Module):
         self.v_proj = nn.Linear(width, config.groups * d)
         self.o_proj = nn.Linear(config.heads * d, width, bias=False)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
         groups, d = self.config.groups, self.config.head_dim
-        q = self.q_proj(x).unflatten(-1, (groups, -1, d)).permute(0, 2, 3, 1, 4)  # [B, groups, heads of one, n, d]
+        # [B, groups, heads / groups, n, d], with one head of keys and values per group.
+        q = self.q_proj(x).unflatten(-1, (groups, -1, d)).permute(0, 2, 3, 1, 4)
         k, v = (y.unflatten(-1, (groups, 1, d)).permute(0, 2, 3, 1, 4) for y in (self.k_proj(x), self.v_proj(x)))
-        attended = attend_allowed(rotate(q, *turn), rotate(k, *turn), v, allowed)
+        attended = attend_allowed(rotate(q, *rotary), rotate(k, *rotary), v, allowed)
         out: Tensor = self.o_proj(attended.permute(0, 3, 1, 2, 4).flatten(2))
         return out
 
@@ -88,16 +99,16 @@ class Qwen2Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.eps)
         self.mlp = Qwen2Mlp(config.width, config.hidden)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, allowed)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, allowed)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
 class Qwen2(nn.Module):
-    """Token ids and mask [B, n] -> last hidden states [B, n, width], normed.
+    """Token ids and mask [B, n] -> last hidden states [B, n, width], after the norm.
 
-    A token attends to itself and to those before it, unless their mask is 0.
+    A token attends to itself and to the tokens before it, except those whose mask is 0.
     """
 
     def __init__(self, config: Qwen2Config) -> None:
@@ -108,37 +119,36 @@ class Qwen2(nn.Module):
         self.norm = RMSNorm(config.width, config.eps)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        places = torch.arange(ids.shape[1], device=ids.device)
-        allowed = (places[:, None] >= places) & (mask != 0)[:, None, None, None, :]
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        allowed = (positions[:, None] >= positions) & (mask != 0)[:, None, None, None, :]
         x: Tensor = self.embed_tokens(ids)
-        turn = rotation(places, self.config.head_dim, self.config.theta, x.dtype)
+        rotary = rotation(positions, self.config.head_dim, self.config.theta, x.dtype)
         for layer in self.layers:
-            x = layer(x, turn, allowed)
+            x = layer(x, rotary, allowed)
         out: Tensor = self.norm(x)
         return out
 
 
-def rotation(places: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [n, head_dim] of the rotary positions `places` [n], computed in float32."""
+def rotation(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [n, head_dim] of rotary positions [n], computed in float32."""
     island("rotation")
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=places.device) / head_dim
-    angles = places.float()[:, None] * theta**-exponents
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = positions.float()[:, None] * theta**-exponents
     angles = torch.cat([angles, angles], dim=-1)
     return torch.cos(angles).to(dtype), torch.sin(angles).to(dtype)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """x [..., n, d] with its halves turned by the angles of their positions."""
+    """x [..., n, d] with its halves rotated by the angles of their positions."""
     first, second = x.chunk(2, dim=-1)
     return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
-HIDDEN = -30000.0
-"""Score of a token that may not be attended to: its weight underflows to exactly 0, and half precision can hold it."""
+MASKED_SCORE = -30000.0
+"""Attention score of a masked token: its weight underflows to exactly 0, and FP16 can hold the score."""
 
 
 def attend_allowed(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Scaled dot-product attention of [..., n, d] tensors over the keys where `allowed` (broadcast to [..., n, n]) is
-    true."""
+    """Scaled dot-product attention of [..., n, d] tensors, with a boolean attention mask broadcast to [..., n, n]."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    return softmax(scores.masked_fill(~allowed, HIDDEN)) @ v
+    return softmax(scores.masked_fill(~allowed, MASKED_SCORE)) @ v

@@ -1,4 +1,4 @@
-"""How a text encoder's folder turns prompts into tokens: what the runtime needs to know beside tokenizer.json."""
+"""How a text encoder turns prompts into tokens: the settings that the runtime needs beside tokenizer.json."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ Start your response with "Enhanced Prompt:".
 
     User Prompt:
 """
-"""What FAR-T2I's weights were trained with before every prompt, to the letter (official main_far_t2i.py)."""
+"""The text before every prompt in FAR-T2I's training, letter for letter (official main_far_t2i.py)."""
 
 
 def text_settings(
     folder: Path, config: Mapping[str, Any], vocabulary: int, tokens: int, system_prompt: str = ""
 ) -> TextSettings:
-    """How the tokenizer of a folder turns prompts into rows of token ids, padded or cut to so many tokens.
+    """How the tokenizer of a folder turns prompts into token ids, `tokens` for each prompt.
 
-    Raises FarError for a folder without tokenizer.json or a padding token, and for a tokenizer with more ids than the
-    network has embeddings.
+    Raises FarError for a folder without tokenizer.json or a padding token, and for a tokenizer with more token ids than
+    the network has embeddings.
     """
     tokenizer = load_tokenizer(folder)
-    named = _named(folder)
+    tokenizer_config = _tokenizer_config(folder)
     if tokenizer.get_vocab_size() > vocabulary:
         raise FarError(
             f"{folder}: tokenizer.json has {tokenizer.get_vocab_size()} tokens, the network embeddings of "
             f"{vocabulary}; the two are not of the same model"
         )
-    closing = tokenizer.num_special_tokens_to_add(False)
-    if tokens <= closing:
+    special = tokenizer.num_special_tokens_to_add(False)
+    if tokens <= special:
         raise FarError(
-            f"{folder}: its tokenizer adds {closing} tokens to every text, the checkpoint reads {tokens} in all; use "
+            f"{folder}: its tokenizer adds {special} tokens to every text, the checkpoint reads {tokens} in all; use "
             "the text encoder that the checkpoint was trained with"
         )
     return TextSettings(
@@ -55,19 +55,19 @@ def text_settings(
         prefix=tuple(tokenizer.encode(system_prompt).ids) if system_prompt else (),
         system_prompt=system_prompt,
         pad=_padding(folder, config, vocabulary, tokenizer),
-        padding_side="left" if named.get("padding_side") == "left" else "right",
+        padding_side="left" if tokenizer_config.get("padding_side") == "left" else "right",
     )
 
 
-def _named(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, where there is one."""
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    """The entries of tokenizer_config.json; none where there is no such file."""
     path = folder / "tokenizer_config.json"
     return read_json(path) if path.is_file() else {}
 
 
 def _padding(folder: Path, config: Mapping[str, Any], vocabulary: int, tokenizer: Any) -> int:
     """The id of the padding token."""
-    token = _named(folder).get("pad_token")
+    token = _tokenizer_config(folder).get("pad_token")
     if isinstance(token, dict):
         token = token.get("content")
     number = tokenizer.token_to_id(token) if isinstance(token, str) else config.get("pad_token_id")
