@@ -99,9 +99,9 @@ def _from_folder(path: Path, part: str, size: int, network: FeatureExtractor, re
 
 
 def _pictures(path: Path, size: int) -> PictureSet:
-    from far_models.pictures import PICTURES, PictureSet, open_pictures, read_pictures
+    from far_models.pictures import SUFFIXES, PictureSet, open_pictures, read_pictures
 
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if (path / "images.npy").is_file() or not files:
         try:
             pictures = open_pictures(path, size)

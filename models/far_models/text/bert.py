@@ -45,7 +45,7 @@ class BertEmbeddings(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Post-norm transformer layer over x [B, n, width]; `allowed` is the attention mask, broadcast to [B, heads, n, n]."""
+    """Post-norm transformer layer over x [B, n, width] with the attention mask `allowed` [B, 1, 1, n]."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
