@@ -1,4 +1,4 @@
-"""`far verify`: a bundle against the checkpoint that it was exported from."""
+"""`far verify`: compare a bundle with the checkpoint that it was exported from."""
 
 from __future__ import annotations
 
@@ -29,23 +29,35 @@ DEFAULT_SUBJECTS = 2
 @click.command(short_help="Compare a bundle with its checkpoint, stage by stage (needs torch).")
 @click.argument("bundle", type=FILE)
 @click.option("--checkpoint", type=FILE, required=True, help="The checkpoint that the bundle was exported from.")
-@click.option("--vae", type=FILE, help="Its VAE. Default: the file of the recorded name beside the checkpoint.")
 @click.option(
-    "--weights", type=click.Choice(["model_ema", "model"]), help="Which weights of a .pth. Default: those exported."
+    "--vae", type=FILE, help="The VAE of the export. Default: the file of that name in the checkpoint's folder."
 )
 @click.option(
-    "--text-encoder", type=FILE, metavar="DIR", help="The text encoder that the bundle was exported with, if any."
+    "--weights",
+    type=click.Choice(["model_ema", "model"]),
+    help="The weights to use of a .pth. Default: those that were exported.",
+)
+@click.option(
+    "--text-encoder", type=FILE, metavar="DIR", help="Folder of the text encoder of the export, if there was one."
 )
 @click.option(
     "--config",
     multiple=True,
     metavar="NAME=VALUE|FILE",
-    help="Settings that the weights do not show. Those of the export are remembered.",
+    help="Settings that the weights do not state. Default: those of the export.",
 )
 @engine_options(BEST)
 @subject_options("the first two classes")
-@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each subject.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Each subject's pictures have SEED, SEED+1, ...")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each class or prompt."
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the first picture of each class or prompt; the next ones have SEED+1, ...",
+)
 @sampling_options
 @click.option(
     "--tolerance-scale",
@@ -53,7 +65,7 @@ DEFAULT_SUBJECTS = 2
     default=1.0,
     show_default=True,
     metavar="FACTOR",
-    help="Multiplies the tolerances (the manifest's, or the exporter's where smaller).",
+    help="Multiply all tolerances by this. They are the manifest's, or the exporter's where these are smaller.",
 )
 @click.option(
     "--distribution",
@@ -61,16 +73,22 @@ DEFAULT_SUBJECTS = 2
     is_flag=False,
     flag_value=256,
     metavar="[N]",
-    help="Also compare the distributions of N pictures (256) of BUNDLE and of the checkpoint; exit with 1 where their "
-    "distance is above 1.5 times that of two sets of the checkpoint's.",
+    help="Also compare the distributions of N pictures (default: 256) of BUNDLE and of the checkpoint. They fail where "
+    "their distance is more than 1.5 times the distance of two sets of the checkpoint's.",
 )
 @click.option(
-    "--json", "json_file", type=FILE, metavar="FILE|-", help="Write all figures as JSON; - is standard output."
+    "--json", "json_file", type=FILE, metavar="FILE|-", help="Write all figures as JSON; - stands for standard output."
 )
-@click.option("--html", "html_file", type=FILE, metavar="FILE", help="Write a page with the pictures side by side.")
+@click.option(
+    "--html",
+    "html_file",
+    type=FILE,
+    metavar="FILE",
+    help="Write a page with all figures and the pictures side by side.",
+)
 def verify(**options: Any) -> None:
-    """Draw the same pictures from BUNDLE and from its checkpoint, with the same noise, and compare every stage at every
-    level; exit with 1 where the difference is larger than the bundle's tolerances allow."""  # fmt: skip
+    """Draw the same pictures with BUNDLE and with its checkpoint, from the same noise, and compare every stage at every
+    step. The exit code is 1 where an error is beyond its tolerance."""  # fmt: skip
     from rich.console import Console
 
     from far_export.verify.html import json_text, write_html, write_json
