@@ -1,4 +1,4 @@
-"""The page and its plot, on reports whose figures are known."""
+"""What passes, the rows, the page and its plot, on reports whose figures are known."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from far_export.onnx.tensor_ranges import TensorRange
+from far_export.verify.distribution import DistributionResult
 from far_export.verify.error_plot import COLOURS, Decades, error_plot, power_of_ten, series_of
 from far_export.verify.html import amplification, html_page
 from far_export.verify.results import EngineInfo, LoopResult, PictureResult, Report, StageResult
+from far_export.verify.rows import Row, summary_lines, table_rows, unchecked_ranges
 from far_runtime.sampling import far as loop
 from model_infos import far_info
 
@@ -189,3 +192,118 @@ def test_the_verdict_follows_from_the_results() -> None:
     for made in bad:
         page = html_page(made)
         assert "FAILED" in page and made.failures[0] in page.replace("&#39;", "'")
+
+
+@pytest.mark.parametrize(("error", "passed"), [(1e-4, True), (math.nextafter(1e-4, 1), False), (math.nan, False)])
+def test_a_stage_passes_up_to_its_tolerance(error: float, passed: bool) -> None:
+    assert stage("denoise", 0, error).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("error", "limit", "passed"),
+    [(1e-3, 1e-3, True), (1.1e-3, 1e-3, False), (9.0, math.inf, True), (math.inf, math.inf, False)],
+)
+def test_latents_pass_up_to_their_limit_and_never_with_nan(error: float, limit: float, passed: bool) -> None:
+    assert replace(latents(0), error=error, limit=limit).passed is passed
+
+
+@pytest.mark.parametrize(("psnr", "limit", "passed"), [(40.0, 40.0, True), (39.9, 40.0, False), (5.0, -math.inf, True)])
+def test_a_picture_passes_from_its_limit_on(psnr: float, limit: float, passed: bool) -> None:
+    assert replace(picture(1), psnr=psnr, limit=limit).passed is passed
+
+
+def test_the_worst_stage_is_that_of_the_largest_part_of_its_tolerance() -> None:
+    strict, loose = stage("transformer", 0, 9e-5, 1e-4), stage("decode", None, 1e-3, 2e-3)
+    assert replace(report((0.0, 0.0)), stages=(loose, strict)).worst_stage == strict
+    assert stage("place", 0, 1e-9, 0.0).error_ratio == math.inf and stage("place", 0, 0.0, 0.0).error_ratio == 0
+
+
+def test_the_worst_figures_are_those_of_the_end() -> None:
+    good = report((0.0, 0.0))
+    made = replace(
+        good, loop=(good.loop[0], replace(good.loop[1], error=5e-4)), pictures=(picture(0), picture(2), picture(1))
+    )
+    assert made.latents_error == 5e-4 and made.worst_psnr == picture(2).psnr
+
+
+def test_a_graph_whose_tensors_overflow_fails_and_is_named_once() -> None:
+    ranges = {
+        "denoise": TensorRange(overflow="the first is tensor a", calls=1),
+        "decode": TensorRange(1.0, "b", calls=1),
+    }
+    inside = replace(report((0.0, 0.0)), ranges=ranges)
+    assert inside.failures == ("graph denoise: leaves the range of its numbers: the first is tensor a",)
+    outside = replace(report((math.inf, 0.0)), ranges=ranges)
+    assert outside.failures == (
+        "denoise at level 0 (step 1 of 2): NaN or Inf: 1 values of onnxruntime:cpu: the first is tensor a",
+    )
+
+
+def test_a_distribution_beyond_its_limit_fails() -> None:
+    near, far = (DistributionResult(count=4, bundle=bundle, reference=3, paired=1) for bundle in (4.5, 4.6))
+    assert replace(report((0.0, 0.0)), distribution=near).passed
+    made = replace(report((0.0, 0.0)), distribution=far)
+    assert made.failures == (far.sentence,) and made.to_dict()["distribution"]["passed"] is False
+
+
+def test_rows_have_the_figures_of_their_results() -> None:
+    first = replace(
+        stage("denoise", 0, 2e-4),
+        calls=3,
+        relative_error=3e-5,
+        cosine=0.75,
+        max_abs=0.5,
+        nonfinite=1,
+        nonfinite_reference=2,
+    )
+    made = report((0.0, 0.0))
+    late = replace(made.loop[1], error=2e-3, limit=math.inf)
+    groups = table_rows(replace(made, stages=(first, *made.stages[1:]), loop=(made.loop[0], late)))
+    assert [[(row.step, row.stage) for row in rows] for rows in groups] == [
+        [("level 0", "denoise"), ("level 0", "latents")],
+        [("level 1", "denoise"), ("level 1", "latents")],
+        [("", "decode")],
+    ]
+    assert groups[0][0] == Row(
+        step="level 0",
+        stage="denoise",
+        calls="3",
+        error="2.0e-04",
+        limit="1e-04",
+        overall_error="3.0e-05",
+        cosine_distance="2.5e-01",
+        max_abs="5.0e-01",
+        nonfinite="3",
+        passed=False,
+    )
+    assert groups[1][1] == Row(
+        step="level 1",
+        stage="latents",
+        calls="",
+        error="2.0e-03",
+        limit="none",
+        overall_error="",
+        cosine_distance="0",
+        max_abs="0",
+        nonfinite="0",
+        passed=True,
+    )
+
+
+def test_the_summary_has_the_worst_step_of_each_stage() -> None:
+    lines = summary_lines(report((1e-6, 3e-5), difference=3))
+    assert lines == [
+        "  denoise      relative error 3.0e-05 (limit 1e-04), 1 - cosine 0.0e+00, 2 calls",
+        "  decode       relative error 0.0e+00 (limit 2e-03), 1 - cosine 0.0e+00, 1 calls",
+        "  free run     latents 1.0e-06 (limit 1e-03), picture 38.6 dB (limit 40 dB)",
+    ]
+
+
+def test_ranges_that_were_not_checked_are_a_warning_in_fp16_alone() -> None:
+    ranges = {"denoise": TensorRange(unseen="onnxruntime is not installed")}
+    made = replace(report((0.0, 0.0)), ranges=ranges)
+    assert unchecked_ranges(made) == []
+    (sentence,) = unchecked_ranges(replace(made, precision="fp16"))
+    assert sentence == (
+        "tensors inside of graph denoise were not checked against the range of FP16: onnxruntime is not installed"
+    )
