@@ -59,7 +59,7 @@ def test_metadata_may_state_another_head_width(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("encoder_pos_embed_learned", (1, 19, 24), "19 places for 16 tokens"),
+        ("encoder_pos_embed_learned", (1, 19, 24), "19 positions for 16 tokens"),
         ("diffusion_pos_embed_learned", (1, 15, 40), "15 tokens do not form a square grid"),
         ("context_embed.weight", (24,), "context_embed.weight is .24., expected 2 dimensions"),
         ("fake_latent", (1, 5, 23), "fake_latent is .1, 5, 23., expected .1, 5, 24."),
