@@ -16,10 +16,10 @@ floats = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32))
 
 
 def test_figures_of_a_known_difference() -> None:
-    found = compare(np.array([3.0, 4.5]), np.array([3.0, 4.0]))
-    assert found.error == pytest.approx(0.1)
-    assert found.max_abs == pytest.approx(0.5)
-    assert found.cosine == pytest.approx((9 + 18) / (5 * math.hypot(3, 4.5)))
+    comparison = compare(np.array([3.0, 4.5]), np.array([3.0, 4.0]))
+    assert comparison.error == pytest.approx(0.1)
+    assert comparison.max_abs == pytest.approx(0.5)
+    assert comparison.cosine == pytest.approx((9 + 18) / (5 * math.hypot(3, 4.5)))
 
 
 def test_a_small_result_of_large_terms_is_judged_by_the_terms() -> None:
@@ -38,10 +38,10 @@ def test_zeros() -> None:
 def test_nothing_that_is_not_finite_is_close(side: int, value: float) -> None:
     both = [np.ones(5, np.float32), np.ones(5, np.float32)]
     both[side][2] = value
-    found = compare(*both)
-    assert found.error == math.inf
-    assert (found.nonfinite, found.nonfinite_reference) == ((1, 0) if side == 0 else (0, 1))
-    assert found.max_abs == 0  # of the four that can be compared
+    comparison = compare(*both)
+    assert comparison.error == math.inf
+    assert (comparison.nonfinite, comparison.nonfinite_reference) == ((1, 0) if side == 0 else (0, 1))
+    assert comparison.max_abs == 0  # of the four that can be compared
 
 
 def test_equal_infinities_are_no_agreement() -> None:
@@ -66,9 +66,9 @@ def test_sums_over_calls_equal_one_call_with_everything(calls: list[tuple[np.nda
     statistics = ErrorStatistics()
     for got, expected in calls:
         statistics.add(compare(got, expected))
-    together = compare(np.stack([got for got, _ in calls]), np.stack([expected for _, expected in calls]))
-    assert statistics.relative_error == pytest.approx(together.error, rel=1e-9)
-    assert statistics.max_abs == together.max_abs
+    whole = compare(np.stack([got for got, _ in calls]), np.stack([expected for _, expected in calls]))
+    assert statistics.relative_error == pytest.approx(whole.error, rel=1e-9)
+    assert statistics.max_abs == whole.max_abs
     assert statistics.calls == len(calls)
     errors = [compare(*call).error for call in calls]
     assert statistics.error == max(errors)

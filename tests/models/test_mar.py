@@ -1,4 +1,4 @@
-"""MAR's checkpoints: told from FAR's by their tensors, with the presets' head counts."""
+"""MAR's checkpoints: told apart from FAR's by their tensors, with the presets' head counts."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def test_a_width_of_no_preset_asks_for_the_heads(tmp_path: Path) -> None:
 def test_it_is_masked_whatever_the_file_says_but_not_against_the_user(tmp_path: Path) -> None:
     assert load_checkpoint(save(tmp_path / "c.pth", mask=False), overrides=HEADS).model.config.masked
     assert load_checkpoint(tmp_path / "c.pth", overrides=HEADS | {"masked": "true"}).model.config.masked
-    for told in (False, "no"):
+    for masked in (False, "no"):
         with pytest.raises(FarError, match=r"--config masked=\w+: c.pth is a MAR, which is masked; leave it out"):
-            load_checkpoint(tmp_path / "c.pth", overrides=HEADS | {"masked": told})
+            load_checkpoint(tmp_path / "c.pth", overrides=HEADS | {"masked": masked})
 
 
 def test_metadata_of_our_own_files(tmp_path: Path) -> None:

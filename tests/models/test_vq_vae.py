@@ -33,8 +33,8 @@ def test_tables_resize_as_torch_does(scales: tuple[int, ...]) -> None:
     cells = torch.randn(1, 1, last, last)
     for side, (start, end) in zip(scales, token_ranges(scales), strict=True):
         small = torch.randn(1, 1, side, side)
-        grown = functional.interpolate(small, size=(last, last), mode="bicubic") if side < last else small
-        torch.testing.assert_close(up[start:end].T @ small.flatten(), grown.flatten(), rtol=0, atol=1e-5)
+        added = functional.interpolate(small, size=(last, last), mode="bicubic") if side < last else small
+        torch.testing.assert_close(up[start:end].T @ small.flatten(), added.flatten(), rtol=0, atol=1e-5)
         shrunk = functional.interpolate(cells, size=(side, side), mode="area")
         torch.testing.assert_close(down[start:end] @ cells.flatten(), shrunk.flatten(), rtol=0, atol=1e-5)
 
@@ -61,14 +61,14 @@ def by_the_book(vqvae: VQVAE, features: torch.Tensor) -> tuple[list[torch.Tensor
     tokens, states = [], []
     for i, side in enumerate(TINY.patch_nums):
         small = functional.interpolate(rest, size=(side, side), mode="area").permute(0, 2, 3, 1)
-        found = torch.cdist(small.reshape(-1, TINY.channels), codes).argmin(1).reshape(-1, side, side)
-        grown = codes[found].permute(0, 3, 1, 2)
+        nearest = torch.cdist(small.reshape(-1, TINY.channels), codes).argmin(1).reshape(-1, side, side)
+        added = codes[nearest].permute(0, 3, 1, 2)
         if side < last:
-            grown = functional.interpolate(grown, size=(last, last), mode="bicubic")
+            added = functional.interpolate(added, size=(last, last), mode="bicubic")
         phi = vqvae.quantize.quant_resi.qresi_ls[phi_index(i, len(TINY.patch_nums), TINY.phis)]
-        change = 0.5 * grown + 0.5 * functional.conv2d(grown, phi.weight, phi.bias, padding=1)
+        change = 0.5 * added + 0.5 * functional.conv2d(added, phi.weight, phi.bias, padding=1)
         total, rest = total + change, rest - change
-        tokens.append(found.flatten(1))
+        tokens.append(nearest.flatten(1))
         states.append(total)
     return tokens, states
 
@@ -79,22 +79,22 @@ def test_coding_follows_the_paper() -> None:
     with torch.no_grad():
         features = vqvae.encode(torch.randn(3, 3, 8, 8))
         tokens, states = by_the_book(vqvae, features)
-        found = quantizer.encode(features.flatten(2).transpose(1, 2))
-        assert torch.equal(found, torch.cat(tokens, dim=1))
-        for ours, state in zip(quantizer.states(found), states, strict=True):
-            torch.testing.assert_close(ours, state.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
+        encoded = quantizer.encode(features.flatten(2).transpose(1, 2))
+        assert torch.equal(encoded, torch.cat(tokens, dim=1))
+        for actual, state in zip(quantizer.states(encoded), states, strict=True):
+            torch.testing.assert_close(actual, state.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
         sides = TINY.patch_nums[1:]
         shrunk = [functional.interpolate(s, size=(n, n), mode="area") for s, n in zip(states, sides, strict=False)]
         inputs = torch.cat([one.flatten(2).transpose(1, 2) for one in shrunk], dim=1)
-        torch.testing.assert_close(quantizer.inputs(found), inputs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(quantizer.inputs(encoded), inputs, rtol=1e-4, atol=1e-5)
 
 
 def test_training_output_loss_and_gradients() -> None:
     vqvae = tiny().train()
     features = torch.randn(2, 6, 4, 4, requires_grad=True)
     quantized, loss, tokens = vqvae.quantize(features)
-    wanted, states = by_the_book(vqvae, features.detach())
-    assert torch.equal(tokens, torch.cat(wanted, dim=1))
+    expected, states = by_the_book(vqvae, features.detach())
+    assert torch.equal(tokens, torch.cat(expected, dim=1))
     torch.testing.assert_close(quantized, states[-1], rtol=1e-4, atol=1e-5)
     expected = torch.stack([1.25 * functional.mse_loss(state, features) for state in states]).mean()
     torch.testing.assert_close(loss, expected)

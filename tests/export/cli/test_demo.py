@@ -49,8 +49,8 @@ def test_everything_is_written_and_a_failed_check_is_a_failure(
         "levels.webp",
         "verify.html",
     }
-    told = capsys.readouterr().out
-    assert all(str(out / name) in told for name in ("bundle", "samples.png", "levels.png", "verify.html"))
+    output = capsys.readouterr().out
+    assert all(str(out / name) in output for name in ("bundle", "samples.png", "levels.png", "verify.html"))
     schedule = open_bundle(out / "bundle").manifest.default_settings
     assert (schedule["steps"], schedule["guidance"]) == ("2", 2.0)  # the checkpoint's own settings
     # The same bundle against other weights does not pass, and that is an error.
@@ -97,7 +97,7 @@ def test_a_model_without_a_vae_draws_through_far_emojis(zoo: Path) -> None:
     (zoo / "far-emoji").mkdir()
     (zoo / "tiny" / "vae.safetensors").rename(zoo / "far-emoji" / "vae.safetensors")
     (zoo / "tiny" / "far.safetensors").rename(zoo / "tiny" / "mar.safetensors")
-    found = zoo_files(zoo, "tiny")
-    assert found == (zoo / "tiny" / "mar.safetensors", zoo / "far-emoji" / "vae.safetensors")
+    files = zoo_files(zoo, "tiny")
+    assert files == (zoo / "tiny" / "mar.safetensors", zoo / "far-emoji" / "vae.safetensors")
     (zoo / "tiny" / "vqvae.safetensors").touch()
     assert zoo_files(zoo, "tiny")[1].parent == zoo / "tiny"

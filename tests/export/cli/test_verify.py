@@ -34,8 +34,8 @@ def far(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def verify(capsys: pytest.CaptureFixture[str], bundle: Path, checkpoint: Path, *more: object) -> tuple[int, str, str]:
-    given = ("--checkpoint", checkpoint, "--engine", "onnxruntime", "--threads", 1)
-    return far(capsys, "verify", bundle, *given, *more)
+    common = ("--checkpoint", checkpoint, "--engine", "onnxruntime", "--threads", 1)
+    return far(capsys, "verify", bundle, *common, *more)
 
 
 @pytest.fixture(params=["unmasked", "masked", "mar"])
@@ -48,19 +48,19 @@ def case(request: pytest.FixtureRequest, tiny: Tiny) -> tuple[Path, Path]:
 def test_an_honest_bundle_passes_and_is_reported(
     case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page, figures = tmp_path / "verify.html", tmp_path / "verify.json"
+    page, json_file = tmp_path / "verify.html", tmp_path / "verify.json"
     code, out, err = verify(
-        capsys, *case, "--label", 3, "--label", 9, "--engine", "onnxruntime", "--html", page, "--json", figures
+        capsys, *case, "--label", 3, "--label", 9, "--engine", "onnxruntime", "--html", page, "--json", json_file
     )
     assert (code, err) == (0, "")
     assert out.splitlines()[-2].startswith("passed: worst stage error ")
-    assert out.splitlines()[-1] == f"written: {figures}, {page}"
+    assert out.splitlines()[-1] == f"written: {json_file}, {page}"
     assert "FAIL" not in out
     assert all(len(line.rstrip()) <= 80 for line in out.splitlines()[:-2])  # the table in a narrow window
-    found = json.loads(figures.read_text())
-    check_schema(found)
-    assert found["passed"] and [(p["label"], p["seed"]) for p in found["pictures"]] == [(3, 0), (9, 0)]
-    check_page(page.read_text(encoding="utf-8"), found)
+    figures = json.loads(json_file.read_text())
+    check_schema(figures)
+    assert figures["passed"] and [(p["label"], p["seed"]) for p in figures["pictures"]] == [(3, 0), (9, 0)]
+    check_page(page.read_text(encoding="utf-8"), figures)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["verify.html", "verify.json"]  # nothing left aside
 
 
@@ -69,8 +69,8 @@ def test_other_weights_of_the_same_size_fail(
 ) -> None:
     bundle, checkpoint = case
     pth = tiny.far if checkpoint == tiny.safetensors else checkpoint
-    page, figures = tmp_path / "verify.html", tmp_path / "verify.json"
-    code, out, err = verify(capsys, bundle, pth, "--weights", "model", "--html", page, "--json", figures)
+    page, json_file = tmp_path / "verify.html", tmp_path / "verify.json"
+    code, out, err = verify(capsys, bundle, pth, "--weights", "model", "--html", page, "--json", json_file)
     assert code == 1
     assert re.fullmatch(
         r"error: transformer at (level 0|iteration 1) \(step 1 of \d\): relative error \S+, tolerance 1e-04 "
@@ -78,10 +78,10 @@ def test_other_weights_of_the_same_size_fail(
         err,
     )
     assert "FAILED: worst stage error" in out and "FAIL" in out
-    found = json.loads(figures.read_text())
-    check_schema(found)
-    assert not found["passed"]
-    check_page(page.read_text(encoding="utf-8"), found)
+    figures = json.loads(json_file.read_text())
+    check_schema(figures)
+    assert not figures["passed"]
+    check_page(page.read_text(encoding="utf-8"), figures)
 
 
 def test_the_recorded_weights_are_the_default(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,14 +103,14 @@ def test_json_to_standard_output_is_all_that_is_there(tiny: Tiny, capsys: pytest
         "--label", "owl", "--count", 2, "--seed", 5,
     )  # fmt: skip
     assert code == 0
-    found = json.loads(out)
-    check_schema(found)
-    wanted = {"levels": [0, 3], "steps": [1, 2], "guidance": 1, "temperature": 1}
-    assert found["settings"] == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1, "shared_noise": 0}
-    assert [(step["step"], step["inner"], step["guidance"]) for step in found["plan"]] == [
+    figures = json.loads(out)
+    check_schema(figures)
+    settings = {"levels": [0, 3], "steps": [1, 2], "guidance": 1, "temperature": 1}
+    assert figures["settings"] == settings | {"solver": "ddpm", "start": None, "guidance_floor": 1, "shared_noise": 0}
+    assert [(step["step"], step["inner"], step["guidance"]) for step in figures["plan"]] == [
         ("level 0", 1, 1), ("level 3", 2, 1),
     ]  # fmt: skip
-    assert [(p["label"], p["name"], p["seed"]) for p in found["pictures"]] == [(9, "owl", 5), (9, "owl", 6)]
+    assert [(p["label"], p["name"], p["seed"]) for p in figures["pictures"]] == [(9, "owl", 5), (9, "owl", 6)]
     assert "passed: " in err
 
 
@@ -120,19 +120,19 @@ def test_nan_in_one_graph_is_named(tiny: Tiny, tmp_path: Path, capsys: pytest.Ca
     shutil.copytree(tiny.masked_bundle, bundle)
     put_nan(bundle, "transformer", level=2)
     code, _, err = verify(
-        capsys, bundle, tiny.masked, "--vae", tiny.vae, "--engine", "onnxruntime", "--json", tmp_path / "found.json"
+        capsys, bundle, tiny.masked, "--vae", tiny.vae, "--engine", "onnxruntime", "--json", tmp_path / "verify.json"
     )
     assert code == 1
     assert err.startswith(
         "error: transformer at level 2 (step 2 of 2): NaN or Inf: 1 values of onnxruntime:cpu: the first "
     )
     assert "is tensor condition (FP32) of node" in err
-    found = json.loads((tmp_path / "found.json").read_text())
-    check_schema(found)
-    bad = [r for r in found["stages"] if not r["passed"]]
+    figures = json.loads((tmp_path / "verify.json").read_text())
+    check_schema(figures)
+    bad = [r for r in figures["stages"] if not r["passed"]]
     assert [(r["stage"], r["at"], r["error"], r["nonfinite"]) for r in bad] == [("transformer", "level 2", None, 1)]
-    assert [result["passed"] for result in found["loop"]] == [True, False]
-    assert found["loop"][1]["first_nonfinite"] == 0
+    assert [result["passed"] for result in figures["loop"]] == [True, False]
+    assert figures["loop"][1]["first_nonfinite"] == 0
 
 
 def put_nan(bundle: Path, stage: str, level: int) -> None:
@@ -168,7 +168,7 @@ def put_nan(bundle: Path, stage: str, level: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--label", "11"], "label 11: out of range"),
         (["--label", "unicorn"], "label 'unicorn': no class of that name"),
@@ -191,12 +191,12 @@ def put_nan(bundle: Path, stage: str, level: int) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    tiny: Tiny, arguments: Sequence[str], said: str, capsys: pytest.CaptureFixture[str]
+    tiny: Tiny, arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled = [text.format(far=tiny.far, folder=tiny.folder) for text in arguments]
     code, out, err = verify(capsys, tiny.bundle, tiny.safetensors, *filled)
     assert (code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1 and said in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
 
 
 def test_a_checkpoint_of_other_sizes_is_refused(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,38 +262,38 @@ WHOLE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def check_schema(found: dict[str, Any]) -> None:
+def check_schema(figures: dict[str, Any]) -> None:
     """The figures that scripts may rely on, with their types, and nothing else."""
-    check_types(found, WHOLE)
-    assert found["format"] == 3
-    assert found["passed"] is (found["failures"] == [])
-    check_types(found["bundle"], dict.fromkeys(("name", "id", "system", "precision", "created_by"), str))
+    check_types(figures, WHOLE)
+    assert figures["format"] == 3
+    assert figures["passed"] is (figures["failures"] == [])
+    check_types(figures["bundle"], dict.fromkeys(("name", "id", "system", "precision", "created_by"), str))
     for side in ("reference", "candidate"):
-        check_types(found[side], {"name": str, "version": str})
-        assert found[side]["version"]
-    mar = found["bundle"]["system"] == "mar"
+        check_types(figures[side], {"name": str, "version": str})
+        assert figures[side]["version"]
+    mar = figures["bundle"]["system"] == "mar"
     steps = (int, list)  # one number where all are the same
     of_system = {"iterations": int, "guidance_schedule": str} if mar else {"levels": list, "shared_noise": int}
     scales = dict.fromkeys(("guidance", "guidance_floor", "temperature"), float)
-    check_types(found["settings"], {**of_system, "steps": steps, "solver": str, "start": NoneType, **scales})
+    check_types(figures["settings"], {**of_system, "steps": steps, "solver": str, "start": NoneType, **scales})
     tokens = {"tokens": int} if mar else {}
-    for step in found["plan"]:
+    for step in figures["plan"]:
         types = {"step": str, "inner": int, "guidance": NUMBER, "temperature": float, "visible": int, **tokens}
         check_types(step, types)
-    check_types(found["limits"], {"tolerance_scale": float, "stages": dict, "latents": float, "psnr": float})
-    for results, types in ((found["stages"], STAGE), (found["loop"], LOOP), (found["pictures"], PICTURE)):
+    check_types(figures["limits"], {"tolerance_scale": float, "stages": dict, "latents": float, "psnr": float})
+    for results, types in ((figures["stages"], STAGE), (figures["loop"], LOOP), (figures["pictures"], PICTURE)):
         assert results
         for result in results:
             check_types(result, types)
-    assert [result["at"] for result in found["loop"]] == [step["step"] for step in found["plan"]]
-    assert set(found["limits"]["stages"]) == {result["graph"] for result in found["stages"]}
+    assert [result["at"] for result in figures["loop"]] == [step["step"] for step in figures["plan"]]
+    assert set(figures["limits"]["stages"]) == {result["graph"] for result in figures["stages"]}
 
 
-def check_types(found: dict[str, Any], types: dict[str, Any]) -> None:
-    assert set(found) == set(types)
-    for name, kind in types.items():
-        assert isinstance(found[name], kind), name
-        assert kind is not int or not isinstance(found[name], bool), name
+def check_types(figures: dict[str, Any], types: dict[str, Any]) -> None:
+    assert set(figures) == set(types)
+    for name, expected in types.items():
+        assert isinstance(figures[name], expected), name
+        assert expected is not int or not isinstance(figures[name], bool), name
 
 
 VOID = {"meta", "img"}
@@ -324,7 +324,7 @@ class Page(HTMLParser):
         self.text += data + "\n"
 
 
-def check_page(html: str, found: dict[str, Any]) -> None:
+def check_page(html: str, figures: dict[str, Any]) -> None:
     """One file that loads nothing, with all pictures, figures and the verdict in it."""
     page = Page()
     page.feed(html)
@@ -335,8 +335,8 @@ def check_page(html: str, found: dict[str, Any]) -> None:
     assert "://" not in html and "@import" not in html and "url(" not in html and "javascript:" not in html
     assert not any(name.startswith("on") or name in ("href", "srcset") for _, a in page.elements for name in a)
     sources = [attributes["src"] or "" for _, attributes in page.elements if "src" in attributes]
-    assert len(sources) == 3 * len(found["pictures"])
-    for i, picture in enumerate(found["pictures"]):
+    assert len(sources) == 3 * len(figures["pictures"])
+    for i, picture in enumerate(figures["pictures"]):
         reference, candidate, difference = (decoded(source) for source in sources[3 * i : 3 * i + 3])
         apart = np.abs(candidate.astype(int) - reference)
         assert apart.max() == picture["max_difference"]
@@ -344,14 +344,14 @@ def check_page(html: str, found: dict[str, Any]) -> None:
         np.testing.assert_array_equal(difference, np.clip(apart * factor, 0, 255))
         assert (picture["psnr"] is None) == (apart.max() == 0)
     assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
-    assert ("PASSED" in page.text) is found["passed"] and ("FAILED" in page.text) is not found["passed"]
-    for sentence in found["failures"][:10]:
+    assert ("PASSED" in page.text) is figures["passed"] and ("FAILED" in page.text) is not figures["passed"]
+    for sentence in figures["failures"][:10]:
         assert sentence in page.text
     rows = tags.count("tr") - 1
-    assert rows == len(found["stages"]) + len(found["loop"])
-    stages = {result["stage"] for result in found["stages"] if result["step"] is not None}
-    assert tags.count("title") == 1 + (len(stages) + 1) * len(found["loop"])  # of the page, and of every marker
-    assert found["bundle"]["id"] in page.text and found["candidate"]["version"] in page.text
+    assert rows == len(figures["stages"]) + len(figures["loop"])
+    stages = {result["stage"] for result in figures["stages"] if result["step"] is not None}
+    assert tags.count("title") == 1 + (len(stages) + 1) * len(figures["loop"])  # of the page, and of every marker
+    assert figures["bundle"]["id"] in page.text and figures["candidate"]["version"] in page.text
 
 
 def decoded(source: str) -> np.ndarray:

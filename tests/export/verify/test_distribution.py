@@ -40,8 +40,8 @@ def test_the_distance_is_the_closed_form_of_two_gaussians() -> None:
     a, b = np.array([1.0, 4.0, 9.0]), np.array([4.0, 1.0, 16.0])
     shift = np.array([1.0, -2.0, 0.5])
     expected = shift @ shift + np.square(np.sqrt(a) - np.sqrt(b)).sum()
-    found = frechet_from_features(gaussian(shift, np.diag(a)), gaussian(np.zeros(3), np.diag(b)))
-    assert found == pytest.approx(expected, rel=1e-9)
+    distance = frechet_from_features(gaussian(shift, np.diag(a)), gaussian(np.zeros(3), np.diag(b)))
+    assert distance == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_distance_agrees_with_the_matrix_square_root_where_covariances_do_not_commute() -> None:
@@ -72,10 +72,10 @@ def test_features_come_from_the_package_s_weights_and_tell_pictures_apart() -> N
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
     images[2] = images[0]
-    found = extract_features(network, images, batch=2)
-    assert found.shape == (3, 1280) and found.min() >= 0  # behind a ReLU6
-    assert found[0] == pytest.approx(found[2], abs=1e-5)
-    assert np.abs(found[0] - found[1]).max() > 0.1
+    vectors = extract_features(network, images, batch=2)
+    assert vectors.shape == (3, 1280) and vectors.min() >= 0  # behind a ReLU6
+    assert vectors[0] == pytest.approx(vectors[2], abs=1e-5)
+    assert np.abs(vectors[0] - vectors[1]).max() > 0.1
 
 
 def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +163,9 @@ def test_far_verify_prints_the_distances_and_fails_beyond_the_limit(
         str(tiny.bundle), "--checkpoint", str(tiny.safetensors), "--vae", str(tiny.vae), "--engine", "onnxruntime",
         "--threads", "1", "--distribution", "4", "--json", str(tmp_path / "report.json"),
     ]  # fmt: skip
-    made = CliRunner().invoke(verify, command, catch_exceptions=False)
-    assert made.exit_code == 0, made.output
-    assert "distribution of 4 pictures" in made.output
+    result = CliRunner().invoke(verify, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "distribution of 4 pictures" in result.output
     figures = json.loads((tmp_path / "report.json").read_text())["distribution"]
     assert figures["count"] == 4 and figures["ratio"] == pytest.approx(1, abs=1e-2) and figures["passed"]
     assert list((tmp_path / "far-deploy" / "features").glob("*.npz"))

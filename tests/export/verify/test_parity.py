@@ -76,8 +76,8 @@ def test_an_honest_bundle_passes(case: tuple[Bundle, Path], tiny: Tiny) -> None:
     assert any(
         result.error > 0 for result in report.stages
     )  # two libraries: equal to the last bit would be no comparison
-    wanted = [f"iteration {i}" for i in (1, 2, 3, 4)] if mar else [f"level {i}" for i in report.settings["levels"]]
-    assert [result.step_name for result in report.loop] == wanted == [step.name for step in report.plan]
+    names = [f"iteration {i}" for i in (1, 2, 3, 4)] if mar else [f"level {i}" for i in report.settings["levels"]]
+    assert [result.step_name for result in report.loop] == names == [step.name for step in report.plan]
     assert report.latents_limit == pytest.approx(1e-3)
     assert report.pictures[0].limit == 40
     assert [(picture.label, picture.seed) for picture in report.pictures] == list(zip(LABELS, SEEDS, strict=True))

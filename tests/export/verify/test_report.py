@@ -95,10 +95,10 @@ def test_differences_are_amplified_as_far_as_they_fit(most: int, factor: int) ->
 
 def markers(svg: str, name: str) -> list[tuple[float, float]]:
     """Places of the markers of one line, step by step; y grows upwards."""
-    found = re.findall(
+    matches = re.findall(
         rf'<g id="{name}-\d+"><title>{name}: [^<]+</title>.*?<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg, re.S
     )
-    return [(float(x), -float(y)) for x, y in found]
+    return [(float(x), -float(y)) for x, y in matches]
 
 
 def grid(svg: str) -> list[float]:
@@ -108,9 +108,9 @@ def grid(svg: str) -> list[float]:
 
 
 def test_markers_lie_where_their_errors_are() -> None:
-    made = report((1e-6, 1e-5))
-    assert Decades.of(series_of(made)) == Decades(-6, -2, False)
-    svg = error_plot(made)
+    example = report((1e-6, 1e-5))
+    assert Decades.of(series_of(example)) == Decades(-6, -2, False)
+    svg = error_plot(example)
     (x0, y0), (x1, y1) = markers(svg, "denoise")
     heights = grid(svg)
     assert len(heights) == 5 and x0 < x1
@@ -133,11 +133,11 @@ def test_an_error_of_zero_is_drawn_at_the_bottom() -> None:
 
 
 def test_every_limit_has_a_dashed_line_and_infinite_ones_have_none() -> None:
-    made = report((1e-6, 1e-5))
-    svg = error_plot(made)
+    example = report((1e-6, 1e-5))
+    svg = error_plot(example)
     assert "limit of denoise: 1e-04</text>" in svg and "limit of latents: 1e-03</text>" in svg
     assert svg.count("stroke-dasharray") == 2
-    shown = replace(made, loop=tuple(replace(result, limit=math.inf) for result in made.loop))
+    shown = replace(example, loop=tuple(replace(result, limit=math.inf) for result in example.loop))
     assert error_plot(shown).count("stroke-dasharray") == 1
 
 
@@ -182,16 +182,16 @@ def test_the_verdict_follows_from_the_results() -> None:
     bad = [report((1e-6, 2e-4)), report((math.inf, 0.0)), report((0.0, 0.0), difference=3, name="owl")]
     late = tuple(replace(result, error=2e-3) for result in good.loop)
     bad.append(replace(good, loop=late))
-    assert [made.passed for made in bad] == [False] * 4
-    assert [made.failures[0] for made in bad] == [
+    assert [example.passed for example in bad] == [False] * 4
+    assert [example.failures[0] for example in bad] == [
         "denoise at level 1 (step 2 of 2): relative error 2.00e-04, tolerance 1e-04",
         "denoise at level 0 (step 1 of 2): NaN or Inf: 1 values of onnxruntime:cpu",
         "picture 1 (label 0 owl, seed 0): PSNR 38.6 dB, expected 40.0 dB or more",
         "the loop's latents after level 0 (step 1 of 2): relative error 2.00e-03, limit 1e-03",
     ]
-    for made in bad:
-        page = html_page(made)
-        assert "FAILED" in page and made.failures[0] in page.replace("&#39;", "'")
+    for example in bad:
+        page = html_page(example)
+        assert "FAILED" in page and example.failures[0] in page.replace("&#39;", "'")
 
 
 @pytest.mark.parametrize(("error", "passed"), [(1e-4, True), (math.nextafter(1e-4, 1), False), (math.nan, False)])
@@ -220,10 +220,10 @@ def test_the_worst_stage_is_that_of_the_largest_part_of_its_tolerance() -> None:
 
 def test_the_worst_figures_are_those_of_the_end() -> None:
     good = report((0.0, 0.0))
-    made = replace(
+    example = replace(
         good, loop=(good.loop[0], replace(good.loop[1], error=5e-4)), pictures=(picture(0), picture(2), picture(1))
     )
-    assert made.latents_error == 5e-4 and made.worst_psnr == picture(2).psnr
+    assert example.latents_error == 5e-4 and example.worst_psnr == picture(2).psnr
 
 
 def test_a_graph_whose_tensors_overflow_fails_and_is_named_once() -> None:
@@ -242,8 +242,8 @@ def test_a_graph_whose_tensors_overflow_fails_and_is_named_once() -> None:
 def test_a_distribution_beyond_its_limit_fails() -> None:
     near, far = (DistributionResult(count=4, bundle=bundle, reference=3, paired=1) for bundle in (4.5, 4.6))
     assert replace(report((0.0, 0.0)), distribution=near).passed
-    made = replace(report((0.0, 0.0)), distribution=far)
-    assert made.failures == (far.sentence,) and made.to_dict()["distribution"]["passed"] is False
+    example = replace(report((0.0, 0.0)), distribution=far)
+    assert example.failures == (far.sentence,) and example.to_dict()["distribution"]["passed"] is False
 
 
 def test_rows_have_the_figures_of_their_results() -> None:
@@ -256,9 +256,9 @@ def test_rows_have_the_figures_of_their_results() -> None:
         nonfinite=1,
         nonfinite_reference=2,
     )
-    made = report((0.0, 0.0))
-    late = replace(made.loop[1], error=2e-3, limit=math.inf)
-    groups = table_rows(replace(made, stages=(first, *made.stages[1:]), loop=(made.loop[0], late)))
+    example = report((0.0, 0.0))
+    late = replace(example.loop[1], error=2e-3, limit=math.inf)
+    groups = table_rows(replace(example, stages=(first, *example.stages[1:]), loop=(example.loop[0], late)))
     assert [[(row.step, row.stage) for row in rows] for rows in groups] == [
         [("level 0", "denoise"), ("level 0", "latents")],
         [("level 1", "denoise"), ("level 1", "latents")],
@@ -301,9 +301,9 @@ def test_the_summary_has_the_worst_step_of_each_stage() -> None:
 
 def test_ranges_that_were_not_checked_are_a_warning_in_fp16_alone() -> None:
     ranges = {"denoise": TensorRange(unseen="onnxruntime is not installed")}
-    made = replace(report((0.0, 0.0)), ranges=ranges)
-    assert unchecked_ranges(made) == []
-    (sentence,) = unchecked_ranges(replace(made, precision="fp16"))
+    example = replace(report((0.0, 0.0)), ranges=ranges)
+    assert unchecked_ranges(example) == []
+    (sentence,) = unchecked_ranges(replace(example, precision="fp16"))
     assert sentence == (
         "tensors inside of graph denoise were not checked against the range of FP16: onnxruntime is not installed"
     )

@@ -191,7 +191,7 @@ def bare(path: Path, state: dict[Any, Any] | None = None, **args: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("masked=1", "masked=1: expected true or false"),
         ("masked=maybe", "masked='maybe': expected true or false"),
@@ -210,10 +210,10 @@ def bare(path: Path, state: dict[Any, Any] | None = None, **args: Any) -> Path:
         ("head_depth=two", "head_depth='two': expected a whole number"),
     ],
 )
-def test_settings_that_are_not_allowed(tmp_path: Path, setting: str, said: str) -> None:
+def test_settings_that_are_not_allowed(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(FarError) as error:
         load_checkpoint(bare(tmp_path / "c.pth", mask=False), overrides=parse_overrides((setting,)))
-    assert str(error.value).startswith("--config ") and said in str(error.value)
+    assert str(error.value).startswith("--config ") and message in str(error.value)
 
 
 @pytest.mark.parametrize(("word", "value"), [("true", True), ("yes", True), ("False", False), ("no", False)])
@@ -255,12 +255,12 @@ def test_the_variant_must_be_told(tmp_path: Path) -> None:
 
 
 def test_the_source_says_which_weights_were_taken(tmp_path: Path) -> None:
-    told = HEADS | {"masked": False}
+    settings = HEADS | {"masked": False}
     path = tmp_path / "c.pth"
 
     def taken(state: dict[str, Any], weights: str | None = None) -> str:
         torch.save(state, path)
-        source = load_checkpoint(path, weights, told).source
+        source = load_checkpoint(path, weights, settings).source
         assert source["file"] == "c.pth"
         return source["weights"]
 
@@ -272,7 +272,7 @@ def test_the_source_says_which_weights_were_taken(tmp_path: Path) -> None:
     with pytest.raises(FarError, match="no weights called 'model_ema'; the file has model; choose with --weights"):
         taken({"model": tensors(), "model_ema": None}, "model_ema")
     save_file(tensors(), tmp_path / "far.safetensors")
-    assert load_checkpoint(tmp_path / "far.safetensors", overrides=told).source["weights"] == ""
+    assert load_checkpoint(tmp_path / "far.safetensors", overrides=settings).source["weights"] == ""
 
 
 def test_a_kl_vae_has_its_own_order_of_weights(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_nan_and_inf_are_named(tmp_path: Path, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "said"),
+    ("name", "tensor", "message"),
     [
         ("decoder_embed.weight", torch.tensor(1.0), "decoder_embed.weight is [], expected 2 dimensions"),
         ("z_proj.weight", torch.zeros(5), "z_proj.weight is [5], expected 2 dimensions"),
@@ -313,10 +313,10 @@ def test_nan_and_inf_are_named(tmp_path: Path, value: float) -> None:
         ("z_proj.weight", torch.zeros(2, 2).to_sparse(), "tensor z_proj.weight [2, 2] is sparse"),
     ],
 )
-def test_misshapen_tensors_of_far(tmp_path: Path, name: Any, tensor: torch.Tensor, said: str) -> None:
+def test_misshapen_tensors_of_far(tmp_path: Path, name: Any, tensor: torch.Tensor, message: str) -> None:
     with pytest.raises(FarError) as error:
         load_checkpoint(bare(tmp_path / "c.pth", {**tensors(), name: tensor}, mask=False))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
@@ -327,7 +327,7 @@ def test_quantized_tensors_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "said"),
+    ("name", "tensor", "message"),
     [
         ("encoder.conv_in.weight", torch.zeros(8), "encoder.conv_in.weight is [8], expected 4 dimensions"),
         ("encoder.conv_in.weight", torch.zeros(0, 3, 3, 3), "encoder.conv_in.weight is [0, 3, 3, 3], expected 4"),
@@ -336,12 +336,12 @@ def test_quantized_tensors_are_refused(tmp_path: Path) -> None:
         ("post_quant_conv.weight", torch.tensor(0.0), "post_quant_conv.weight is [], expected 4 dimensions"),
     ],
 )
-def test_misshapen_tensors_of_a_kl_vae(tmp_path: Path, name: str, tensor: torch.Tensor, said: str) -> None:
+def test_misshapen_tensors_of_a_kl_vae(tmp_path: Path, name: str, tensor: torch.Tensor, message: str) -> None:
     state = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4)).state_dict()
     torch.save({**state, name: tensor}, tmp_path / "vae.ckpt")
     with pytest.raises(FarError) as error:
         load_checkpoint(tmp_path / "vae.ckpt")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_all_missing_size_tensors_and_unknown_names_are_listed(tmp_path: Path) -> None:

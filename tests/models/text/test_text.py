@@ -25,8 +25,8 @@ Tensors = dict[str, NDArray[np.float64]]
 erf = np.vectorize(math.erf)
 
 
-def weights(folder: Path, sign: str) -> Tensors:
-    tensors = without_prefix(folder, read_tensors(folder), sign, ())
+def weights(folder: Path, marker: str) -> Tensors:
+    tensors = without_prefix(folder, read_tensors(folder), marker, ())
     return {name: tensor.double().numpy() for name, tensor in tensors.items()}
 
 
@@ -85,8 +85,8 @@ def plain_qwen2(w: Tensors, ids: list[int], mask: list[int]) -> NDArray[np.float
             mine, shared = slice(4 * head, 4 * head + 4), slice(4 * (head // 3), 4 * (head // 3) + 4)
             for t in range(len(ids)):
                 seen = [s for s in range(t + 1) if mask[s]]
-                ours = turned(q[t, mine], t)
-                scores = [(ours * turned(k[s, shared], s).conj()).real.sum() / 2.0 for s in seen]
+                query = turned(q[t, mine], t)
+                scores = [(query * turned(k[s, shared], s).conj()).real.sum() / 2.0 for s in seen]
                 out[t, mine] = softmax(np.array(scores)) @ v[seen, shared]
         x = x + linear(out, w, f"{layer}self_attn.o_proj")
         normed = norm(x, f"{layer}post_attention_layernorm")
@@ -104,18 +104,20 @@ def run(encoder: TextEncoder, prompts: list[str]) -> tuple[NDArray[Any], NDArray
 
 
 @pytest.mark.parametrize(
-    ("kind", "sign", "plain"),
+    ("name", "marker", "plain"),
     [("bert", "embeddings.word_embeddings.weight", plain_bert), ("qwen2", "embed_tokens.weight", plain_qwen2)],
 )
-def test_features_are_those_of_a_plain_computation(tiny: Any, kind: str, sign: str, plain: Callable[..., Any]) -> None:
-    folder = getattr(tiny, kind)
+def test_features_are_those_of_a_plain_computation(
+    tiny: Any, name: str, marker: str, plain: Callable[..., Any]
+) -> None:
+    folder = getattr(tiny, name)
     encoder = load_text_encoder(folder, 8)
     ids, mask, features = run(encoder, ["a red apple", "the lion and the cat of the city street and"])
-    tensors = weights(folder, sign)
+    tensors = weights(folder, marker)
     assert features.shape == (2, 8, 12)
     for row in range(2):  # padding too: the picture's network attends to it
-        wanted = plain(tensors, ids[row].tolist(), mask[row].tolist())[-8:]
-        assert np.linalg.norm(features[row] - wanted) <= 1e-5 * np.linalg.norm(wanted)
+        expected = plain(tensors, ids[row].tolist(), mask[row].tolist())[-8:]
+        assert np.linalg.norm(features[row] - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 def test_the_system_prompt_goes_before_qwen2s_prompts_only(tiny: Any) -> None:
@@ -144,7 +146,7 @@ def change(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "message"),
+    ("name", "changes", "message"),
     [
         ("bert", {"model_type": "t5"}, "model_type 't5'; text encoders that are known: bert, qwen2"),
         ("bert", {"model_type": None}, "model_type None"),
@@ -163,9 +165,9 @@ def change(folder: Path, **changes: Any) -> None:
     ],
 )
 def test_configurations_that_do_not_fit(
-    tiny: Any, tmp_path: Path, kind: str, changes: dict[str, Any], message: str
+    tiny: Any, tmp_path: Path, name: str, changes: dict[str, Any], message: str
 ) -> None:
-    folder = Path(shutil.copytree(getattr(tiny, kind), tmp_path / kind))
+    folder = Path(shutil.copytree(getattr(tiny, name), tmp_path / name))
     change(folder, **changes)
     with pytest.raises(FarError, match=message):
         load_text_encoder(folder, 8)
