@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from far_export.load import load_pair
+from far_export.stages import SYSTEMS
 from far_export.tolerances import required_psnr
 from far_export.torch_engine import TorchEngine
+from far_export.verify import parity
 from far_export.verify.lockstep import Lockstep
 from far_export.verify.parity import SampleInputs, VerifyOptions, compare_engines, verify_bundle
-from far_export.verify.reference import reference_stages
+from far_export.verify.reference import exporter_tolerances, reference_stages
 from far_export.verify.results import Report
 from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.conditioning.subjects import resolve_subjects
@@ -235,8 +237,77 @@ def test_other_sizes_are_named(tiny: Tiny) -> None:
 def test_progress_ends_at_its_total(tiny: Tiny) -> None:
     bundle = open_bundle(tiny.bundle)
     seen: list[tuple[int, int]] = []
-    compare_with(bundle, tiny, lambda *where: 1.0, lambda done, total: seen.append((done, total)))
+    compare_with(bundle, tiny, options=VerifyOptions(on_progress=lambda done, total: seen.append((done, total))))
     assert seen == [(i, 24) for i in range(1, 25)]
+
+
+def test_every_picture_needs_a_seed(tiny: Tiny) -> None:
+    subjects = inputs(open_bundle(tiny.bundle)).subjects
+    for some, seeds in ((subjects, [0]), ([], []), (subjects[:1], [0, 1])):
+        with pytest.raises(FarError, match=f"{len(some)} pictures and {len(seeds)} seeds"):
+            SampleInputs(some, seeds, {})
+
+
+def test_the_engine_is_closed_also_after_an_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    class Broken(Sum):
+        def close(self) -> None:
+            closed.append(self.name)
+
+    monkeypatch.setattr(parity, "open_engine", lambda *_: Broken(0.0))
+    with pytest.raises(KeyError):  # it has no stage but the denoise stage
+        run(open_bundle(tiny.bundle), tiny.safetensors, tiny.vae)
+    assert closed == ["sum of 0"]
+
+
+def as_precision(bundle: Bundle, precision: str) -> Bundle:
+    """The same FP32 graphs under a manifest that claims another precision."""
+    graphs = tuple(replace(graph, precision=precision) for graph in bundle.manifest.graphs)
+    return Bundle(bundle.path, replace(bundle.manifest, precision=precision, graphs=graphs))
+
+
+def test_the_free_run_of_fp16_has_limits_of_its_own_where_no_tokens_are_drawn(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = as_precision(open_bundle(tiny.bundle), "fp16")
+    report = compare_with(bundle, tiny, options=VerifyOptions(tolerance_scale=2.0))
+    assert report.latents_limit == pytest.approx(0.2)
+    assert report.psnr_limit == pytest.approx(35 - 20 * math.log10(2))
+    system = replace(SYSTEMS["far"], draws_tokens=True)
+    monkeypatch.setattr(parity, "SYSTEMS", {**SYSTEMS, "far": system})
+    report = compare_with(bundle, tiny)
+    assert (report.latents_limit, report.psnr_limit) == (math.inf, -math.inf)
+
+
+def test_tolerances_follow_the_precision_of_the_graphs(tiny: Tiny) -> None:
+    bundle = open_bundle(tiny.bundle)
+    stages = reference_stages(bundle.manifest, *(loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae)))
+    assert exporter_tolerances(stages, bundle.manifest) == {"transformer": 1e-4, "denoise": 1e-4, "decode": 2e-3}
+    fp16 = exporter_tolerances(stages, as_precision(bundle, "fp16").manifest)
+    assert fp16 == dict.fromkeys(("transformer", "denoise", "decode"), 1e-2)
+    strict, loose = (replace(stages[0], tolerance=tolerance) for tolerance in (1e-5, 1e-3))
+    for order in ([strict, loose], [loose, strict]):
+        assert exporter_tolerances(order, bundle.manifest) == {"transformer": 1e-5}
+
+
+def test_tensors_inside_of_fp16_graphs_are_checked_at_every_step(tiny: Tiny) -> None:
+    bundle = as_precision(open_bundle(tiny.bundle), "fp16")
+    ranges = compare_with(bundle, tiny).ranges
+    assert {name: tensors.calls for name, tensors in ranges.items()} == {"transformer": 4, "denoise": 4, "decode": 1}
+    assert compare_with(bundle, tiny, options=VerifyOptions(check_ranges=False)).ranges == {}
+    assert compare_with(open_bundle(tiny.bundle), tiny).ranges == {}
+
+
+def test_the_first_nan_of_several_is_named(tiny: Tiny) -> None:
+    bundle = open_bundle(tiny.bundle)
+    report = compare_with(
+        bundle, tiny, lambda *where: math.nan if where in (("denoise", 1, 1), ("denoise", 1, 2)) else 1
+    )
+    (bad,) = [result for result in report.stages if result.nonfinite]
+    assert (bad.step, bad.nonfinite, bad.first_nonfinite) == (1, 2, 1)
+    assert [result.first_nonfinite for result in report.loop[:2]] == [None, 1]
+    assert report.ranges["denoise"].calls == 1  # the call whose inputs were finite still
 
 
 def test_psnr_that_is_required() -> None:
@@ -322,11 +393,11 @@ def spoil(array: np.ndarray, factor: float) -> np.ndarray:
 def compare_with(
     bundle: Bundle,
     tiny: Tiny,
-    factor: Callable[[str, int, int], float],
-    on_progress: Callable[[int, int], None] | None = None,
+    factor: Callable[[str, int, int], float] = lambda *where: 1.0,
+    options: VerifyOptions = VerifyOptions(),  # noqa: B008
 ) -> Report:
     """The checkpoint against an engine that is spoiled in one place."""
     model, vae = (loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae))
     reference = TorchEngine(reference_stages(bundle.manifest, model, vae))
     candidate = Spoiled(open_engine(bundle, "onnxruntime", EngineOptions(threads=1)), factor)
-    return compare_engines(bundle, reference, candidate, inputs(bundle), VerifyOptions(on_progress=on_progress))
+    return compare_engines(bundle, reference, candidate, inputs(bundle), options)
