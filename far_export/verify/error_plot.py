@@ -99,7 +99,7 @@ def error_plot(report: Report) -> str:
         # The latents below the stages and with a broader line: their error often is the last stage's.
         for line in reversed(lines):
             titles |= _draw_series(axes, line, decades)
-        _draw_limits(axes, lines)
+        _draw_limits(axes, lines, decades)
         _draw_axes(axes, report, decades)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(
@@ -127,15 +127,16 @@ def _draw_series(axes: Any, line: Series, decades: Decades) -> dict[str, str]:
     return titles
 
 
-def _draw_limits(axes: Any, lines: list[Series]) -> None:
+def _draw_limits(axes: Any, lines: list[Series], decades: Decades) -> None:
     """One dashed line for every distinct limit; stages with the same limit share it."""
     for limit in dict.fromkeys(line.limit for line in lines if math.isfinite(line.limit)):
         sharing = [line for line in lines if line.limit == limit]
         colour = COLOURS[sharing[0].colour if len(sharing) == 1 else "soft"]
-        axes.axhline(limit, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+        place = decades.place(limit)
+        axes.axhline(place, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         text = f"limit of {' and '.join(line.name for line in sharing)}: {limit:.0e}"
         axes.annotate(
-            text, (1, limit), xycoords=axes.get_yaxis_transform(), xytext=(0, 3), textcoords="offset points",
+            text, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(0, 3), textcoords="offset points",
             ha="right", color=COLOURS["soft"],
         )  # fmt: skip
 
@@ -151,7 +152,7 @@ def _draw_axes(axes: Any, report: Report, decades: Decades) -> None:
     shown = plan[:: -(-len(plan) // MAX_TICKS)]
     axes.set_xticks([step.index for step in shown], [str(step.number) for step in shown])
     axes.set_xlabel(f"{plan[0].kind}, in the order of the loop", color=COLOURS["soft"])
-    axes.tick_params(length=0, labelcolor=COLOURS["soft"])
+    axes.tick_params(length=0, pad=7, labelcolor=COLOURS["soft"])
     axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
