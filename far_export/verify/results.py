@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from far_export.verify.distribution import DistributionResult
 
 FORMAT = 3
-JSON_KEYS = {"step_name": "at", "substeps": "inner"}
+JSON_KEYS = {"step_name": "at", "substeps": "inner", "skipped": "unseen"}
 """Fields whose key in the JSON form has another name."""
 
 
@@ -265,10 +265,10 @@ class Report:
                 "latents": self.latents_limit,
                 "psnr": self.psnr_limit,
             },
-            "stages": [_result_to_dict(result) for result in self.stages],
-            "ranges": {name: asdict(tensors) for name, tensors in self.ranges.items()},
-            "loop": [_result_to_dict(result) for result in self.loop],
-            "pictures": [_result_to_dict(picture) for picture in self.pictures],
+            "stages": [_figures(result) | {"passed": result.passed} for result in self.stages],
+            "ranges": {name: _figures(tensors) for name, tensors in self.ranges.items()},
+            "loop": [_figures(result) | {"passed": result.passed} for result in self.loop],
+            "pictures": [_figures(picture) | {"passed": picture.passed} for picture in self.pictures],
             "latents_error": self.latents_error,
             "worst_psnr": self.worst_psnr,
         }
@@ -318,12 +318,11 @@ def _call_text(result: StageResult, call: int, which: str = "") -> str:
     return f" {which}at diffusion step {call + 1} of {result.calls}" if result.calls > 1 else ""
 
 
-def _result_to_dict(result: StageResult | LoopResult | PictureResult) -> dict[str, Any]:
-    """All fields but pixels, under the keys of the JSON form, and the outcome."""
-    figures = {
+def _figures(result: StageResult | LoopResult | PictureResult | TensorRange) -> dict[str, Any]:
+    """All fields but pixels, under the keys of the JSON form."""
+    return {
         JSON_KEYS.get(name, name): value for name, value in vars(result).items() if not isinstance(value, np.ndarray)
     }
-    return {**figures, "passed": result.passed}
 
 
 def _infinite_to_none(value: Any) -> Any:

@@ -300,9 +300,11 @@ def test_the_summary_has_the_worst_step_of_each_stage() -> None:
 
 
 def test_ranges_that_were_not_checked_are_a_warning_in_fp16_alone() -> None:
-    ranges = {"denoise": TensorRange(unseen="onnxruntime is not installed")}
+    ranges = {"denoise": TensorRange(skipped="onnxruntime is not installed")}
     example = replace(report((0.0, 0.0)), ranges=ranges)
     assert unchecked_ranges(example) == []
+    figures = {"largest": 0.0, "tensor": "", "overflow": "", "calls": 0, "unseen": "onnxruntime is not installed"}
+    assert example.to_dict()["ranges"] == {"denoise": figures}
     (sentence,) = unchecked_ranges(replace(example, precision="fp16"))
     assert sentence == (
         "tensors inside of graph denoise were not checked against the range of FP16: onnxruntime is not installed"
