@@ -1,4 +1,4 @@
-"""Options that several commands share: what to draw, and the sampling settings of all systems."""
+"""Options that several commands share: the subject of a picture, and the sampling settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from far_runtime.sampling.options import SETTINGS
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for every sampling setting, all of them None by default: the bundle's own value."""
+    """Add an option for every sampling setting; the default of each is None, for the bundle's value."""
     for name, setting in reversed(SETTINGS.items()):
         command = click.option(option(name), name, type=setting.type, metavar=setting.metavar, help=setting.help)(
             command
@@ -21,11 +21,14 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def subject_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add --label, --prompt and --negative; `default` is what is drawn without any."""
+    """Add --label, --prompt and --negative; `default` says in the help what is drawn without them."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
-            "--negative", default="", metavar="TEXT", help="What guidance leads away from, beside --prompt."
+            "--negative",
+            default="",
+            metavar="TEXT",
+            help="Text that guidance leads away from, used with --prompt.",
         )(command)
         command = click.option(
             "--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to draw; may be repeated."
@@ -42,6 +45,6 @@ def subject_options(default: str) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def take_sampling(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the sampling settings from a command's options and return those that were given."""
-    given = {name: options.pop(name) for name in SETTINGS}
-    return {name: value for name, value in given.items() if value is not None}
+    """Remove the sampling settings from a command's options; returns those that the user gave."""
+    values = {name: options.pop(name) for name in SETTINGS}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What all sampling loops have in common: the plan of steps, the condition to draw under, and what an edit keeps."""
+"""What all sampling loops share: the plan of steps, the condition of a batch, and the region that an edit keeps."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from far_runtime.sampling.solvers import Diffusion
 
 @dataclass(frozen=True)
 class Call:
-    """Runs of one stage for one picture.
-
-    rows: rows of the stage's batch axis (2 where the step is guided). sizes: the dynamic axes other than the batch, by
-    name. constants: what picks the graph of a stage that has several.
-    """
+    """How often a step runs one stage for one picture, and on arrays of which sizes."""
 
     stage: str
+    """Name of the stage."""
     times: int = 1
+    """Number of runs."""
     rows: int = 1
+    """Rows of the batch axis for each picture: 2 with guidance, 1 without."""
     constants: Mapping[str, int] = field(default_factory=dict)
+    """Integers, by name, that choose the graph where the stage has several."""
     sizes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the dynamic axes other than the batch, by name."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class TokenChoice:
     top_k: int
     """Number of the likeliest tokens to choose from; 0 for all."""
     top_p: float
-    """Probability that the likeliest tokens to choose from have to make up; 0 for all tokens."""
+    """Probability that the likeliest tokens to choose from add up to; 0 for all tokens."""
     more_smooth: bool
-    """Whether the embeddings are mixed from several tokens."""
+    """Whether the embeddings of several tokens are mixed."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,30 @@ class Step:
     number: int
     """Which level, iteration or scale it is; for a scale, its side in tokens."""
     substeps: int
-    """Units of progress in it: diffusion steps, or 1 for a step without any."""
+    """Number of its diffusion steps; 1 for a step without diffusion. Progress is reported after each."""
     guidance: float
     """Scale of classifier-free guidance; with 1 the unconditional half is not computed."""
     constants: Mapping[str, int]
-    """Integers that a graph takes as inputs [1] or has folded in."""
+    """Integers, by name, that a graph takes as inputs [1] or has folded in."""
     calls: tuple[Call, ...]
-    """The stages that it runs."""
+    """The stages that it runs, in their order."""
     visible: int | None = None
-    """Tokens of a picture that the encoder sees, where it may see fewer than all."""
+    """Number of a picture's tokens that the encoder sees; None: always all."""
     tokens: int | None = None
-    """Tokens of a picture that it draws, where these are fewer than all."""
+    """Number of tokens that it draws for a picture; None: always all."""
     diffusion: Diffusion | None = None
-    """How it draws from the diffusion head, where the system has one."""
+    """How it draws from the diffusion head; None in a system without one."""
     choice: TokenChoice | None = None
-    """How it chooses tokens, where the system draws from a vocabulary."""
+    """How it draws tokens from a vocabulary; None in a system without one."""
     scales: tuple[float, ...] = ()
-    """The scale of guidance of every picture of a batch, where they differ; `guidance` is then that of a guided one."""
+    """The scale of guidance of each picture of a batch, where these differ; `guidance` is then the scale of a guided
+    picture."""
     shared: bool = False
     """Whether all tokens of a picture draw with the same noise."""
 
     @property
     def name(self) -> str:
-        """As it is called in messages: "level 3"."""
+        """What messages call it: "level 3"."""
         return f"{self.kind} {self.number}"
 
     @property
@@ -85,20 +87,21 @@ class Step:
 
     @property
     def details(self) -> dict[str, float]:
-        """What tables show of it beside its number, by name."""
+        """The numbers that tables show beside its own, by name."""
         details = {"temperature": self.temperature, "visible": self.visible, "tokens": self.tokens}
         return {name: value for name, value in details.items() if value is not None}
 
     def guidance_scales(self, batch: int) -> NDArray[np.float32]:
-        """The scale of guidance of every picture [B]."""
+        """The scale of guidance of each picture [B]."""
         return np.array(self.scales or [self.guidance] * batch, np.float32)
 
 
 Plan = tuple[Step, ...]
-"""The steps of a sampling loop for one batch. It is derived once per generation and passed on."""
+"""The steps of a sampling loop for one batch. It is made once per generation and passed on."""
 
 OnStep = Callable[[Step, int, Array], None]
-"""Called after every unit of a step with the step, the number of units done in it, and the state so far."""
+"""Called after every diffusion step, or after a step without diffusion: with the step of the loop, the number of its
+substeps that are done, and the state so far."""
 
 
 @dataclass(frozen=True)
@@ -110,44 +113,45 @@ class Condition:
     cond: Mapping[str, Array]
     """The conditional inputs, one row per picture."""
     cond_uncond: Mapping[str, Array]
-    """The conditional rows, then the same pictures' unconditional ones: what a guided step takes."""
+    """The inputs of a guided step: the conditional rows, then the unconditional rows of the same pictures."""
     first_output: NDArray[np.float32] | None = None
-    """The transformer's output [B or 2 B, L, w] at the first step, on the host, where it was computed before."""
+    """The transformer's output [B or 2 B, L, w] at the first step, on the host; None: it is to be computed."""
 
     def rows(self, guidance: float) -> Mapping[str, Array]:
-        """The inputs of a step with that guidance."""
+        """The inputs of a step with that scale of guidance."""
         return self.cond if guidance == 1 else self.cond_uncond
 
 
 def merge_guidance(plans: Sequence[Plan]) -> Plan:
-    """The plan of a batch from those of its pictures, which differ in guidance at most: a step is guided where that of
-    any picture is."""
+    """The plan of a batch from the plans of its pictures, which may differ in guidance only. A step is guided where it
+    is guided for any picture."""
     if all(plan is plans[0] for plan in plans):
         return plans[0]
     return tuple(_merged(steps) for steps in zip(*plans, strict=True))
 
 
 def _merged(steps: Sequence[Step]) -> Step:
-    """One step for a batch of pictures, of which each has its own."""
+    """One step of a batch from the same step of each of its pictures."""
     scales = tuple(step.guidance for step in steps)
-    most = max(steps, key=lambda step: sum(call.rows for call in step.calls))
-    return replace(most, scales=scales if len(set(scales)) > 1 else ())
+    guided = max(steps, key=lambda step: sum(call.rows for call in step.calls))
+    return replace(guided, scales=scales if len(set(scales)) > 1 else ())
 
 
 def label_condition(engine: Engine, labels: Sequence[int], null: int) -> Condition:
     """Class labels [B] as a condition; `null` is the label of no class."""
-    own = np.asarray(labels, np.int64)
-    both = np.concatenate([own, np.full_like(own, null)])
-    return Condition(len(own), {"labels": engine.put(own)}, {"labels": engine.put(both)})
+    cond = np.asarray(labels, np.int64)
+    cond_uncond = np.concatenate([cond, np.full_like(cond, null)])
+    return Condition(len(cond), {"labels": engine.put(cond)}, {"labels": engine.put(cond_uncond)})
 
 
 @dataclass(frozen=True)
 class KeptRegion:
-    """What an edit keeps of a given picture. latents: what the bundle's encode stage made of it, on the device; keep
-    [B, h, w]: True where the latents' cell is kept."""
+    """The part of a given picture that an edit keeps."""
 
     latents: Array
+    """The picture's latents, from the encode stage, once per picture of the batch, on the engine's device."""
     keep: NDArray[np.bool_]
+    """[B, h, w], True for cells of the latents that are kept; on the host."""
 
 
 Info = TypeVar("Info", bound=ModelInfo, contravariant=True)
@@ -161,14 +165,16 @@ class Sampler(Protocol[Info]):
     """
 
     PRESETS: Mapping[str, Mapping[str, Any]]
-    """The settings of the presets quality, balanced and fast where a bundle was not tuned; empty: it has none."""
+    """Settings of the presets quality, balanced and fast for bundles that were not tuned; empty: it has no presets."""
 
     def resolve_settings(self, model: Info, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings by name as JSON values: the given ones, and the official code's for the others. Raises FarError
-        for values that cannot be."""
+        """All settings by name as JSON values: the given ones, and the released code's for the others.
+
+        FarError for values that are out of range or do not fit each other.
+        """
 
     def plan(self, model: Info, settings: Mapping[str, Any], kept: int = 0) -> Plan:
-        """The steps of the loop under resolved settings, for pictures of which an edit keeps so many cells."""
+        """The steps of the loop under resolved settings. `kept`: cells of each picture that an edit keeps."""
 
     def sample(
         self,
@@ -180,15 +186,15 @@ class Sampler(Protocol[Info]):
         on_step: OnStep | None = None,
         kept: KeptRegion | None = None,
     ) -> Array:
-        """Draw a batch: the state that the decode stage takes as its `latents`, on the engine's device."""
+        """Draw a batch; returns what the decode stage takes as its `latents`, on the engine's device."""
 
     def preview_latents(
         self, model: Info, plan: Plan, samples: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.float32]]:
-        """What to decode to show the way to the picture: one array for the state after each step."""
+        """Latents to decode as a preview of each step, from the states after the steps."""
 
 
 FirstStep = Callable[[Engine, Info, Step, Condition], Array]
-"""A sampler's function `first`: engine, model, first step of the plan and condition -> the transformer's output
-[B, L, w] for the rows `cond` at all L positions, where no latents are known. `sample` takes such rows from
-`Condition.first_output` in place of the call."""
+"""A sampler's function `first`: from engine, model, first step of the plan and condition, the transformer's output
+[B, L, w] for the rows `cond` at all L positions, before any latents are drawn. `sample` takes such rows from
+`Condition.first_output` instead of the call."""

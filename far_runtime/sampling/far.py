@@ -72,22 +72,17 @@ def check_shared_noise_levels(levels: Sequence[int], shared: int) -> None:
             )  # fmt: skip
 
 
-def shared_noise(settings: Mapping[str, Any]) -> int:
-    """The level from which on every token has noise of its own."""
-    return int(settings.get("shared_noise", 0))
-
-
 def plan(model: FarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
-    """One step for every level of the list, however many cells an edit keeps."""
-    return plan_of(model, make_schedule(settings, model.masked), shared_noise(settings))
+    """One step for every level of the list; `kept` changes nothing."""
+    return plan_of(model, make_schedule(settings, model.masked), settings.get("shared_noise", 0))
 
 
-def plan_of(model: FarInfo | FarT2iInfo, schedule: Schedule, shared: int = 0, filter_first: bool = False) -> Plan:
-    """The steps of a schedule, whose tokens share their noise at levels below `shared`.
+def plan_of(model: FarInfo | FarT2iInfo, schedule: Schedule, shared_noise: int = 0, filter_first: bool = False) -> Plan:
+    """The steps of a schedule.
 
-    Constants: level, the level of the step's input; lowpass, what the previous sample is filtered to (grid: not at
-    all); count, how many tokens the encoder sees. Masked: step s of n sees L - floor(L cos(pi/2 s/n)) tokens, and the
-    first step's sample is not low-passed, unless filter_first.
+    The constants of a step are `level`, the level of its input; `lowpass`, the level that the sample before is filtered
+    to (the grid: it is not filtered); and `count`, the number of tokens that the encoder sees. Step s of n of a masked
+    model sees L - floor(L cos(pi/2 s/n)) tokens, and its first sample is filtered only with `filter_first`.
     """
     grid, masked, tokens, count = model.grid, model.masked, model.tokens, len(schedule)
     unfiltered = masked and not filter_first
@@ -95,12 +90,12 @@ def plan_of(model: FarInfo | FarT2iInfo, schedule: Schedule, shared: int = 0, fi
     for i, level in enumerate(schedule.levels):
         visible = tokens - math.floor(tokens * math.cos(math.pi / 2 * i / count)) if masked else tokens
         constants = {"level": level, "lowpass": grid if unfiltered and i <= 1 else level, "count": visible}
-        rows, diffusion = 1 if schedule.guidance[i] == 1 else 2, schedule.diffusion[i]
+        diffusion, guidance = schedule.diffusion[i], schedule.guidance[i]
+        rows = 1 if guidance == 1 else 2
         calls = (
-            Call("transformer", 1, rows, constants, {"count": visible}),
-            Call("denoise", diffusion.steps, rows),
+            Call("transformer", rows=rows, constants=constants, sizes={"count": visible}),
+            Call("denoise", times=diffusion.steps, rows=rows),
         )
-        guidance = schedule.guidance[i]
         steps.append(
             Step(
                 index=i,
@@ -112,7 +107,7 @@ def plan_of(model: FarInfo | FarT2iInfo, schedule: Schedule, shared: int = 0, fi
                 calls=calls,
                 visible=visible,
                 diffusion=diffusion,
-                shared=level < shared,
+                shared=level < shared_noise,
             )
         )
     return tuple(steps)
@@ -128,11 +123,11 @@ def sample(
     kept: KeptRegion | None = None,
     latents: Array | None = None,
 ) -> Array:
-    """Latents [B, L, C] (scaled, on the engine's device), through the transformer and denoise stages.
+    """Latents [B, L, C] (scaled, on the engine's device), drawn by the transformer and denoise stages.
 
-    A step with guidance 1 runs without its unconditional half. The latents of `kept` take the place of the sample where
-    they are kept, after every step, so that the next level is low-passed from them; a masked model sees them first.
-    With the last steps of a plan only, `latents` [B, L, C] are what the steps before ended with.
+    A step with guidance 1 runs without its unconditional half. After every step the latents of `kept` replace the
+    sample in the kept cells, so that the next level is low-passed from them; a masked model sees these cells first.
+    A plan may lack its first steps: `latents` [B, L, C] are then the state after them.
     """
     tokens, channels = model.tokens, model.channels
     orders = noise.orders(tokens) if model.masked else None
@@ -155,8 +150,8 @@ def sample(
 
 
 def first(engine: Engine, model: FarInfo | FarT2iInfo, step: Step, condition: Condition) -> Array:
-    """The transformer's output [B, L, w] at the first step: low-passed zeros are zeros at every level, and a masked
-    model sees no token yet."""
+    """The transformer's output [B, L, w] at the first step of a `FirstStep`."""
+    # Low-passed zeros are zeros at every level, and a masked model sees no token yet.
     latents = engine.put(np.zeros((condition.batch, model.tokens, model.channels), np.float32))
     orders = np.tile(np.arange(model.tokens, dtype=np.int64), (condition.batch, 1)) if model.masked else None
     return transform(engine, step, latents, condition.cond, orders)
@@ -165,7 +160,8 @@ def first(engine: Engine, model: FarInfo | FarT2iInfo, step: Step, condition: Co
 def transform(
     engine: Engine, step: Step, latents: Array, rows: Mapping[str, Array], orders: NDArray[np.int64] | None
 ) -> Array:
-    """The head condition [g B, L, w] that one step makes of latents [B, L, C]; orders [B, L] where masked."""
+    """The transformer's output [g B, L, w], the diffusion head's condition, for latents [B, L, C] and the `rows` of a
+    condition; `orders` [B, L] for a masked model. g is 2 with guidance, 1 without."""
     inputs = {"latents": latents, **rows}
     if orders is not None:
         visible, restore = visible_tokens(orders, step.constants["count"])
@@ -176,14 +172,16 @@ def transform(
 def preview_latents(
     model: FarInfo | FarT2iInfo, plan: Plan, samples: Sequence[NDArray[np.float32]]
 ) -> list[NDArray[np.float32]]:
-    """The samples [B, L, C] low-passed to the level of the next step: what it sees of each. The last as it is."""
+    """The samples [B, L, C], low-passed to the level of the next step, which sees them so; the last one unchanged."""
     filtered = [lowpass(sample, step.number) for sample, step in zip(samples, plan[1:], strict=False)]
     return [*filtered, samples[-1]]
 
 
 def visible_tokens(orders: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices [B, count] of the last `count` tokens of each order, rising, and the place of every position among them
-    [B, L] (count where it is hidden).
+    """Which tokens a masked model sees: the last `count` of each order [B, L].
+
+    Returns their indices [B, count], rising, and for every position its place among them [B, L], `count` where it is
+    hidden.
     """
     tokens = orders.shape[1]
     visible = np.sort(orders[:, tokens - count :], axis=1)

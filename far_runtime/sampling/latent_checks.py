@@ -1,4 +1,4 @@
-"""Whether the latents that a loop ends with can be right."""
+"""Checks of the latents that a loop ends with."""
 
 from __future__ import annotations
 

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 CUBIC_A = -0.75
+"""The parameter a of Keys' bicubic kernel, torch's."""
 
 
 def area_matrix(size: int, to: int) -> NDArray[np.float64]:
-    """[to, size] matrix that averages `size` samples down to `to` bins, as torch's `interpolate(mode="area")` does.
+    """[to, size] matrix that averages `size` samples in `to` bins, as torch's `interpolate(mode="area")` does.
 
-    Bin i covers samples floor(i size / to) up to ceil((i + 1) size / to); bins may overlap by one sample.
+    Bin i covers the samples from floor(i size / to) to ceil((i + 1) size / to), the last one excluded; two bins may
+    share a sample.
     """
     matrix = np.zeros((to, size))
     for i in range(to):
@@ -26,7 +28,7 @@ def area_matrix(size: int, to: int) -> NDArray[np.float64]:
 def bicubic_matrix(size: int, to: int) -> NDArray[np.float64]:
     """[to, size] matrix of bicubic resampling, as torch's `interpolate(mode="bicubic", align_corners=False)` does.
 
-    Keys' kernel with a = -0.75, samples beyond the edge repeat the edge.
+    Keys' kernel with a = CUBIC_A; samples beyond an edge repeat the edge.
     """
 
     def kernel(x: float) -> float:
@@ -49,11 +51,12 @@ def bicubic_matrix(size: int, to: int) -> NDArray[np.float64]:
 def fourier_matrix(size: int, level: int) -> NDArray[np.float64]:
     """[size, size] matrix that keeps the `level` lowest frequencies of `size` samples and drops the others.
 
-    An ideal filter in the Fourier domain: the mean, then pairs +-1, +-2, ...; of an even level's last pair half.
+    An ideal filter in the Fourier domain: it keeps the mean, then the pairs +-1, +-2, ..., and for an even level half
+    of the last pair.
     """
     frequency = np.abs(np.fft.fftfreq(size, 1 / size))
-    kept = np.where(frequency < level / 2, 1.0, np.where(frequency == level / 2, 0.5, 0.0))
-    matrix: NDArray[np.float64] = np.fft.ifft(kept[:, None] * np.fft.fft(np.eye(size), axis=0), axis=0).real
+    gain = np.where(frequency < level / 2, 1.0, np.where(frequency == level / 2, 0.5, 0.0))
+    matrix: NDArray[np.float64] = np.fft.ifft(gain[:, None] * np.fft.fft(np.eye(size), axis=0), axis=0).real
     return matrix
 
 
@@ -61,16 +64,17 @@ FILTERS: dict[str, Callable[[int, int], NDArray[np.float64]]] = {
     "spatial": lambda grid, level: bicubic_matrix(level, grid) @ area_matrix(grid, level),
     "fourier": fourier_matrix,
 }
-"""FAR's two low-pass filters (section 3.2): (a), down and up in space, which the released models use; (b), Fourier."""
+"""FAR's two low-pass filters (section 3.2): (a) down and up in space, which the released models use; (b) Fourier. Each
+makes a matrix [grid, grid] from grid and level."""
 
 
 @lru_cache(maxsize=64)
 def lowpass_matrices(grid: int, kind: str = "spatial") -> NDArray[np.float32]:
-    """[grid + 1, grid, grid] matrices M so that the latents x [..., grid, grid] low-passed to level k are M[k] x
-    M[k]^T.
+    """Matrices M [grid + 1, grid, grid] that low-pass latents x [..., grid, grid] to level k: M[k] x M[k]^T.
 
-    Level 0 is all zeros, level `grid` is the identity; level k between them is by default area-down to k x k and
-    bicubic back up (FAR section 3.2; `processingpregt_latent` in the official models/far.py). kind: one of FILTERS.
+    Level 0 is all zeros, level `grid` the identity. Level k between them averages down to k x k and goes back up by
+    bicubic resampling, or is another one of FILTERS (FAR section 3.2; `processingpregt_latent` in the official
+    models/far.py).
     """
     matrices = np.zeros((grid + 1, grid, grid))
     for level in range(1, grid):
@@ -82,7 +86,7 @@ def lowpass_matrices(grid: int, kind: str = "spatial") -> NDArray[np.float32]:
 
 
 def lowpass(tokens: NDArray[np.float32], level: int) -> NDArray[np.float32]:
-    """Tokens [B, L, C] of a square grid, low-passed to `level` (0 to grid; grid leaves them as they are)."""
+    """Tokens [B, L, C] of a square grid, low-passed to `level`, from 0 to the grid, which leaves them unchanged."""
     batch, length, channels = tokens.shape
     grid = round(length**0.5)
     matrix = lowpass_matrices(grid)[level]

@@ -39,8 +39,8 @@ def resolve_settings(model: MarInfo, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def masked_counts(tokens: int, iterations: int) -> tuple[int, ...]:
-    """Tokens that are still masked after each iteration s of n: floor(tokens cos(pi/2 (s + 1) / n)), at least 1 and at
-    least one less than before; none after the last."""
+    """Number of tokens that are still masked after each iteration: floor(tokens cos(pi/2 (s + 1) / n)) after iteration
+    s of n, but at least 1 and at least one less than before it; 0 after the last."""
     counts, before = [], tokens
     for s in range(iterations - 1):
         before = max(1, min(before - 1, math.floor(tokens * math.cos(math.pi / 2 * (s + 1) / iterations))))
@@ -49,13 +49,13 @@ def masked_counts(tokens: int, iterations: int) -> tuple[int, ...]:
 
 
 def plan(model: MarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
-    """One step for every iteration over the tokens that are not kept from the start.
+    """One step for every iteration over the tokens that an edit does not keep.
 
-    Guidance: 1 + (guidance - 1) (share of the tokens known after the iteration); for the last one the official code
-    counts one token as masked still. With fewer free tokens than iterations, every iteration draws one.
+    The linear guidance of an iteration is 1 + (guidance - 1) (share of the tokens known after it); in the last one the
+    official code still counts one token as masked. With fewer tokens to draw than iterations, each iteration draws one.
     """
     tokens = model.tokens
-    free = tokens - kept
+    free = tokens - kept  # to be drawn
     iterations = min(settings["iterations"], free)
     diffusion = make_diffusion(settings, [settings["temperature"]] * settings["iterations"], "iterations")
     steps, before = [], free
@@ -63,25 +63,25 @@ def plan(model: MarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
         share = (tokens - max(masked, 1)) / tokens
         rising = settings["guidance_schedule"] == "linear"
         guidance = 1 + (settings["guidance"] - 1) * share if rising else settings["guidance"]
-        visible, drawn = tokens - before, before - masked
         guidance = floored(guidance, settings.get("guidance_floor", 1.0))
-        rows, chosen = 1 if guidance == 1 else 2, diffusion[i]
+        visible, drawn = tokens - before, before - masked
+        rows = 1 if guidance == 1 else 2
         calls = (
-            Call("transformer", 1, rows, {}, {"count": visible, "tokens": drawn}),
-            Call("denoise", chosen.steps, rows, {}, {"tokens": drawn}),
+            Call("transformer", rows=rows, sizes={"count": visible, "tokens": drawn}),
+            Call("denoise", times=diffusion[i].steps, rows=rows, sizes={"tokens": drawn}),
         )
         steps.append(
             Step(
                 index=i,
                 kind="iteration",
                 number=i + 1,
-                substeps=chosen.steps,
+                substeps=diffusion[i].steps,
                 guidance=guidance,
                 constants={},
                 calls=calls,
                 visible=visible,
                 tokens=drawn,
-                diffusion=chosen,
+                diffusion=diffusion[i],
             )
         )
         before = masked
@@ -97,10 +97,10 @@ def sample(
     on_step: OnStep | None = None,
     kept: KeptRegion | None = None,
 ) -> Array:
-    """Latents [B, L, C] (scaled, on the engine's device), through the transformer, denoise and place stages.
+    """Latents [B, L, C] (scaled, on the engine's device), drawn by the transformer, denoise and place stages.
 
     The first tokens of a picture's order are drawn last. Tokens of `kept` are visible from the start and never drawn;
-    every picture keeps the same number of them, for which the plan was made.
+    every picture keeps the same number of them, and the plan is made for that number.
     """
     tokens, channels, batch = model.tokens, model.channels, condition.batch
     orders = noise.orders(tokens)
@@ -136,11 +136,11 @@ def sample(
 
 
 def first(engine: Engine, model: MarInfo, step: Step, condition: Condition) -> Array:
-    """The transformer's output [B, L, w] at the first iteration, which sees the buffer only, at every position."""
+    """The transformer's output [B, L, w] at the first step of a `FirstStep`, which sees no token, at every position."""
     batch, tokens = condition.batch, model.tokens
     latents = engine.put(np.zeros((batch, tokens, model.channels), np.float32))
-    everything = np.tile(np.arange(tokens, dtype=np.int64), (batch, 1))
-    return transform(engine, step, latents, condition.cond, everything[:, :0], everything, tokens)
+    positions = np.tile(np.arange(tokens, dtype=np.int64), (batch, 1))
+    return transform(engine, step, latents, condition.cond, positions[:, :0], positions, tokens)
 
 
 def transform(
@@ -152,8 +152,11 @@ def transform(
     predicted: NDArray[np.int64],
     tokens: int,
 ) -> Array:
-    """The head condition [g B, T, w] of the predicted tokens [B, T] from latents [B, L, C] of which the visible ones
-    [B, V] of all `tokens` are known."""
+    """The transformer's output [g B, T, w], the diffusion head's condition, at the positions `predicted` [B, T].
+
+    It sees the latents [B, L, C] at the positions `visible` [B, V] and the `rows` of a condition. `tokens` is L; g is 2
+    with guidance, 1 without.
+    """
     inputs = {
         "latents": latents,
         **rows,
@@ -165,5 +168,5 @@ def transform(
 
 
 def preview_latents(model: MarInfo, plan: Plan, samples: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """The latents after each iteration, with zeros where no token has been drawn yet."""
+    """The latents after each iteration, with zeros in place of the tokens that are not drawn yet."""
     return list(samples)

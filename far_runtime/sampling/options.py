@@ -16,31 +16,31 @@ class Setting:
     """A sampling setting: its name, the values that it takes, and the systems that have it."""
 
     name: str
-    """As Python and JSON have it."""
+    """Its name in Python and JSON."""
     help: str
-    """What it does, for users."""
+    """Help text for the command line and the server's schema."""
     metavar: str
     """The form of its value in help texts, such as "N|A:B|N,N,..."."""
     type: type[int] | type[float] | type[bool] | type[str] = str
-    """Of its value. The texts of `per_step` settings may also be lists, or a number."""
+    """Type of its value. With `per_step` the value is a text, or else a number or a list."""
     official: dict[str, Any] = field(default_factory=dict)
-    """The value of the released code, by system, for every system that takes the setting. None: the loop derives it. A
-    model that is too small for a number has its own highest one."""
+    """The released code's value for each system that takes the setting. None: the loop derives it from the model. Where
+    a number is too large for a model, the model's highest one is used instead."""
     lowest: float = -math.inf
-    """The smallest number that it takes."""
+    """The smallest number that is accepted."""
     highest: float | Callable[[Any], int] = math.inf
-    """The largest number that it takes, or how a model's sizes limit it."""
+    """The largest number that is accepted, or a function of the model that returns it."""
     unit: str = ""
-    """What the range counts, for error messages."""
+    """What the numbers count, as error messages add it to the range."""
     choices: tuple[str, ...] = ()
-    """The texts that it takes, where these are few."""
+    """The texts that are accepted; empty: any."""
     per_step: bool = False
-    """Whether it may have a value for every step of the loop; such values are the loop's to check."""
+    """Whether it may have a value for each step of the loop; the loop checks such values."""
     changed_by: Literal["every preset", "tuned presets", "no preset"] = "every preset"
-    """Which presets beside the official one have a value of their own for it."""
+    """The presets, other than the official one, that may set it."""
 
     def resolve(self, value: Any, system: str, model: ModelInfo) -> Any:
-        """A value as JSON has it, or the official one for None; FarError for another type and a number out of range."""
+        """A value as JSON has it; for None the official one. FarError for a wrong type or a number out of range."""
         highest = self.highest(model) if callable(self.highest) else self.highest
         official = self.official[system]
         if self.type in (int, float) and official is not None:
@@ -70,10 +70,11 @@ class Setting:
         raise FarError(SettingName(self.name), f" {value}: expected {expected} {limits}{self.unit}", *advice)
 
 
-DIFFUSION = ("far", "far_t2i", "mar")
-"""Systems with a diffusion head."""
-
 FAR = ("far", "far_t2i")
+"""Systems that draw level by level."""
+
+DIFFUSION = (*FAR, "mar")
+"""Systems with a diffusion head."""
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
@@ -207,7 +208,7 @@ SETTINGS: dict[str, Setting] = {
         ),
     )
 }
-"""Every setting of any system, and the preset, in the order of help texts and records."""
+"""All settings of all systems, and the preset, in the order of help texts and records."""
 
 
 def settings_of(system: str) -> tuple[str, ...]:
@@ -216,6 +217,8 @@ def settings_of(system: str) -> tuple[str, ...]:
 
 
 def resolve_values(system: str, model: ModelInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a system: the given values, which FarError refuses where their type or range is another, and the
-    official ones for those that are missing or None. What a setting has per step stays as it is given."""
+    """All settings of a system by name: the given values, and the official ones for those that are missing or None.
+
+    Values of settings with `per_step` are returned as given. FarError for a wrong type or a number out of range.
+    """
     return {name: SETTINGS[name].resolve(given.get(name), system, model) for name in settings_of(system)}

@@ -1,5 +1,5 @@
-"""Named sampling settings of a bundle, from the released code's own to the fastest: those that `far tune` found, or
-those that suit other models of its system."""
+"""Presets: named sampling settings of a bundle, from the released code's to the fastest. `far tune` finds those of a
+bundle; without it they are its system's."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from far_runtime.sampling.systems import SAMPLERS
 OFFICIAL = "official"
 
 LIMITS = {"quality": 1.05, "balanced": 1.1, "fast": 1.5}
-"""The tuned presets, and how far from the official pictures' distribution each may be: its distance to them, in units
-of the distance between two official sets of different seeds."""
+"""The presets beside the official one, with the largest distance of their pictures to the official ones' distribution
+that tuning accepts. The unit is the distance between two official sets of pictures with different seeds."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Preset:
     settings: dict[str, Any]
     """Its settings by name; a missing one is the released code's."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """What `far tune` measured of them; empty where they were not tuned for this bundle."""
+    """What `far tune` measured, "ratio" and more; empty where the preset was not tuned for this bundle."""
 
     @property
     def line(self) -> str:
-        """A line about it for the user."""
+        """One line about it for the user."""
         if self.name == OFFICIAL:
             return "preset official: the released code's schedule"
         if not self.measured:

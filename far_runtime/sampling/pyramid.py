@@ -1,4 +1,4 @@
-"""The pyramid of token maps that VAR generates: its scales, where their tokens lie, and what an edit keeps of them."""
+"""The pyramid of token maps that VAR draws: its scales, their tokens' places, and the tokens that an edit keeps."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from far_runtime.sampling.lowpass import area_matrix, bicubic_matrix
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+"""Sides of the official models' token maps, for pictures of 256 and 512 pixels."""
 
 
 def token_ranges(scales: Sequence[int]) -> list[tuple[int, int]]:
-    """First token of every scale and the one after its last, in the sequence of all scales' tokens."""
+    """Start and end of every scale in the sequence of all scales' tokens; the end is excluded."""
     ends = np.cumsum([side * side for side in scales]).tolist()
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def phi_index(scale: int, scales: int, phis: int) -> int:
-    """Which of `phis` convolutions refines what scale number `scale` of `scales` adds.
+    """Which of `phis` convolutions blends scale number `scale` of `scales` into the feature map.
 
-    The one whose place on the way from the first to the last scale is nearest (PhiPartiallyShared in the official
+    It is the one whose place between the first and the last scale is nearest (PhiPartiallyShared in the official
     models/quant.py).
     """
     margin = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
@@ -32,16 +33,17 @@ def phi_index(scale: int, scales: int, phis: int) -> int:
 
 
 def progress(scale: int, scales: int) -> float:
-    """0 at the first scale, 1 at the last (0 where there is one only)."""
+    """0 at the first scale, 1 at the last; 0 at an only one."""
     return scale / (scales - 1) if scales > 1 else 0.0
 
 
 @lru_cache(maxsize=4)
 def resize_tables(scales: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Bicubic up and area down as matrices over tokens: two tables [tokens of all scales, cells of the last].
+    """Bicubic upsampling and area downsampling between every scale and the last one, as matrices over tokens.
 
-    The tokens x [T, C] of a scale grow to up[range of the scale]^T x, and the cells y of the last shrink to
-    down[range] y. A row is the Kronecker product of the two axes' rows.
+    Returns the tables up and down, each [tokens of all scales, cells of the last scale]. The tokens x [T, C] of a scale
+    become up[range]^T x [cells, C] at the last scale, and cells y become down[range] y at the scale. A row is the
+    Kronecker product of the rows of the two axes.
     """
     last = scales[-1]
     up, down = [], []
@@ -57,10 +59,11 @@ def resize_tables(scales: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray
 
 
 def kept_tokens(keep: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
-    """What an edit keeps of one scale: keep [B, h, w] resized to [B, side * side], more than half counts.
+    """Which tokens [B, side * side] of a scale an edit keeps, from the cells [B, h, w] that it keeps.
 
-    Bilinear without antialiasing; the 1 x 1 scale is always kept (replace_embedding in the official
-    demo_zero_shot_edit.ipynb). Computed in float32 as there, since halves decide.
+    The cells are resized bilinearly, without antialiasing, and a token is kept where more than half of it is; the
+    1 x 1 scale is always kept (replace_embedding in the official demo_zero_shot_edit.ipynb). Computed in float32 as
+    there, since values of exactly one half decide.
     """
     batch, height, width = keep.shape
     if side == 1:
@@ -74,7 +77,7 @@ def kept_tokens(keep: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 def _bilinear(size: int, to: int) -> NDArray[np.float32]:
     """[to, size] matrix of bilinear resampling as torch's `interpolate(mode="bilinear", align_corners=False)` does.
 
-    A place is the float32 step times i + 0.5, less 0.5, rounded once, as compilers fuse it.
+    Position i of the result is step (i + 0.5) - 0.5 with a float32 step, rounded once, as compilers fuse it.
     """
     step = float(np.float32(size) / np.float32(to))
     matrix = np.zeros((to, size), np.float32)

@@ -1,4 +1,4 @@
-"""Sampling schedules: the levels, and for each step of a loop its diffusion steps, solver, guidance and temperature."""
+"""Sampling schedules: FAR's levels, and the diffusion steps, solver, guidance and temperature of every step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Schedule:
 
 
 def official_levels(grid: int, masked: bool) -> tuple[int, ...]:
-    """The released code's level list for a 16 x 16 grid; for another grid all its levels, 0 to grid - 1."""
+    """The released code's level list for a 16 x 16 grid; for another grid all levels, 0 to grid - 1."""
     if grid != OFFICIAL_GRID:
         return tuple(range(grid))
     return OFFICIAL_MASKED_LEVELS if masked else OFFICIAL_LEVELS
@@ -62,9 +62,9 @@ def make_schedule(settings: Mapping[str, Any], masked: bool) -> Schedule:
 def make_diffusion(
     settings: Mapping[str, Any], temperatures: Sequence[float], unit: str = "levels"
 ) -> tuple[Diffusion, ...]:
-    """How each step of the loop draws from the diffusion head, with one temperature per step.
+    """How each step of the loop draws from the diffusion head; `temperatures` has one entry per step.
 
-    `unit` is what messages call the steps of the loop. FarError for settings that do not fit them.
+    `unit` is what error messages call the steps of the loop. FarError for steps and solvers that do not fit them.
     """
     count, start = len(temperatures), settings.get("start")
     steps = parse_steps(settings["steps"], count, unit)
@@ -81,25 +81,29 @@ def make_diffusion(
 
 
 def floored(guidance: float, floor: float) -> float:
-    """A scale of guidance, or 1 where it is not above the floor: such a step runs without its unconditional half."""
+    """A scale of guidance, or 1, no guidance, where it is not above the floor."""
     return 1.0 if 1.0 <= guidance <= floor else guidance
 
 
 def resolve_steps(values: Mapping[str, Any], count: int, unit: str = "levels") -> dict[str, Any]:
-    """The settings steps and solver of a loop of `count` steps as JSON values; FarError where they do not fit."""
+    """The settings `steps` and `solver` of a loop of `count` steps as JSON values; FarError where they do not fit."""
     diffusion = make_diffusion(values, [1.0] * count, unit)
-    return {"steps": compact([one.steps for one in diffusion]), "solver": compact([one.solver for one in diffusion])}
+    return {
+        "steps": compact([step.steps for step in diffusion]),
+        "solver": compact([step.solver for step in diffusion]),
+    }
 
 
 def compact(values: Sequence[T]) -> T | list[T]:
-    """Values per step of the loop as they are recorded: a single one where all are the same, so that it fits any number
-    of steps."""
+    """Values per step of the loop as they are recorded: a single value where all are equal, which fits any loop."""
     return values[0] if len(set(values)) == 1 else list(values)
 
 
 def parse_solvers(solver: str | Sequence[str], count: int, unit: str = "levels") -> tuple[str, ...]:
-    """`count` solvers from one name, or from one per step of the loop, in a list or with commas between; FarError for
-    an unknown name and another number of them."""
+    """`count` solvers from one name, or from one per step of the loop in a list or with commas between.
+
+    FarError for an unknown name, and for another number of names.
+    """
     names = [name.strip() for name in solver.split(",")] if isinstance(solver, str) else list(solver)
     for name in names:
         if name not in SOLVERS:
@@ -113,8 +117,8 @@ def parse_solvers(solver: str | Sequence[str], count: int, unit: str = "levels")
 
 
 def parse_steps(steps: str | int | Sequence[int], count: int, unit: str = "levels") -> tuple[int, ...]:
-    """`count` numbers of diffusion steps from one number (100), a range (40:100, linear and rounded) or one number per
-    step of the loop, in a list or with commas between; FarError for anything else."""
+    """`count` numbers of diffusion steps from one number (100), a range (40:100, linear and rounded), or one number per
+    step of the loop in a list or with commas between; FarError for anything else."""
     text = comma_separated(steps)
     try:
         if ":" in text:
@@ -141,7 +145,7 @@ def parse_steps(steps: str | int | Sequence[int], count: int, unit: str = "level
 
 
 def parse_levels(levels: str | Sequence[int]) -> list[int]:
-    """Levels from a list, or from a text such as "0,2,3,4"; FarError for what are no whole numbers."""
+    """Levels from a list or from a text such as "0,2,3,4"; FarError unless they are whole numbers."""
     text = comma_separated(levels)
     try:
         return [int(part) for part in text.split(",")] if text else []
@@ -152,13 +156,15 @@ def parse_levels(levels: str | Sequence[int]) -> list[int]:
 
 
 def comma_separated(values: Any) -> str:
-    """A setting's values as the command line takes them."""
+    """The values of a setting as the command line takes them."""
     return str(values) if isinstance(values, (str, int, float)) else ",".join(map(str, values))
 
 
 def check_levels(levels: Sequence[int], grid: int, masked: bool) -> None:
-    """FarError unless the levels lie in 0 .. grid - 1 and rise; a masked list may open like the official one, 0,
-    12, 12."""
+    """FarError unless the levels rise and lie in 0 to grid - 1.
+
+    A masked model's list may begin like the official one, with 0, 12, 12 and then lower levels.
+    """
     name, text = SettingName("levels"), comma_separated(levels)
     if not levels:
         raise FarError("no levels; use ", name, " 0,2,3,4,5,6,7,8,9,10, say")

@@ -1,4 +1,4 @@
-"""A bundle's own sampling settings, and the plan that they make with some of them changed."""
+"""The sampling settings of a bundle, with the user's in place of its defaults, and the plan that they make."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from far_runtime.sampling.systems import SAMPLERS
 
 
 def sampler_of(manifest: Manifest) -> Sampler[Any]:
-    """The sampling loop of the bundle's system; KeyError where `check_system` would raise."""
+    """The sampling loop of a bundle's system; KeyError where `check_system` raises."""
     return SAMPLERS[manifest.system]
 
 
 def resolve_settings(manifest: Manifest, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All sampling settings by name: the given ones (None: not given), else those of the preset that is given by that
-    name, else the manifest's, else the official code's.
+    """All sampling settings of a bundle by name, as JSON values.
 
-    FarError for settings that the system does not have or that cannot be, and where a step has no graph.
+    A setting that is not given, or None, has its value from the preset if `preset` is given, else from the manifest,
+    else from the released code. FarError for settings that the system does not take, for values that are out of range
+    or do not fit each other, and where a step has no graph.
     """
     return resolve_plan(manifest, given)[0]
 
@@ -33,19 +34,14 @@ def resolve_settings(manifest: Manifest, given: Mapping[str, Any] | None = None)
 def resolve_plan(
     manifest: Manifest, given: Mapping[str, Any] | None = None, kept: int = 0
 ) -> tuple[dict[str, Any], Plan]:
-    """All sampling settings, as `resolve_settings` returns them, and the plan that they make for pictures of which an
-    edit keeps so many cells. Raises as `resolve_settings` does."""
+    """The settings of `resolve_settings`, and the plan that they make.
+
+    `kept`: cells of each picture that an edit keeps. FarError as `resolve_settings` raises it.
+    """
     chosen = {name: value for name, value in (given or {}).items() if value is not None}
     preset = chosen.pop("preset", None)
     defaults = manifest.default_settings if preset is None else preset_of(manifest, preset).settings
-    steps = comma_separated(defaults.get("steps", ""))
-    for name in ("levels", "iterations"):
-        if name in chosen and "steps" not in chosen and "," in steps:
-            of = "the bundle's default" if preset is None else f"preset {preset}"
-            raise FarError(
-                SettingName(name), f": {of} has steps {steps}, for its own {name}; give ", SettingName("steps"),
-                " beside it",
-            )  # fmt: skip
+    _check_steps_fit(chosen, defaults, "the bundle's default" if preset is None else f"preset {preset}")
     settings = resolve_system_settings(manifest.system, manifest.model, chosen, defaults)
     plan = plan_of(manifest, settings, kept)
     for step in plan:
@@ -54,11 +50,22 @@ def resolve_plan(
     return settings, plan
 
 
+def _check_steps_fit(chosen: Mapping[str, Any], defaults: Mapping[str, Any], source: str) -> None:
+    """FarError where levels or iterations are chosen, and the defaults have a number of steps for each of their own."""
+    steps = comma_separated(defaults.get("steps", ""))
+    for name in ("levels", "iterations"):
+        if name in chosen and "steps" not in chosen and "," in steps:
+            steps_name = SettingName("steps")
+            raise FarError(
+                SettingName(name), f": {source} has steps {steps}, for its own {name}; give ", steps_name, " beside it"
+            )
+
+
 def resolve_system_settings(
     system: str, model: ModelInfo, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All settings of a system: the given ones, else the defaults, else the official code's; FarError for settings that
-    it does not have or that cannot be."""
+    """All settings of a system: the given ones, else the defaults, else the released code's. FarError as
+    `resolve_settings` raises it."""
     check_setting_names(system, given)
     try:
         return SAMPLERS[system].resolve_settings(model, {**(defaults or {}), **given})
@@ -69,21 +76,21 @@ def resolve_system_settings(
 
 
 def plan_of(manifest: Manifest, settings: Mapping[str, Any], kept: int = 0) -> Plan:
-    """The steps of the loop under resolved settings, for pictures of which an edit keeps so many cells."""
+    """The steps of the loop under resolved settings. `kept`: cells of each picture that an edit keeps."""
     return sampler_of(manifest).plan(manifest.model, settings, kept)
 
 
 def batch_key(settings: Mapping[str, Any], plan: Plan) -> str:
-    """Equal for pictures that can be drawn in one batch: those under whose settings a loop runs the same stages on
-    arrays of the same shapes. How much their guided steps are guided may differ."""
+    """A key that is equal for pictures that can be drawn in one batch: the loop runs the same stages on arrays of the
+    same shapes for them. The scale of guidance of their guided steps may differ."""
     rows = [call.rows for step in plan for call in step.calls]
     return json.dumps({**settings, "guidance": rows}, sort_keys=True)
 
 
 def without_guidance(manifest: Manifest, settings: Mapping[str, Any], kept: int = 0) -> tuple[dict[str, Any], Plan]:
-    """Resolved settings with the guidance that leaves every step without its unconditional half, and their plan."""
-    for none in (1.0, 0.0):  # systems count from either
-        changed = {**settings, "guidance": none}
+    """Resolved settings with a guidance that leaves every step without its unconditional half, and their plan."""
+    for scale in (1.0, 0.0):  # VAR counts guidance from 0, the others from 1
+        changed = {**settings, "guidance": scale}
         plan = plan_of(manifest, changed, kept)
         if all(step.guidance == 1 for step in plan):
             return changed, plan
@@ -101,7 +108,7 @@ def check_setting_names(system: str, given: Iterable[str]) -> None:
 
 
 def check_system(bundle: Bundle) -> None:
-    """FarError for a bundle of a system that has no sampling loop here."""
+    """FarError for a bundle whose system has no sampling loop here."""
     if bundle.manifest.system not in SAMPLERS:
         raise FarError(
             f"{bundle.path}: system {bundle.manifest.system!r}; this far-deploy draws from {', '.join(SAMPLERS)}; "

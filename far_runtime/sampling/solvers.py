@@ -1,5 +1,5 @@
-"""Solvers of the diffusion head's reverse process, as tables of coefficients for the denoise stage: every solver is
-the same graph with other numbers."""
+"""Solvers of the diffusion head's reverse process, as tables of coefficients for the denoise stage: all solvers use the
+same graph with different numbers."""
 
 from __future__ import annotations
 
@@ -21,42 +21,45 @@ from far_runtime.sampling.noise_schedule import (
 
 SOLVERS = ("ddpm", "ddim", "dpmpp-2m", "dpmpp-2m-sde")
 """DDPM with learned variance (the official sampler), DDIM (Song et al. 2021, eta 0), and DPM-Solver++ 2M (Lu et al.
-2022, algorithm 2), as an ODE and as an SDE. All are guided on the network's output, as officially."""
+2022, algorithm 2) as an ODE and as an SDE. Guidance acts on the network's output in all, as in the official code."""
 
 ODE_SOLVERS = ("ddim", "dpmpp-2m")
-"""Those that draw no noise but the start's."""
+"""The solvers that draw no noise but the start noise."""
 
 STARTS = {"epsilon": 950, "v": TRAIN_STEPS - 1}
-"""Timestep at which the solvers other than ddpm begin. With epsilon prediction an error of the network at 999 is one of
-2e4 times its size in x0; at 950, of 13 times."""
+"""Timestep at which the solvers other than ddpm begin, by what the network predicts. With epsilon prediction an error
+of the network at timestep 999 becomes an error 2e4 times as large in x0; at 950, 13 times as large."""
 
 COEFFICIENTS = ("state", "output", "log_beta", "log_posterior", "noise", "history", "x0_state", "x0_output")
+"""Columns of a solver's table (`Diffusion.table`)."""
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """How one step of the loop draws from the head: so many steps of a solver, the first of them at timestep `start`
-    (None: the solver's own). temperature: factor of the noise that is added, or of the start noise
-    where none is."""
+    """How one step of the loop draws from the diffusion head."""
 
     steps: int
+    """Number of diffusion steps."""
     solver: str = "ddpm"
+    """One of SOLVERS."""
     start: int | None = None
+    """Timestep of the first diffusion step; None: the solver's default."""
     temperature: float = 1.0
+    """Factor of the noise that is added; for the ODE solvers, which add none, of the start noise."""
 
     def table(self, prediction: str = "epsilon") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Timesteps [S] and coefficients [S, 8] in the order in which they are applied (last timestep first).
+        """Timesteps [S] and coefficients [S, 8] in the order in which they are applied, the last timestep first.
 
-        One step is
+        One diffusion step is
 
             next = state x + output o + history h + noise exp(0.5 log var) n
-            next h = x0_state x + x0_output o  (of ddpm, which has no use for it, 0)
+            next h = x0_state x + x0_output o  (0 for ddpm, which does not use it)
 
-        with  log var = f log_beta + (1 - f) log_posterior,  f = (v + 1) / 2, o the guided prediction, v the variance
-        values of the conditional half, n standard normal noise and h the prediction of x0 at the step before, which
-        multistep solvers use. x0 is folded out of the update in float64, since at t = 999 it is 2e4 times the
-        prediction. The last step adds no noise and, ddpm's apart, ends at the prediction of x0. ValueError for an
-        unknown solver or prediction, and more steps than there are timesteps.
+        where x is the state, o the guided prediction, n standard normal noise, and h the prediction of x0 at the step
+        before, which multistep solvers use. The variance is  log var = f log_beta + (1 - f) log_posterior  with
+        f = (v + 1) / 2 and v the variance values of the conditional half. x0 is eliminated from the update in float64,
+        since at timestep 999 it is 2e4 times the prediction. The last step adds no noise and, except for ddpm, ends at
+        the prediction of x0. ValueError for an unknown solver or prediction, and for more steps than timesteps.
         """
         if self.solver not in SOLVERS:
             raise ValueError(f"solver {self.solver!r}; known: {', '.join(SOLVERS)}")
@@ -71,29 +74,36 @@ class Diffusion:
         return timesteps.astype(np.float32), np.ascontiguousarray(table, dtype=np.float32)
 
     def start_of(self, prediction: str) -> int:
-        """The timestep of the first step: without a `start`, 999 for ddpm, and for the others that of STARTS or of as
-        many timesteps as there are steps."""
+        """The timestep of the first diffusion step.
+
+        Without a `start` it is 999 for ddpm; for the others it is that of STARTS, or later where there are more steps.
+        """
         if self.start is not None:
             return self.start
         return TRAIN_STEPS - 1 if self.solver == "ddpm" else max(STARTS[prediction], self.steps - 1)
 
     @property
     def start_scale(self) -> float:
-        """Factor of the start noise. The ODE solvers add no noise that a temperature could scale, so it scales what
-        they begin with: nearer to the official sampler's pictures than leaving it out (docs/performance.md)."""
+        """Factor of the start noise.
+
+        The ODE solvers add no noise that the temperature could scale, so it scales the noise that they start from. That
+        comes nearer to the official sampler's pictures than no temperature (docs/performance.md).
+        """
         return self.temperature if self.solver in ODE_SOLVERS else 1.0
 
 
 def trailing_timesteps(steps: int, start: int) -> NDArray[np.int64]:
-    """`steps` timesteps, falling from `start` in equal strides that would end at -1, the clean sample ("trailing"
-    spacing; Lin et al. 2024, section 3.3). ValueError for more steps than there are."""
+    """`steps` timesteps that fall from `start` in equal strides and would reach -1, the clean sample, with one more.
+
+    This is "trailing" spacing (Lin et al. 2024, section 3.3). ValueError for more steps than timesteps up to `start`.
+    """
     if not 1 <= steps <= start + 1 <= TRAIN_STEPS:
         raise ValueError(f"{steps} diffusion steps from {start}; expected 1 to {start + 1}")
     return np.round((start + 1) * (1 - np.arange(steps) / steps)).astype(np.int64) - 1
 
 
 def _ddpm(steps: int, start: int, prediction: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The official sampler's steps (gaussian_diffusion.py, p_sample)."""
+    """Timesteps [S] and coefficients [S, 8] of the official sampler (gaussian_diffusion.py, p_sample)."""
     constants = posterior(respaced_timesteps(steps, start))
     a, b = x0_from_output(constants.alphas_cumprod, prediction)
     noise = np.ones(steps)
@@ -112,19 +122,19 @@ def _ddpm(steps: int, start: int, prediction: str) -> tuple[NDArray[np.int64], N
 
 
 def _few_steps(solver: str, steps: int, start: int, prediction: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps of ddim and the DPM-Solver++ family, over trailing timesteps to the clean sample."""
+    """Timesteps [S] and coefficients [S, 8] of ddim and the DPM-Solver++ family, over trailing timesteps."""
     timesteps = trailing_timesteps(steps, start)
-    kept = np.append(cosine_alphas_cumprod()[timesteps], 1.0)
-    a, b = x0_from_output(kept[:-1], prediction)
+    alpha_bar = np.append(cosine_alphas_cumprod()[timesteps], 1.0)  # 1: the clean sample
+    a, b = x0_from_output(alpha_bar[:-1], prediction)
     rows = []
-    for i, (at_state, at_x0, at_history, at_noise) in enumerate(_updates(solver, kept)):
+    for i, (state, x0, history, noise) in enumerate(_updates(solver, alpha_bar)):
         columns = {
-            "state": at_state + at_x0 * a[i],
-            "output": at_x0 * b[i],
+            "state": state + x0 * a[i],
+            "output": x0 * b[i],
             "log_beta": 0.0,
             "log_posterior": 0.0,
-            "noise": at_noise,
-            "history": at_history,
+            "noise": noise,
+            "history": history,
             "x0_state": a[i],
             "x0_output": b[i],
         }
@@ -133,21 +143,21 @@ def _few_steps(solver: str, steps: int, start: int, prediction: str) -> tuple[ND
 
 
 def _updates(solver: str, alphas_cumprod: NDArray[np.float64]) -> Iterator[tuple[float, float, float, float]]:
-    """Factors of x, x0, the x0 before and the noise, of every step between the given alpha_bars."""
+    """For every step between these alpha_bars [S + 1] the factors of the state, x0, the x0 before it, and the noise."""
     alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
     with np.errstate(divide="ignore"):
-        log_snr = np.log(alpha) - np.log(sigma)  # half of it; infinite at the clean sample
+        log_snr = np.log(alpha) - np.log(sigma)  # half the logarithm; infinite at the clean sample
     before = None
     for i, j in pairwise(range(len(alpha))):
         stride = log_snr[j] - log_snr[i]
         decay = np.exp(-stride)  # sigma_j alpha_i / (alpha_j sigma_i)
         if solver == "dpmpp-2m-sde":
-            at_state = sigma[j] / sigma[i] * decay
-            gain, at_noise = alpha[j] * -np.expm1(-2 * stride), sigma[j] * np.sqrt(-np.expm1(-2 * stride))
+            state = sigma[j] / sigma[i] * decay
+            gain, noise = alpha[j] * -np.expm1(-2 * stride), sigma[j] * np.sqrt(-np.expm1(-2 * stride))
         else:
-            at_state, gain, at_noise = sigma[j] / sigma[i], alpha[j] * -np.expm1(-stride), 0.0
+            state, gain, noise = sigma[j] / sigma[i], alpha[j] * -np.expm1(-stride), 0.0
         second = 0.0
         if solver != "ddim" and before is not None and np.isfinite(stride):
             second = gain * stride / (2 * before)
-        yield float(at_state), float(gain + second), float(-second), float(at_noise)
+        yield float(state), float(gain + second), float(-second), float(noise)
         before = stride

@@ -29,8 +29,11 @@ def resolve_settings(model: VarInfo, given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def plan(model: VarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
-    """One step for every scale, however many cells an edit keeps. Step.guidance is 1 + guidance * progress: the
-    unconditional half's logits are not needed at the first scale, but its keys are."""
+    """One step for every scale; `kept` changes nothing.
+
+    The guidance of a step is 1 + guidance * progress. At the first scale it is 1: there the unconditional half gives
+    keys and values for the later scales, but no logits.
+    """
     scales = model.patch_nums
     choice = TokenChoice(settings["top_k"], settings["top_p"], settings["more_smooth"])
     rows = 2 if settings["guidance"] else 1
@@ -41,13 +44,13 @@ def plan(model: VarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
         after = scales[i + 1] ** 2 if i + 1 < len(scales) else 0
         constants = {"phi": phi_index(i, len(scales), model.phis)}
         calls = [
-            Call("transformer", 1, rows, {}, {"tokens": tokens, "past": past}),
-            Call("logits", 1, 1 if guidance == 1 else 2, {}, {"tokens": tokens}),
-            Call("smooth" if choice.more_smooth else "choose", 1, 1, {}, {"tokens": tokens}),
-            Call("quantize", 1, 1, constants, {"tokens": tokens, "after": after}),
+            Call("transformer", rows=rows, sizes={"tokens": tokens, "past": past}),
+            Call("logits", rows=1 if guidance == 1 else 2, sizes={"tokens": tokens}),
+            Call("smooth" if choice.more_smooth else "choose", sizes={"tokens": tokens}),
+            Call("quantize", constants=constants, sizes={"tokens": tokens, "after": after}),
         ]
         if i == 0:
-            calls.insert(0, Call("condition", 1, rows))
+            calls.insert(0, Call("condition", rows=rows))
         steps.append(
             Step(
                 index=i,
@@ -74,16 +77,16 @@ def sample(
     on_step: OnStep | None = None,
     kept: KeptRegion | None = None,
 ) -> Array:
-    """The feature map [B, L, C] (on the engine's device) that decode takes.
+    """The feature map [B, L, C] (on the engine's device) that the decode stage takes.
 
-    kept: its latents are the encoder's features [B, L, C]. Where the mask, resized to a scale, keeps a token, the
-    picture's own embedding takes the place of the drawn one, always at a scale of one token.
+    The latents of `kept` are the encoder's features [B, L, C]. Where the mask, resized to a scale, keeps a token, the
+    embedding of the given picture replaces the drawn one; a scale of one token is always kept.
     """
     scales, batch = model.patch_nums, condition.batch
     copies = plan[0].calls[0].rows
     latents = engine.put(np.zeros((batch, scales[-1] ** 2, model.channels), np.float32))
     pictures = np.arange(batch)
-    alone, repeated = engine.put(pictures), engine.put(np.tile(pictures, copies))
+    once, repeated = engine.put(pictures), engine.put(np.tile(pictures, copies))
     fixed = engine.run("condition", condition.cond if copies == 1 else condition.cond_uncond)
     x, cache = fixed["x"], empty_cache(engine, model, batch * copies)
     ranges = [*token_ranges(scales), (0, 0)]
@@ -92,16 +95,10 @@ def sample(
         start, end = ranges[step.index]
         out = engine.run("transformer", {"x": x, "modulation": fixed["modulation"], **cache})
         cache = {name: out[f"next_{name}"] for name in cache}
-        inputs = {
-            "hidden": out["hidden"],
-            "head_modulation": fixed["head_modulation"],
-            "picked": engine.put(np.arange(batch if step.guidance == 1 else 2 * batch)),
-            "pictures": alone,
-            "guidance": engine.put(step.guidance_scales(batch)),
-        }
-        logits = engine.run("logits", inputs)["logits"]
-        drawn = noise.gumbel(step.index, end - start, model.vocabulary)
-        embeddings = choose(engine, model, step, logits, engine.put(drawn))
+        hidden = {"hidden": out["hidden"], "head_modulation": fixed["head_modulation"], "pictures": once}
+        logits = guided_logits(engine, step, batch, hidden)
+        gumbel = engine.put(noise.gumbel(step.index, end - start, model.vocabulary))
+        embeddings = choose(engine, model, step, logits, gumbel)
         if kept is not None:
             index = engine.put(kept_index(kept.keep, scales, step.index))
             placed = engine.run("place", {"latents": embedded, "sample": embeddings, "index": index})
@@ -113,15 +110,28 @@ def sample(
             "after": engine.put(np.arange(*ranges[step.index + 1])),
             "pictures": repeated,
         }
-        grown = engine.run("quantize", inputs, step.constants)
-        latents, x = grown["next_latents"], grown["x"]
+        out = engine.run("quantize", inputs, step.constants)
+        latents, x = out["next_latents"], out["x"]
         if on_step is not None:
             on_step(step, 1, latents)
     return latents
 
 
+def guided_logits(engine: Engine, step: Step, batch: int, hidden: Mapping[str, Array]) -> Array:
+    """Logits [B, T, V] of one scale, from the transformer's output and the other inputs of the logits stage."""
+    inputs = {
+        **hidden,
+        "picked": engine.put(np.arange(batch if step.guidance == 1 else 2 * batch)),
+        "guidance": engine.put(step.guidance_scales(batch)),
+    }
+    return engine.run("logits", inputs)["logits"]
+
+
 def choose(engine: Engine, model: VarInfo, step: Step, logits: Array, noise: Array) -> Array:
-    """Embeddings [B, T, C] of the tokens drawn from logits [B, T, V], or with more_smooth mixed from several."""
+    """Embeddings [B, T, C] of tokens drawn from logits [B, T, V] with Gumbel noise [B, T, V].
+
+    With more_smooth each is mixed from the embeddings of several tokens.
+    """
     assert step.choice is not None  # every scale draws tokens
     top_k, top_p = step.choice.top_k, step.choice.top_p
     inputs = {
@@ -139,25 +149,27 @@ def choose(engine: Engine, model: VarInfo, step: Step, logits: Array, noise: Arr
 
 
 def cache_names(depth: int) -> list[tuple[str, str]]:
-    """Names of every block's keys and values among the transformer's inputs; its outputs have "next_" before them."""
+    """Names of every block's keys and values as inputs of the transformer; its outputs have "next_" before them."""
     return [(f"key_{i:02d}", f"value_{i:02d}") for i in range(depth)]
 
 
 def empty_cache(engine: Engine, model: VarInfo, rows: int) -> dict[str, Array]:
-    """No keys and values yet."""
-    nothing = engine.put(np.zeros((rows, model.heads, 0, model.width // model.heads), np.float32))
-    return {name: nothing for pair in cache_names(model.depth) for name in pair}
+    """The keys and values of all blocks before the first scale: arrays [rows, heads, 0, width / heads]."""
+    empty = engine.put(np.zeros((rows, model.heads, 0, model.width // model.heads), np.float32))
+    return {name: empty for pair in cache_names(model.depth) for name in pair}
 
 
 def kept_index(keep: NDArray[np.bool_], scales: Sequence[int], scale: int) -> NDArray[np.int64]:
-    """The place stage's index [B, T] at one scale: the known token of the same place, or the drawn one, which stands
-    behind all known ones."""
+    """The place stage's index [B, T] at scale number `scale`, for cells [B, h, w] that are kept.
+
+    A kept token comes from the given picture's tokens of all scales, another one from the drawn tokens behind them.
+    """
     start, end = token_ranges(scales)[scale]
-    own = np.arange(end - start)
+    places = np.arange(end - start)
     total = sum(side * side for side in scales)
-    return np.where(kept_tokens(keep, scales[scale]), start + own, total + own)
+    return np.where(kept_tokens(keep, scales[scale]), start + places, total + places)
 
 
 def preview_latents(model: VarInfo, plan: Plan, samples: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """The feature map after each scale."""
+    """The feature maps after each scale."""
     return list(samples)

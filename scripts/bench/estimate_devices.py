@@ -19,7 +19,7 @@ import click
 from far_export.onnx.quantize import STAGES as QUANTISED
 from far_runtime.bundle import Manifest, open_bundle
 from far_runtime.sampling.base import Call, Step
-from far_runtime.sampling.flops import ONCE, call_flops
+from far_runtime.sampling.flops import AFTER_LOOP, BEFORE_LOOP, call_flops
 from far_runtime.sampling.presets import preset_names
 from far_runtime.sampling.settings import plan_of, resolve_settings
 
@@ -46,7 +46,10 @@ DEVICES = (
 def seconds(manifest: Manifest, plan: Sequence[Step], device: Device, precision: str, batch: int) -> float:
     """Of a picture."""
     have = {graph.stage for graph in manifest.graphs}
-    calls = [*(call for step in plan for call in step.calls), *(Call(stage) for stage in ONCE if stage in have)]
+    calls = [
+        *(call for step in plan for call in step.calls),
+        *(Call(stage) for stage in (*BEFORE_LOOP, *AFTER_LOOP) if stage in have),
+    ]
     total = 0.0
     for call in calls:
         quantised = precision == "int8" and call.stage in QUANTISED
