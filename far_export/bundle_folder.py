@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from far_runtime.bundle import ENGINES_FOLDER, MANIFEST
 from far_runtime.engines.cache.entry import is_cache_file
 from far_runtime.errors import FarError
-from far_runtime.storage.atomic import resolved
+from far_runtime.storage.atomic import check_folder, resolved
 
 
 def check_target(target: Path) -> None:
@@ -24,13 +23,7 @@ def check_target(target: Path) -> None:
     if target == here or target in here.parents:
         raise FarError(f"{target}: is the current folder or one around it, and stays; give -o a folder of its own")
     check_replaceable(target)
-    parent = target.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise FarError(f"{parent}: cannot be written ({error.strerror}); give -o another folder") from error
+    check_folder(target.parent)
 
 
 def check_replaceable(target: Path) -> None:

@@ -24,7 +24,7 @@ from far_runtime.bundle import Bundle, Manifest, open_bundle, record_of, write_m
 from far_runtime.errors import FarError
 from far_runtime.model_info import ModelInfo
 from far_runtime.sampling.settings import resolve_system_settings
-from far_runtime.storage.atomic import folder_put_in_place
+from far_runtime.storage.atomic import whole_folder
 
 if TYPE_CHECKING:
     from far_export.stages.text import TextPart
@@ -61,7 +61,7 @@ def export_bundle(checkpoint: str | Path, vae: str | Path, output: str | Path, *
     manifest, stages = declare(networks, export)
     if networks.text is None and networks.info.takes_text:
         export.report("no text encoder: the bundle will draw without prompts only; give --text-encoder DIR for prompts")
-    with folder_put_in_place(target, check_replaceable) as folder:
+    with whole_folder(target, check_replaceable=check_replaceable) as folder:
         cases = reference_outputs(stages)
         stages = cast_stages(stages, export.precision) if export.precision in CAST_DTYPES else stages
         manifest = write(folder, manifest, stages, networks, export)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from typing import Any
 
 from far_runtime.errors import FarError
 from far_runtime.model_info import ModelInfo, model_info
+from far_runtime.storage.atomic import whole_file
 
 FORMAT = 6
 """Of the manifests that are written."""
@@ -237,11 +237,10 @@ def record_of(path: Path) -> FileRecord:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json whole or not at all."""
-    target = folder / MANIFEST
-    aside = target.with_suffix(".json.part")
     content = {"format": FORMAT, **manifest_to_dict(manifest)}
-    aside.write_text(json.dumps({**content, "sha256": manifest_checksum(content)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, target)
+    text = json.dumps({**content, "sha256": manifest_checksum(content)}, indent=1)
+    with whole_file(folder / MANIFEST) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def manifest_checksum(content: Mapping[str, Any]) -> str:

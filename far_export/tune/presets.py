@@ -49,12 +49,8 @@ def write_presets(bundle: Bundle, presets: Mapping[str, dict[str, Any]]) -> None
     try:
         current = open_bundle(bundle.path, check=False).manifest
         write_manifest(bundle.path, replace(current, presets={**current.presets, **presets}))
-    except OSError as error:
-        (bundle.path / "manifest.json.part").unlink(missing_ok=True)
-        raise FarError(
-            f"{bundle.path}: its manifest cannot be written ({error.strerror or error}); tune a copy that can be, or "
-            "keep the presets with --save FILE"
-        ) from error
+    except FarError as error:
+        raise FarError(f"{error}; or tune a copy of the bundle, or keep the presets with --save FILE") from error
 
 
 def save_presets(path: Path, presets: Mapping[str, dict[str, Any]]) -> None:

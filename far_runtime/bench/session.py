@@ -13,8 +13,8 @@ from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.timed import TimedEngine
+from far_runtime.machine.gpu import gpu_memory
 from far_runtime.machine.memory import peak_memory
-from far_runtime.machine.report import gpu_facts
 from far_runtime.pipeline import Pipeline
 
 
@@ -66,7 +66,7 @@ class EngineSession:
         before = peak_memory()
         bundle = open_bundle(self.bundle, check=False)  # checked by the process that asks
         if device_of(self.contender.name) == GPU:
-            self._device_before = (gpu_facts() or {}).get("used_bytes", 0)
+            self._device_before = (gpu_memory() or {}).get("used_bytes", 0)
         started = time.perf_counter()
         engine = self.contender.open(bundle, self.options, self.sources)
         seconds = time.perf_counter() - started
@@ -99,6 +99,6 @@ class EngineSession:
 
     def _note_device(self) -> None:
         if device_of(self._pipeline.engine.name) == GPU:
-            used = (gpu_facts() or {}).get("used_bytes")
+            used = (gpu_memory() or {}).get("used_bytes")
             if used is not None:
                 self._device_peak = max(self._device_peak or 0, used - self._device_before)

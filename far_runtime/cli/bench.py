@@ -132,7 +132,8 @@ def run(
     from far_runtime.bench.statistics import figures_of
     from far_runtime.bundle import open_bundle
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
-    from far_runtime.machine.report import gpu_facts, machine_facts
+    from far_runtime.machine.gpu import gpu_memory
+    from far_runtime.machine.report import machine_facts
     from far_runtime.sampling.flops import picture_cost
     from far_runtime.sampling.settings import check_system, resolve_plan
 
@@ -160,7 +161,7 @@ def run(
     figures = figures_of(runs, picture_cost(manifest, plan))
     machine = machine_facts()
     if any(engine.device == GPU for engine in figures.engines):
-        machine["gpu"] = gpu_facts()
+        machine["gpu"] = gpu_memory()
     facts = {
         "far_deploy": __version__,
         "bundle": {

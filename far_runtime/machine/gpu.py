@@ -22,7 +22,7 @@ class Gpu:
 
 def find_gpu() -> Gpu | None:
     """The current CUDA device, or None where there is no cuda-python, no driver or no GPU."""
-    api = _runtime()
+    api = cuda_runtime()
     if api is None:
         return None
     try:
@@ -39,7 +39,18 @@ def find_gpu() -> Gpu | None:
     return Gpu(name.strip("\0 "), f"{properties.major}.{properties.minor}")
 
 
-def _runtime() -> Any:
+def gpu_memory() -> dict[str, Any] | None:
+    """The current GPU's name, its memory, and how much of it all processes use, in bytes; None where there is no
+    GPU."""
+    gpu, api = find_gpu(), cuda_runtime()
+    if gpu is None or api is None:
+        return None
+    error, free, total = api.cudaMemGetInfo()
+    return None if int(error) else {"name": gpu.name, "memory_bytes": int(total), "used_bytes": int(total) - int(free)}
+
+
+def cuda_runtime() -> Any:
+    """The module of cuda-python that has the CUDA runtime's calls; None where it is not installed."""
     for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second is its name before 12.6
         try:
             return importlib.import_module(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -32,22 +31,6 @@ def machine_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: found for name in LIBRARIES if (found := _version(name)) is not None},
     }
-
-
-def gpu_facts() -> dict[str, Any] | None:
-    """Name of the first NVIDIA GPU and how much of its memory is in use by all; None without cuda-python or a GPU. Not
-    run on a GPU by us."""
-    try:
-        cuda: Any = importlib.import_module("cuda.bindings.runtime")
-        failed, properties = cuda.cudaGetDeviceProperties(0)
-        unknown, free, total = cuda.cudaMemGetInfo()
-    except (ImportError, RuntimeError, OSError):
-        return None
-    if int(failed) or int(unknown):
-        return None
-    name = properties.name
-    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-    return {"name": text.rstrip("\0"), "memory_bytes": int(total), "used_bytes": int(total) - int(free)}
 
 
 def _version(library: str) -> str | None:

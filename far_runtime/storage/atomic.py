@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from far_runtime.errors import FarError, SettingName
@@ -55,9 +56,9 @@ def check_distinct(outputs: Iterable[tuple[str, Path]], inputs: Mapping[str, Pat
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; after the block it takes the place of `path`, or vanishes if the block raises.
+    """A path beside `path` to write to. It takes the place of `path` after the block, or vanishes if the block raises.
 
-    A failed write (a full disk, say) becomes a FarError that names `path`.
+    Raises FarError, naming `path`, where it cannot be written (a full disk, say).
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -72,35 +73,43 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path, option: str = OUTPUT) -> Iterator[Path]:
-    """A folder beside `target` to write to; after the block it becomes `target`, or vanishes if the block raises.
+def whole_folder(
+    target: Path, option: str = OUTPUT, check_replaceable: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
+    """A folder beside `target` to write to. It becomes `target` after the block, or vanishes if the block raises.
 
-    FarError where something stands at `target` already (an empty folder may), or it cannot be written. What a process
-    that was killed left beside it is cleared first.
+    check_replaceable lets it replace an older folder, which stays untouched until then: it raises FarError for a target
+    that holds what must not be lost. Without it `target` has to be absent or empty. Where `target` is a link, the
+    folder that it leads to is replaced. What a killed process left beside `target` is cleared first. Raises FarError
+    for a target that may not be replaced, for a full disk, and where another process was faster.
     """
-    target = target.absolute()
-    check_new_folder(target, option)
+    target = resolved(target, option) if check_replaceable else target.absolute()
+    check = check_replaceable or partial(check_new_folder, option=option)
+    check(target)
     check_folder(target.parent, option)
-    for path in target.parent.iterdir():
-        found = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-\w+\.part", path.name)
-        if found and not process_lives(int(found[1])):
-            shutil.rmtree(path, ignore_errors=True)
+    clear_leftovers(target)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}-", suffix=".part", dir=target.parent))
+    old = folder.with_suffix(".old")
     try:
         yield folder
-        umask = os.umask(0)
-        os.umask(umask)
-        folder.chmod(0o777 & ~umask)
-        check_new_folder(target, option)  # once more: somebody may have been faster
-        folder.rename(target)
+        folder.chmod(0o777 & ~_umask())
+        check(target)  # once more: somebody may have put files there in the meantime
+        _replace(folder, target, old, option)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) >> 20
         raise FarError(
-            f"{target}: cannot be written ({error.strerror}); free some space, or name another folder with ", option
+            f"{target.parent}: the disk is full after {size} MB; free some space, or name another folder with ",
+            option,
         ) from error
     finally:
+        if old.exists() and not target.exists():  # interrupted between the two renames
+            with contextlib.suppress(OSError):  # another process was faster
+                old.rename(target)
         shutil.rmtree(folder, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_new_folder(target: Path, option: str = OUTPUT) -> None:
@@ -109,6 +118,51 @@ def check_new_folder(target: Path, option: str = OUTPUT) -> None:
         return
     if target.exists() or target.is_symlink():
         raise FarError(f"{target}: is there already, and stays; remove it, or name another folder with ", option)
+
+
+def _replace(folder: Path, target: Path, old: Path, option: str) -> None:
+    """Put `folder` at `target`, and what was there at `old`; FarError where another process does the same now."""
+    try:
+        if target.exists():
+            target.rename(old)
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise FarError(
+            f"{target}: another process has put a folder there at the same moment, and that one stays; run the command "
+            "again, or name another folder with ",
+            option,
+        ) from error
+
+
+def resolved(target: Path, option: str = OUTPUT) -> Path:
+    """The folder that a path leads to, by its full name; FarError for links in a circle."""
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError) as error:
+        raise FarError(f"{target}: leads nowhere ({error}); name another folder with ", option) from error
+
+
+def clear_leftovers(target: Path) -> None:
+    """Remove the unfinished folders that killed processes left beside `target`.
+
+    An older folder that such a process had just moved aside comes back.
+    """
+    for path in target.absolute().parent.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-\w+\.(part|old)", path.name)
+        if match is None or process_lives(int(match[1])):
+            continue
+        if match[2] == "old" and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def process_lives(process: int) -> bool:
@@ -130,82 +184,3 @@ def user_cache() -> Path:
     except RuntimeError as error:  # an account without a home
         raise FarError(f"no folder for what is kept ({error}); set XDG_CACHE_HOME to a folder of yours") from error
     return home / "far-deploy"
-
-
-@contextlib.contextmanager
-def folder_put_in_place(target: Path, check_replaceable: Callable[[Path], None]) -> Iterator[Path]:
-    """A folder beside `target` that takes its place at the end of the block, or vanishes if the block raises.
-
-    A full disk becomes a FarError. What stood at `target` before is there untouched until the replacement. What a
-    process that was killed left beside `target` is cleared first. Where `target` is a link, the folder that it leads
-    to is replaced. check_replaceable: raises FarError for a target that holds what must stay.
-    """
-    target = resolved(target)
-    parent = target.parent
-    clear_leftovers(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}-", suffix=".part", dir=parent))
-    old = folder.with_suffix(".old")
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        check_replaceable(target)  # once more: somebody may have put files there in the meantime
-        _replace(folder, target, old)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            needed = sum(path.stat().st_size for path in folder.iterdir()) >> 20
-            raise FarError(
-                f"{parent}: the disk is full after {needed} MB; free some space or give ",
-                OUTPUT,
-                " a folder elsewhere",
-            ) from error
-        raise
-    finally:
-        if old.exists() and not target.exists():  # interrupted between the two renames
-            with contextlib.suppress(OSError):  # another process was faster
-                old.rename(target)
-        shutil.rmtree(folder, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _replace(folder: Path, target: Path, old: Path) -> None:
-    """Put `folder` at `target`, and what was there at `old`; FarError where another process does the same now."""
-    try:
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise FarError(
-            f"{target}: another process has put a bundle there at the same moment, and that one stays; export again, "
-            "or give ",
-            OUTPUT,
-            " another folder",
-        ) from error
-
-
-def resolved(target: Path) -> Path:
-    """The folder that a path leads to, by its full name; FarError for links in a circle."""
-    try:
-        return target.resolve()
-    except (OSError, RuntimeError) as error:
-        raise FarError(f"{target}: leads nowhere ({error}); give ", OUTPUT, " another folder") from error
-
-
-def clear_leftovers(target: Path) -> None:
-    """Remove unfinished folders of processes that are gone; an old bundle that one had just moved aside comes back."""
-    for path in target.absolute().parent.iterdir():
-        found = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-\w+\.(part|old)", path.name)
-        if found is None or process_lives(int(found[1])):
-            continue
-        if found[2] == "old" and not target.exists():
-            path.rename(target)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet, normalised
 from far_models.vq_vae import VQVAE
+from far_runtime.storage.atomic import whole_file
 
 
 def evenly(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -70,10 +70,9 @@ def tile(pictures: NDArray[np.uint8], columns: int, gap: int = 2) -> NDArray[np.
 def save_picture(picture: NDArray[np.uint8], path: Path) -> None:
     """Write a picture [H, W, 3] whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    # The quality is WebP's; PNG ignores it.
-    Image.fromarray(picture).save(part, quality=90)
-    os.replace(part, path)
+    with whole_file(path) as aside:
+        # The quality is WebP's; PNG ignores it.
+        Image.fromarray(picture).save(aside, Image.registered_extensions()[path.suffix.lower()], quality=90)
 
 
 def to_pixels(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.cli.main import main
 from far_runtime.errors import CheckFailed, FarError
 from far_runtime.pipeline import Pipeline
-from far_runtime.storage.atomic import clear_leftovers, folder_put_in_place
+from far_runtime.storage.atomic import clear_leftovers, whole_folder
 
 
 def graphs_of(bundle: Path) -> dict[str, onnx.ModelProto]:
@@ -175,7 +175,7 @@ def test_a_failure_at_the_replacement_restores_the_old_bundle(tmp_path: Path, mo
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(KeyboardInterrupt), folder_put_in_place(target, check_replaceable) as folder:
+    with pytest.raises(KeyboardInterrupt), whole_folder(target, check_replaceable=check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
     assert snapshot(tmp_path) == before
 
@@ -198,7 +198,7 @@ def test_an_interrupt_at_the_replacement_leaves_one_bundle_whole(
         return made
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), folder_put_in_place(target, check_replaceable) as folder:
+    with pytest.raises(KeyboardInterrupt), whole_folder(target, check_replaceable=check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
     assert calls[0] == target
     assert snapshot(tmp_path) == (before if after == "the first rename" else {"bundle/manifest.json": b"new"})
@@ -228,9 +228,9 @@ def test_of_two_exports_at_once_one_stays_whole_and_the_other_says_so(
     monkeypatch.setattr(Path, "rename", overtaken)
     with (
         pytest.raises(
-            FarError, match=r"bundle: another process has put a bundle there .* export again, or give output"
+            FarError, match=r"bundle: another process has put a folder there .* run the command again, or name another"
         ),
-        folder_put_in_place(target, check_replaceable) as folder,
+        whole_folder(target, check_replaceable=check_replaceable) as folder,
     ):
         (folder / "manifest.json").write_text("ours")
     assert len(calls) == at
@@ -253,7 +253,7 @@ def an_old_bundle(folder: Path, **changes: Any) -> Path:
 def test_the_new_bundle_replaces_the_old_one_and_nothing_else_stays(tmp_path: Path) -> None:
     target = an_old_bundle(tmp_path / "bundle", format=99)
     check_target(target)
-    with folder_put_in_place(target, check_replaceable) as folder:
+    with whole_folder(target, check_replaceable=check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
     assert snapshot(tmp_path) == {"bundle/manifest.json": b"new"}
 
@@ -263,7 +263,7 @@ def test_the_folder_that_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("real")
     check_target(link)
-    with folder_put_in_place(link, check_replaceable) as folder:
+    with whole_folder(link, check_replaceable=check_replaceable) as folder:
         (folder / "manifest.json").write_text("new")
     assert link.is_symlink() and not real.is_symlink()
     assert snapshot(real) == {"manifest.json": b"new"}
@@ -272,7 +272,10 @@ def test_the_folder_that_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
 
 def test_files_that_arrive_during_the_export_stay(tmp_path: Path) -> None:
     target = an_old_bundle(tmp_path / "bundle")
-    with pytest.raises(FarError, match=r"mine\.txt"), folder_put_in_place(target, check_replaceable) as folder:
+    with (
+        pytest.raises(FarError, match=r"mine\.txt"),
+        whole_folder(target, check_replaceable=check_replaceable) as folder,
+    ):
         (folder / "manifest.json").write_text("new")
         (target / "mine.txt").write_text("mine")
         before = snapshot(target)
@@ -316,7 +319,7 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(FarError, match="is a file"):
         check_target(tmp_path / "file")
-    with pytest.raises(FarError, match="cannot be written"):
+    with pytest.raises(FarError, match="is a file, a folder is needed"):
         check_target(tmp_path / "file" / "bundle")
     with pytest.raises(FarError, match="holds files that are no bundle"):
         check_target(tmp_path)
@@ -405,7 +408,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(tiny: Any, tmp_path: Path, caps
     options = (tiny.far, "--vae", tiny.vae, "-o", out)
     assert "must rise" in command_fails(capsys, *options, "--default-levels", "0,3,2")
     assert "outside 0 to 3" in command_fails(capsys, *options, "--default-levels", "0,9")
-    assert "expected 0 or more" in command_fails(capsys, *options, "--default-guidance", "-1")
+    assert "expected a number of 0 or more" in command_fails(capsys, *options, "--default-guidance", "-1")
     line = command_fails(capsys, *options, "--default", "iterations=3")
     assert "--iterations: a far model has no such setting; it takes --levels, --steps" in line
     assert "--default nonsense: neither NAME=VALUE" in command_fails(capsys, *options, "--default", "nonsense")

@@ -5,7 +5,6 @@ Not run on a GPU by us: tests/simulator stands in for the library.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.errors import FarError, SettingName
+from far_runtime.machine.gpu import cuda_runtime
 
 
 class Deviation(Exception):
@@ -26,12 +26,10 @@ class Deviation(Exception):
 
 def load_cuda() -> Any:
     """The module of cuda-python that has the runtime's calls; FarError where it is not installed."""
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second is its name before 12.6
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise FarError("cuda-python is not installed; install it with: pip install 'far-deploy[tensorrt]' (or [rtx])")
+    runtime = cuda_runtime()
+    if runtime is None:
+        raise FarError("cuda-python is not installed; install it with: pip install 'far-deploy[tensorrt]' (or [rtx])")
+    return runtime
 
 
 class Cuda:

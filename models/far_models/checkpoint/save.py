@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from far_models.mar import MAR
 from far_models.var import VAR
 from far_models.vq_vae import VQVAE
 from far_runtime.errors import FarError
+from far_runtime.storage.atomic import check_folder, whole_file
 
 FORMAT = "far-deploy"
 SYSTEM_OF: dict[type[nn.Module], str] = {
@@ -72,19 +72,11 @@ def export_checkpoint(
     if too_large:
         raise FarError(f"{path}: {', '.join(too_large)} cannot be stored in float16")
     metadata = {**metadata_of(model, classes, sampling), "training": json.dumps(dict(training))}
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata)
+    check_folder(path.parent)
+    with whole_file(path) as aside:
+        save_file(tensors, aside, metadata)
         # safetensors makes files that only their owner can read.
-        part.chmod(0o644)
-        os.replace(part, path)
-    except OSError as error:
-        raise FarError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another file"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+        aside.chmod(0o644)
 
 
 def load_initial_weights(model: nn.Module, path: Path | None) -> None:

@@ -22,12 +22,14 @@ from far_runtime.engines.cache.entry import SIDECAR, CachedEngine, EngineKey, bu
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.errors import FarError
 from far_runtime.machine.gpu import Gpu
-from far_runtime.storage.atomic import folder_put_in_place
+from far_runtime.model_info import ModelInfo
+from far_runtime.storage.atomic import whole_folder
 
 FORK = multiprocessing.get_context("fork")
 NOBODY = 65534
 PLAN = b"plan" * 1000
 GPU = Gpu("NVIDIA RTX 4090", "8.9")
+MODEL = ModelInfo(grid=1, channels=1, image_size=1)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def make_bundle(folder: Path, weights: bytes = b"weights", rows: int = 8, precis
     (folder / "weights.bin").write_bytes(weights)
     graph = Graph("decode", "decode", "decode.onnx", (), (), 1e-3, profile={"batch": (1, 1, rows)}, precision=precision)
     files = {name: record_of(folder / name) for name in ("decode.onnx", "weights.bin")}
-    write_manifest(folder, Manifest("FAR", {}, {}, (graph,), files, precision=precision))
+    write_manifest(folder, Manifest("FAR", MODEL, {}, (graph,), files, precision=precision))
     return open_bundle(folder)
 
 
@@ -362,7 +364,7 @@ def test_a_bundle_that_is_replaced_during_the_build_gets_no_engine(bundle: Bundl
 
 def test_a_new_export_drops_the_old_engines(bundle: Bundle) -> None:
     built(bundle)
-    with folder_put_in_place(bundle.path, lambda target: None) as folder:
+    with whole_folder(bundle.path, check_replaceable=lambda target: None) as folder:
         make_bundle(folder, b"new weights")
     new = open_bundle(bundle.path)
     assert EngineCache(new).entries() == [] and EngineCache(new).find(key_of(new)) is None
