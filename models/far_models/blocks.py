@@ -36,6 +36,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """The output of all tokens [B, L, width], or of those at the positions [B, n] alone [B, n, width]."""
         _, length, width = x.shape
+        # Each [B, heads, L, d].
         q, k, v = self.qkv(x).reshape(-1, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if positions is not None:
             length = positions.shape[1]

@@ -131,6 +131,7 @@ class FAR(nn.Module):
         """Encoder output [B, buffer + V, encoder_width]; V = L where `visible` is None, 0 where `latents` is."""
         buffer = self.config.buffer
         position = self.encoder_pos_embed_learned
+        # The buffer: the class embedding at its own positions [B, buffer, encoder_width].
         x = self.z_proj_ln(class_embedding.unsqueeze(1) + position[:, :buffer])
         if latents is not None:
             tokens = self.z_proj_ln(self.z_proj(latents) + position[:, buffer:])
@@ -157,6 +158,7 @@ class FAR(nn.Module):
         elif all_masked:
             x = torch.cat([x, self.mask_token.expand(x.shape[0], self.config.tokens, -1)], dim=1)
         x = x + self.decoder_pos_embed_learned
+        # All blocks but the last need every token for their attention.
         last = len(self.decoder_blocks) - 1
         for i, block in enumerate(self.decoder_blocks):
             x = block(x, predicted if i == last else None)

@@ -60,6 +60,7 @@ class CrossAttention(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
+        """[B, L, heads x head_dim] -> [B, heads, L, head_dim]."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 

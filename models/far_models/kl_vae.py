@@ -78,6 +78,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         parts = self.qkv(h).chunk(3, dim=1) if hasattr(self, "qkv") else (self.q(h), self.k(h), self.v(h))
+        # Each [B, c, cells].
         q, k, v = (part.flatten(2) for part in parts)
         # Scaled first, so that the products of wide networks stay within FP16's range.
         weights = softmax((q.transpose(1, 2) * q.shape[1] ** -0.5) @ k)

@@ -83,6 +83,7 @@ class Attention(nn.Module):
         _, length, width = x.shape
         bias_qkv = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = functional.linear(x, self.mat_qkv.weight, bias_qkv)
+        # Each [B, heads, T, d].
         q, k, v = qkv.reshape(-1, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if hasattr(self, "scale_mul_1H11"):
             island("normalize")
