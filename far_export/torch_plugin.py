@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from far_export.torch_engine import TorchEngine
-from far_runtime.bench.contenders import CPU, GPU, Sources
+from far_runtime.bench.engine_specs import CPU, GPU, CheckpointFiles
 from far_runtime.bundle import Bundle
 from far_runtime.engines.base import EngineOptions
 from far_runtime.errors import FarError
@@ -16,7 +16,7 @@ from far_runtime.errors import FarError
 VARIANTS = ("", "compile")
 
 
-def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: Sources) -> TorchEngine:
+def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: CheckpointFiles) -> TorchEngine:
     """The stages of a bundle's checkpoint as torch modules in float32 on the CPU.
 
     The variant is "" for eager modules, or "compile" for torch.compile with its defaults, which compiles every module

@@ -28,7 +28,7 @@ import numpy as np
 from bench.export_memory import export, run_apart, write_checkpoints
 from bench.ledger_plot import save_plot
 from far_export.onnx.quantize import STAGES as QUANTISED
-from far_runtime.bench.contenders import CPU
+from far_runtime.bench.engine_specs import CPU
 from far_runtime.bench.matmul_rate import MatmulRate
 from far_runtime.bench.worker_process import Worker
 from far_runtime.bundle import Manifest, open_bundle

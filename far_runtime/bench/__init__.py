@@ -1,1 +1,1 @@
-"""`far bench`: engines timed in turn, each in a process of its own, beside the machine's matrix products."""
+"""`far bench`: engines timed in interleaved rounds, each in its own process, against the machine's matmul rate."""

@@ -1,11 +1,11 @@
-"""The figures of `far bench` as a picture: pictures a second by batch size, and where the time goes."""
+"""A plot of the results of `far bench`: pictures per second by batch size, and milliseconds per stage."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bench.statistics import HOST, Figures
+from far_runtime.bench.results import HOST, BenchmarkResult
 from far_runtime.bench.table import at_one_batch
 from far_runtime.engines.timed import COPIES
 from far_runtime.plotting import new_figure, save_figure
@@ -21,22 +21,22 @@ STAGE_COLOURS = {
 OTHER_COLOURS = ("#0f9aa0", "#5b8c2a", "#b3261e", "#8a6d3b", "#3b4a5e")
 
 
-def save_plot(figures: Figures, title: str, path: Path) -> None:
-    """Draw and write, whole or not at all; ValueError where nothing was measured."""
-    measured = at_one_batch(figures)
+def save_plot(result: BenchmarkResult, title: str, path: Path) -> None:
+    """Draw the plot and write it atomically; ValueError where nothing was measured."""
+    measured = at_one_batch(result)
     if not measured:
         raise ValueError("no engine was measured")
     figure = new_figure(11, 1.4 + max(3.2, 0.62 * len(measured) + 1.4))
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    _rates(left, figures)
-    _stages(right, figures)
+    _rates(left, result)
+    _stages(right, result)
     save_figure(figure, path)
 
 
-def _rates(axes: Any, figures: Figures) -> None:
-    """Bars: pictures a second, a group for each batch size."""
-    engines = [engine for engine in figures.engines if any(batch.pictures_per_s for batch in engine.batches)]
+def _rates(axes: Any, result: BenchmarkResult) -> None:
+    """Bars of pictures per second, a group per batch size."""
+    engines = [engine for engine in result.engines if any(batch.pictures_per_s for batch in engine.batches)]
     sizes = list(dict.fromkeys(batch.batch for engine in engines for batch in engine.batches))
     width = 0.84 / len(engines)
     for i, engine in enumerate(engines):
@@ -52,12 +52,12 @@ def _rates(axes: Any, figures: Figures) -> None:
     axes.set_title("pictures a second (whisker: at the 95th percentile of time)", fontsize=10, loc="left")
     axes.margins(y=0.12)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=3)
-    _plain(axes, "y")
+    _bare_axes(axes, "y")
 
 
-def _stages(axes: Any, figures: Figures) -> None:
-    """Stacked bars: milliseconds a picture by stage, an engine in each row."""
-    shown = at_one_batch(figures)
+def _stages(axes: Any, result: BenchmarkResult) -> None:
+    """Stacked bars of milliseconds per picture by stage, a row per engine."""
+    shown = at_one_batch(result)
     names = list(dict.fromkeys(stage.stage for _, batch in shown for stage in batch.stages))
     others = iter(OTHER_COLOURS * len(names))
     colours = {name: STAGE_COLOURS.get(name) or next(others) for name in names}
@@ -76,11 +76,11 @@ def _stages(axes: Any, figures: Figures) -> None:
     axes.set_title(f"milliseconds a picture, batch {shown[0][1].batch}", fontsize=10, loc="left")
     axes.margins(x=0.16)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08), ncols=4)
-    _plain(axes, "x")
+    _bare_axes(axes, "x")
 
 
-def _plain(axes: Any, values: str) -> None:
-    """No frame, light lines behind the bars."""
+def _bare_axes(axes: Any, values: str) -> None:
+    """Remove the frame and draw light lines behind the bars."""
     axes.spines[["top", "right", "left" if values == "y" else "bottom"]].set_visible(False)
     axes.tick_params(length=0, labelsize=8)
     axes.grid(axis=values, color="#e3e8ee", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""The figures of `far bench` as tables."""
+"""The results of `far bench` as tables."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from far_runtime.bench.statistics import BatchFigures, EngineFigures, Figures
+from far_runtime.bench.results import BatchResult, BenchmarkResult, EngineResult
 from far_runtime.errors import Message, Spelling, spelled
 
 UNKNOWN = "-"
 
 
-def print_figures(figures: Figures, machine: dict[str, Any], console: Console, spelling: Spelling = str) -> None:
-    """What it was measured on, then engines, pictures by batch size, and stages at one batch size, with the names of
-    settings in that spelling."""
-    for line in headings(figures, machine):
+def print_result(result: BenchmarkResult, machine: dict[str, Any], console: Console, spelling: Spelling = str) -> None:
+    """Print the machine, then tables of engines, of pictures by batch size, and of stages at one batch size.
+
+    spelling: how messages write the names of settings.
+    """
+    for line in headings(result, machine):
         console.print(line, markup=False, soft_wrap=True)
-    for table in (engine_table(figures), picture_table(figures), stage_table(figures)):
+    for table in (engine_table(result), picture_table(result), stage_table(result)):
         if table is not None:
             console.print()
             console.print(table)
-    for line in remarks(figures):
-        console.print(
-            spelled(line, spelling), markup=False, soft_wrap=True, style="red" if line in figures.failures else ""
-        )
+    for line in remarks(result):
+        style = "red" if line in result.failures else ""
+        console.print(spelled(line, spelling), markup=False, soft_wrap=True, style=style)
 
 
-def headings(figures: Figures, machine: dict[str, Any]) -> Iterator[str]:
-    """The machine and its matrix products."""
+def headings(result: BenchmarkResult, machine: dict[str, Any]) -> Iterator[str]:
+    """Lines on the machine, its matmul rates and the number of rounds."""
     memory = machine["memory_bytes"]
     parts = [machine["processor"], f"{machine['usable_processors']} processors"]
     parts += [f"{memory / 1e9:.0f} GB"] if memory else []
@@ -42,40 +43,40 @@ def headings(figures: Figures, machine: dict[str, Any]) -> Iterator[str]:
         f"{rate.precision} {rate.gflop_per_s:,.0f} GFLOP/s ({rate.method})"
         if rate.device == "cpu"
         else f"{rate.precision} on the {rate.device} {rate.gflop_per_s:,.0f} GFLOP/s ({rate.method})"
-        for rate in figures.rates
+        for rate in result.rates
     ]
-    size = figures.product_size
+    size = result.product_size
     yield f"matrix product {size} x {size}: {', '.join(products) or 'nothing here to measure it with'}"
-    rounds = f"{figures.rounds} round{'s' if figures.rounds != 1 else ''} in {figures.seconds:.0f} s"
-    yield f"{rounds}, the engines in turn; {sum(figures.gflop.values()):.3g} GFLOP a picture"
+    rounds = f"{result.rounds} round{'s' if result.rounds != 1 else ''} in {result.seconds:.0f} s"
+    yield f"{rounds}, the engines in turn; {sum(result.gflop.values()):.3g} GFLOP a picture"
 
 
-def engine_table(figures: Figures) -> Table:
-    """Load time and memory of the engines."""
-    gpu = any(engine.device_bytes is not None for engine in figures.engines)
+def engine_table(result: BenchmarkResult) -> Table:
+    """Load time and memory, a row per engine."""
+    gpu = any(engine.device_bytes is not None for engine in result.engines)
     table = _table("Engines", "engine", "version", "multiplies in")
     for heading in ("load s", "peak MB", *(["GPU MB"] if gpu else [])):
         table.add_column(heading, justify="right", no_wrap=True)
-    for engine in figures.engines:
+    for engine in result.engines:
         row = [engine.engine, engine.version, engine.precision, _number(engine.load_s), _megabytes(engine.peak_bytes)]
         table.add_row(*row, *([_megabytes(engine.device_bytes)] if gpu else []))
     return table
 
 
-def picture_table(figures: Figures) -> Table:
-    """Whole pictures: a row for each engine at each batch size."""
+def picture_table(result: BenchmarkResult) -> Table:
+    """Times of whole batches, a row per batch size and engine."""
     table = _table("Pictures", "batch", "engine")
     for heading in ("p50 s", "p95 s", "n", "pictures/s", "speed", "(range)", "GFLOP/s", "of machine"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for i in range(max((len(engine.batches) for engine in figures.engines), default=0)):
-        for j, engine in enumerate(figures.engines):
+    for i in range(max((len(engine.batches) for engine in result.engines), default=0)):
+        for j, engine in enumerate(result.engines):
             batch = engine.batches[i]
-            last = j == len(figures.engines) - 1
-            table.add_row("" if j else str(batch.batch), engine.engine, *_picture(batch), end_section=last)
+            last = j == len(result.engines) - 1
+            table.add_row("" if j else str(batch.batch), engine.engine, *_batch_cells(batch), end_section=last)
     return table
 
 
-def _picture(batch: BatchFigures) -> list[str | Text]:
+def _batch_cells(batch: BatchResult) -> list[str | Text]:
     if batch.p50_s is None:
         return [Text("failed" if batch.skipped == "not measured" else "skipped", "yellow")]
     ratio = batch.ratio
@@ -91,9 +92,9 @@ def _picture(batch: BatchFigures) -> list[str | Text]:
     ]
 
 
-def stage_table(figures: Figures) -> Table | None:
-    """Stages: a row for each engine, at one batch size."""
-    shown = at_one_batch(figures)
+def stage_table(result: BenchmarkResult) -> Table | None:
+    """Times by stage at one batch size, a row per stage and engine; None where no stages were timed."""
+    shown = at_one_batch(result)
     if not shown:
         return None
     table = _table(f"Stages, batch {shown[0][1].batch}", "stage", "engine")
@@ -111,28 +112,28 @@ def stage_table(figures: Figures) -> Table | None:
     return table
 
 
-def at_one_batch(figures: Figures) -> list[tuple[EngineFigures, BatchFigures]]:
-    """Engines at the largest of the batch sizes that most of them were measured at by stages."""
-    found: dict[int, list[tuple[EngineFigures, BatchFigures]]] = {}
-    for engine in figures.engines:
+def at_one_batch(result: BenchmarkResult) -> list[tuple[EngineResult, BatchResult]]:
+    """The engines at one batch size: of those with times by stage for the most engines, the largest."""
+    by_size: dict[int, list[tuple[EngineResult, BatchResult]]] = {}
+    for engine in result.engines:
         for batch in engine.batches:
             if batch.stages:
-                found.setdefault(batch.batch, []).append((engine, batch))
-    best = max(found, key=lambda size: (len(found[size]), size), default=0)
-    return found.get(best, [])
+                by_size.setdefault(batch.batch, []).append((engine, batch))
+    best = max(by_size, key=lambda size: (len(by_size[size]), size), default=0)
+    return by_size.get(best, [])
 
 
-def remarks(figures: Figures) -> list[str]:
-    """What was given up and why, and what else is to be known."""
-    notes = [f"{engine.engine}: {engine.note}" for engine in figures.engines if engine.note]
+def remarks(result: BenchmarkResult) -> list[str]:
+    """Lines below the tables: what speed refers to, notes on precisions, and what was given up and why."""
+    notes = [f"{engine.engine}: {engine.note}" for engine in result.engines if engine.note]
     skipped = [
         Message(f"{engine.engine}, batch {batch.batch}: skipped: ", batch.skipped)
-        for engine in figures.engines
+        for engine in result.engines
         for batch in engine.batches
         if batch.skipped and not engine.failure
     ]
-    speed = f"speed: as fast as {figures.first}, in runs of the same round" if len(figures.engines) > 1 else ""
-    return [*([speed] if speed else []), *notes, *skipped, *figures.failures]
+    speed = f"speed: as fast as {result.baseline}, in runs of the same round" if len(result.engines) > 1 else ""
+    return [*([speed] if speed else []), *notes, *skipped, *result.failures]
 
 
 def _table(title: str, *columns: str) -> Table:

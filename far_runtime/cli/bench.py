@@ -1,10 +1,13 @@
-"""`far bench`: engines against each other on one machine. Libraries are imported where they are used, so that help and
-wrong options answer at once."""
+"""`far bench`: engines compared on one machine.
+
+Libraries are imported where they are used, so that --help and wrong options are answered at once.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +19,12 @@ from far_runtime.cli.sampling_options import sampling_options, subject_options, 
 from far_runtime.images.metadata import MAX_BATCH
 
 if TYPE_CHECKING:
-    from far_runtime.bench.rounds import OnProgress
+    from far_runtime.bench.engine_specs import EngineSpec
+    from far_runtime.bench.results import BenchmarkResult
+    from far_runtime.bench.runner import OnProgress
     from far_runtime.bundle import Bundle
+    from far_runtime.conditioning.subjects import Subject
+    from far_runtime.engines.base import EngineOptions
 
 FILE = click.Path(path_type=Path)
 DEFAULT_ROUNDS = 10
@@ -25,7 +32,7 @@ LABELS = 8
 
 
 class BatchSizes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Whole numbers with commas between them."""
+    """Batch sizes with commas between them, as a tuple."""
 
     name = "N,N,..."
 
@@ -41,6 +48,49 @@ class BatchSizes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if len(set(sizes)) != len(sizes):
             self.fail(f"{value!r}: give each batch size once", param, ctx)
         return sizes
+
+
+@dataclass(frozen=True)
+class BenchFiles:
+    """The files that the command writes."""
+
+    json: Path | None
+    """All results as JSON; "-" is standard output, None writes none."""
+
+    plot: Path | None
+    """The plot, PNG or SVG; None writes none."""
+
+    @property
+    def json_to_stdout(self) -> bool:
+        """Whether the JSON goes to standard output, so that everything else goes to standard error."""
+        return str(self.json) == "-"
+
+    @property
+    def by_option(self) -> list[tuple[str, Path]]:
+        """Option and path of every file."""
+        json_file = None if self.json_to_stdout else self.json
+        return [(name, path) for name, path in (("--json", json_file), ("--plot", self.plot)) if path is not None]
+
+    def check(self, inputs: dict[str, Path | None]) -> None:
+        """FarError where a file cannot be written, or would replace another or one of the inputs (by option)."""
+        from far_runtime.plotting import check_plot
+        from far_runtime.storage.atomic import check_distinct, check_file
+
+        if self.plot is not None:
+            check_plot(self.plot)
+        check_distinct(self.by_option, {name: path for name, path in inputs.items() if path is not None})
+        for name, path in self.by_option:
+            check_file(path, name)
+
+    def write_json(self, text: str) -> None:
+        """Write the results to the file or to standard output."""
+        from far_runtime.storage.atomic import whole_file
+
+        if self.json_to_stdout:
+            click.echo(text, nl=False)
+        elif self.json is not None:
+            with whole_file(self.json) as aside:
+                aside.write_text(text, encoding="utf-8")
 
 
 @click.command(short_help="Compare engines: time, memory and arithmetic.")
@@ -65,104 +115,109 @@ class BatchSizes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no tables.")
 def bench(**options: Any) -> None:
-    """Draw the same pictures from BUNDLE on several engines, in turn, round after round, and compare: time of a batch
-    and of every stage, pictures a second, load time, memory, and arithmetic a second beside what the machine's plain
-    matrix product reaches. Every engine runs in a process of its own."""
+    """Generate the same pictures from BUNDLE on several engines and compare them.
+
+    Measures the time of a batch and of every stage, pictures per second, load time, memory, and arithmetic per second
+    beside what a plain matrix product reaches on this machine. Every engine runs in its own process; in every round
+    one engine runs after the other.
+    """
     from rich.console import Console
 
-    from far_runtime.bench.contenders import contenders
-    from far_runtime.bench.plot import save_plot
-    from far_runtime.bench.table import print_figures
-    from far_runtime.errors import CheckFailed, FarError, join_texts
-    from far_runtime.plotting import check_plot
+    from far_runtime.bench.engine_specs import engine_specs
+    from far_runtime.bench.table import print_result
+    from far_runtime.errors import CheckFailed, join_texts
     from far_runtime.progress import progress_bar
-    from far_runtime.storage.atomic import check_distinct, check_file, whole_file
 
-    json_file, plot_file = options["json_file"], options["plot_file"]
-    to_stdout = json_file is not None and str(json_file) == "-"
-    written = [(name, path) for name, path in (("--json", json_file), ("--plot", plot_file)) if path is not None]
-    written = written[1:] if to_stdout else written
     if options["repeat"] is not None and options["seconds"] is not None:
         raise click.UsageError("--repeat and --seconds: give one or the other", click.get_current_context())
-    if plot_file is not None:
-        check_plot(plot_file)
-    read = {"--checkpoint": options["checkpoint"], "--vae": options["vae"]}
-    check_distinct(written, {name: path for name, path in read.items() if path is not None})
-    for name, path in written:
-        check_file(path, name)
-    names, engine_settings = take_engines(options)
-    compared = contenders(names)
-    with progress_bar(not options["quiet"] and sys.stderr.isatty(), elapsed=True) as on_progress:
-        figures, facts = run(compared, engine_settings, options, on_progress)
-    if not options["quiet"]:
-        wide = None if sys.stdout.isatty() and not to_stdout else 120
-        print_figures(figures, facts["machine"], Console(stderr=to_stdout, highlight=False, width=wide), option)
-    text = json.dumps(figures.to_dict(**facts), indent=1) + "\n"
-    if to_stdout:
-        click.echo(text, nl=False)
-    elif json_file is not None:
-        with whole_file(json_file) as aside:
-            aside.write_text(text, encoding="utf-8")
-    if not figures.first:
-        raise CheckFailed(join_texts(figures.failures, "; "))
-    if plot_file is not None:
-        try:
-            machine = f"{facts['machine']['processor']}, {facts['machine']['usable_processors']} processors"
-            save_plot(figures, f"{facts['bundle']['name']} on {machine}", plot_file)
-        except ValueError as error:
-            raise FarError(f"--plot: {error}, so there is nothing to draw; ask for a smaller --batch") from error
-    if written and not options["quiet"]:
-        click.echo("written: " + ", ".join(str(path) for _, path in written), err=to_stdout)
-    if figures.failures:
-        raise CheckFailed(join_texts(figures.failures, "; "))
+    files, quiet = BenchFiles(options["json_file"], options["plot_file"]), options["quiet"]
+    files.check({"--checkpoint": options["checkpoint"], "--vae": options["vae"]})
+    names, engine_options = take_engines(options)
+    specs = engine_specs(names)
+    with progress_bar(not quiet and sys.stderr.isatty(), elapsed=True) as on_progress:
+        result, context = _run(specs, engine_options, options, on_progress)
+    if not quiet:
+        width = None if sys.stdout.isatty() and not files.json_to_stdout else 120
+        console = Console(stderr=files.json_to_stdout, highlight=False, width=width)
+        print_result(result, context["machine"], console, option)
+    files.write_json(json.dumps(result.to_dict(**context), indent=1) + "\n")
+    if not result.baseline:
+        raise CheckFailed(join_texts(result.failures, "; "))
+    if files.plot is not None:
+        _plot(result, context, files.plot)
+    if files.by_option and not quiet:
+        click.echo("written: " + ", ".join(str(path) for _, path in files.by_option), err=files.json_to_stdout)
+    if result.failures:
+        raise CheckFailed(join_texts(result.failures, "; "))
 
 
-def run(
-    compared: Any, engine_settings: Any, options: dict[str, Any], on_progress: OnProgress | None
-) -> tuple[Any, Any]:
-    """The figures, and what they are of: bundle, settings and machine."""
-    from dataclasses import asdict
+def _run(
+    specs: list[EngineSpec], engine_options: EngineOptions, options: dict[str, Any], on_progress: OnProgress | None
+) -> tuple[BenchmarkResult, dict[str, Any]]:
+    """Run the benchmark; its results, and the bundle, settings and machine that they belong to."""
     from functools import partial
 
-    from far_runtime import __version__
-    from far_runtime.bench import matmul_rate as products
-    from far_runtime.bench.contenders import GPU, Sources, contenders, plugins
-    from far_runtime.bench.rounds import Length, measure
-    from far_runtime.bench.session import EngineSession
-    from far_runtime.bench.statistics import figures_of
+    from far_runtime.bench import matmul_rate
+    from far_runtime.bench.engine_benchmark import EngineBenchmark
+    from far_runtime.bench.engine_specs import CheckpointFiles, engine_plugins, engine_specs
+    from far_runtime.bench.results import summarize
+    from far_runtime.bench.runner import RunLimit, run_benchmark
     from far_runtime.bundle import open_bundle
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
-    from far_runtime.machine.gpu import gpu_memory
-    from far_runtime.machine.report import machine_facts
     from far_runtime.sampling.flops import picture_cost
     from far_runtime.sampling.settings import check_system, resolve_plan
 
-    bundle: Bundle = open_bundle(options["bundle"], check=not options["no_check"])
+    bundle = open_bundle(options["bundle"], check=not options["no_check"])
     check_system(bundle)
     manifest = bundle.manifest
     settings, plan = resolve_plan(manifest, take_sampling(options))
     subjects = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     subjects = subjects or default_subjects(manifest, LABELS)
-    if not compared:
+    if not specs:
         name, lines = resolve_engine(None, bundle)
-        compared = contenders([name])
+        specs = engine_specs([name])
         if not options["quiet"]:
             click.echo("\n".join(lines), err=True)
-    sources = Sources(
-        *(path and path.resolve() for path in (options[n] for n in ("checkpoint", "vae", "text_encoder")))
-    )
-    sessions = [
-        EngineSession(bundle.path, contender, engine_settings, sources, tuple(subjects), options["seed"], settings)
-        for contender in compared
+    files = CheckpointFiles(**{n: options[n] and options[n].resolve() for n in ("checkpoint", "vae", "text_encoder")})
+    benchmarks = [
+        EngineBenchmark(
+            bundle=bundle.path,
+            engine=spec,
+            options=engine_options,
+            files=files,
+            subjects=tuple(subjects),
+            seed=options["seed"],
+            sampling=settings,
+        )
+        for spec in specs
     ]
-    multiply = partial(products.MatmulRate, plugins=plugins(), threads=engine_settings.threads, size=products.SIZE)
-    length = Length(options["repeat"] or DEFAULT_ROUNDS, options["seconds"])
-    runs = measure(sessions, manifest.precision, options["batches"], length, multiply, on_progress)
-    figures = figures_of(runs, picture_cost(manifest, plan))
-    machine = machine_facts()
-    if any(engine.device == GPU for engine in figures.engines):
-        machine["gpu"] = gpu_memory()
-    facts = {
+    matmul = partial(
+        matmul_rate.MatmulRate, plugins=engine_plugins(), threads=engine_options.threads, size=matmul_rate.SIZE
+    )
+    limit = RunLimit(options["repeat"] or DEFAULT_ROUNDS, options["seconds"])
+    runs = run_benchmark(benchmarks, manifest.precision, options["batches"], limit, matmul, on_progress)
+    result = summarize(runs, picture_cost(manifest, plan))
+    context = _context(bundle, settings, subjects, engine_options, options)
+    if any(engine.device == "gpu" for engine in result.engines):
+        from far_runtime.machine.gpu import gpu_memory
+
+        context["machine"]["gpu"] = gpu_memory()
+    return result, context
+
+
+def _context(
+    bundle: Bundle,
+    settings: dict[str, Any],
+    subjects: list[Subject],
+    engine_options: EngineOptions,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """What the results belong to, as it stands in the JSON."""
+    from far_runtime import __version__
+    from far_runtime.machine.report import machine_facts
+
+    manifest = bundle.manifest
+    return {
         "far_deploy": __version__,
         "bundle": {
             "name": bundle.path.resolve().name,
@@ -173,8 +228,19 @@ def run(
         "settings": settings,
         "subjects": [subject.caption for subject in subjects],
         "seed": options["seed"],
-        "options": asdict(engine_settings),
+        "options": asdict(engine_options),
         "batches": list(options["batches"]),
-        "machine": machine,
+        "machine": machine_facts(),
     }
-    return figures, facts
+
+
+def _plot(result: BenchmarkResult, context: dict[str, Any], path: Path) -> None:
+    """Write the plot; FarError where nothing was measured."""
+    from far_runtime.bench.plot import save_plot
+    from far_runtime.errors import FarError
+
+    machine = f"{context['machine']['processor']}, {context['machine']['usable_processors']} processors"
+    try:
+        save_plot(result, f"{context['bundle']['name']} on {machine}", path)
+    except ValueError as error:
+        raise FarError(f"--plot: {error}, so there is nothing to draw; ask for a smaller --batch") from error

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-import far_runtime.bench.contenders
+import far_runtime.bench.engine_specs
 import far_runtime.bench.matmul_rate
-import far_runtime.bench.rounds
+import far_runtime.bench.runner
 from far_export.torch_plugin import matrix_product, open_plugin
-from far_runtime.bench.contenders import GROUP, Sources
+from far_runtime.bench.engine_specs import GROUP, CheckpointFiles
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import main
 from far_runtime.engines.base import EngineOptions
@@ -47,9 +47,9 @@ def latents(bundle: Path, engine: Any) -> Any:
 def test_torch_is_measured_beside_an_engine(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(far_runtime.bench.contenders, "plugins", added)
+    monkeypatch.setattr(far_runtime.bench.engine_specs, "engine_plugins", added)
     monkeypatch.setattr(far_runtime.bench.matmul_rate, "SIZE", 64)
-    monkeypatch.setattr(far_runtime.bench.rounds, "REST", 0)
+    monkeypatch.setattr(far_runtime.bench.runner, "REST", 0)
     file = tmp_path / "bench.json"
     command = ["bench", tiny.bundle, "--engine", "onnxruntime", "--engine", "torch", "--checkpoint", tiny.safetensors]
     more = ["--vae", tiny.vae, "--batch", 2, "--repeat", 1, "--threads", 1, "--json", file]
@@ -65,7 +65,7 @@ def test_torch_is_measured_beside_an_engine(
 
 def test_torch_draws_what_the_bundle_draws(tiny: Tiny) -> None:
     bundle = open_bundle(tiny.masked_bundle)
-    engine = open_plugin(bundle, "", ONE_THREAD, Sources(tiny.masked, tiny.vae))
+    engine = open_plugin(bundle, "", ONE_THREAD, CheckpointFiles(tiny.masked, tiny.vae))
     with Pipeline.from_bundle(tiny.masked_bundle, threads=1) as pipeline:
         np.testing.assert_allclose(latents(tiny.masked_bundle, engine), latents(tiny.masked_bundle, pipeline.engine),
                                    rtol=1e-3, atol=1e-4)  # fmt: skip
@@ -74,7 +74,7 @@ def test_torch_draws_what_the_bundle_draws(tiny: Tiny) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_torch_computes_the_same(tiny: Tiny) -> None:
-    bundle, sources = open_bundle(tiny.bundle), Sources(tiny.safetensors, tiny.vae)
+    bundle, sources = open_bundle(tiny.bundle), CheckpointFiles(tiny.safetensors, tiny.vae)
     compiled, eager = (open_plugin(bundle, variant, ONE_THREAD, sources) for variant in ("compile", ""))
     assert (compiled.name, eager.name) == ("torch:compile", "torch")
     shape = (2, bundle.manifest.model.tokens, bundle.manifest.model.channels)
@@ -88,14 +88,14 @@ def test_compiled_torch_computes_the_same(tiny: Tiny) -> None:
 def test_what_torch_lacks_is_named(tiny: Tiny, tmp_path: Path) -> None:
     bundle = open_bundle(tiny.bundle)
     with pytest.raises(FarError, match="give it with --checkpoint FILE"):
-        open_plugin(bundle, "", ONE_THREAD, Sources())
+        open_plugin(bundle, "", ONE_THREAD, CheckpointFiles())
     with pytest.raises(FarError, match="engine torch:jit: unknown; use torch or torch:compile"):
-        open_plugin(bundle, "jit", ONE_THREAD, Sources(tiny.safetensors))
+        open_plugin(bundle, "jit", ONE_THREAD, CheckpointFiles(tiny.safetensors))
     with pytest.raises(FarError, match=r"not the checkpoint or VAE that the bundle was exported from: masked is True"):
-        open_plugin(bundle, "", ONE_THREAD, Sources(tiny.masked, tiny.vae))
+        open_plugin(bundle, "", ONE_THREAD, CheckpointFiles(tiny.masked, tiny.vae))
     alone = Path(shutil.copy(tiny.safetensors, tmp_path))
     with pytest.raises(FarError, match=r"vae\.ckpt: no such file; give the VAE .* --vae vae\.ckpt"):
-        open_plugin(bundle, "", ONE_THREAD, Sources(alone))
+        open_plugin(bundle, "", ONE_THREAD, CheckpointFiles(alone))
 
 
 def test_the_entry_point_leads_to_a_plugin() -> None:

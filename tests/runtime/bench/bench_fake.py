@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from far_runtime.bench.contenders import Sources
+from far_runtime.bench.engine_specs import CheckpointFiles
 from far_runtime.bundle import Bundle
 from far_runtime.engines.base import Array, EngineOptions
 from far_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -37,7 +37,7 @@ class FailingEngine(OnnxRuntimeEngine):
         return super().run(stage, inputs, constants)
 
 
-def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: Sources) -> FailingEngine:
+def open_plugin(bundle: Bundle, variant: str, options: EngineOptions, sources: CheckpointFiles) -> FailingEngine:
     if variant == "shut":
         raise ValueError("the door is locked")
     if variant == "log":

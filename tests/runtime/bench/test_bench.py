@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import far_runtime.bench.contenders
+import far_runtime.bench.engine_specs
 import far_runtime.bench.matmul_rate
-import far_runtime.bench.rounds
-from far_runtime.bench.contenders import CPU, Contender, Sources, computed_in, device_of
+import far_runtime.bench.runner
+from far_runtime.bench.engine_benchmark import EngineBenchmark, OpenedEngine, PeakMemory, StageTimes
+from far_runtime.bench.engine_specs import CPU, CheckpointFiles, EngineSpec, compute_precision, device_of
 from far_runtime.bench.matmul_rate import MatmulRate
-from far_runtime.bench.rounds import BatchRuns, EngineRuns, Length, Runs, measure
-from far_runtime.bench.session import EngineSession, Memory, Opened, Staged
-from far_runtime.bench.statistics import Figures, figures_of, percentile
+from far_runtime.bench.results import BenchmarkResult, summarize
+from far_runtime.bench.runner import BatchRuns, BenchmarkRuns, EngineRuns, RunLimit, run_benchmark
 from far_runtime.bench.table import at_one_batch
-from far_runtime.bench.worker_process import Failed
+from far_runtime.bench.worker_process import WorkerError
 from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.engines.base import EngineOptions
@@ -46,22 +46,12 @@ FLOPS = {"transformer": 6e9, "denoise": 3e9, "decode": 1e9}
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small matrices, no rests, and the failing engine of this folder as the only one that is added."""
     monkeypatch.setattr(far_runtime.bench.matmul_rate, "SIZE", 64)
-    monkeypatch.setattr(far_runtime.bench.rounds, "REST", 0)
-    monkeypatch.setattr(far_runtime.bench.contenders, "plugins", lambda: {"fake": "bench_fake"})
+    monkeypatch.setattr(far_runtime.bench.runner, "REST", 0)
+    monkeypatch.setattr(far_runtime.bench.engine_specs, "engine_plugins", lambda: {"fake": "bench_fake"})
     monkeypatch.syspath_prepend(str(HERE))
 
 
-# Figures
-
-
-def test_percentiles_are_numpys() -> None:
-    values = [5.0, 1.0, 4.0, 2.0, 3.0]
-    assert (percentile(values, 50), percentile(values, 95), percentile(values, 100)) == (3.0, pytest.approx(4.8), 5.0)
-    assert percentile([7.0], 95) == 7.0
-    many = np.random.default_rng(0).random(37).tolist()
-    assert percentile(many, 95) == pytest.approx(np.percentile(many, 95))
-    with pytest.raises(ValueError, match="no values"):
-        percentile([], 50)
+# Results
 
 
 def engine_runs(name: str, seconds: Mapping[int, list[float]], failure: str = "") -> EngineRuns:
@@ -72,23 +62,23 @@ def engine_runs(name: str, seconds: Mapping[int, list[float]], failure: str = ""
             first=2 * rounds[0],
             whole=dict(enumerate(rounds)),
             staged=[
-                Staged(s, {COPIES: [s / 16], "transformer": [s / 2], "denoise": [s / 8, s / 8], "decode": [s / 8]})
+                StageTimes(s, {COPIES: [s / 16], "transformer": [s / 2], "denoise": [s / 8, s / 8], "decode": [s / 8]})
                 for s in rounds
             ],
         )
         for batch, rounds in seconds.items()
     }
-    opened = Opened(name, "1", 0.5, 10)
-    return EngineRuns(name, opened, "fp32", "", False, batches, Memory(30, None), failure)
+    opened = OpenedEngine(name, "1", 0.5, 10)
+    return EngineRuns(name, opened, "fp32", "", False, batches, PeakMemory(30, None), failure)
 
 
-def figures(*engines: EngineRuns, products: Any = None) -> Figures:
-    made = {(CPU, "fp32"): {"numpy": [20e9, 30e9, 25e9], "torch": [5e9]}} if products is None else products
-    return figures_of(Runs(list(engines), made, 64, 3, 1.0, []), FLOPS)
+def results(*engines: EngineRuns, matmul: Any = None) -> BenchmarkResult:
+    made = {(CPU, "fp32"): {"numpy": [20e9, 30e9, 25e9], "torch": [5e9]}} if matmul is None else matmul
+    return summarize(BenchmarkRuns(list(engines), made, 64, 3, 1.0, []), FLOPS)
 
 
-def test_figures_of_known_times() -> None:
-    found = figures(engine_runs("a", {1: [1.0, 2.0, 4.0], 2: [2.0, 2.0, 2.0]}), engine_runs("b", {1: [0.5, 2.0, 1.0]}))
+def test_results_of_known_times() -> None:
+    found = results(engine_runs("a", {1: [1.0, 2.0, 4.0], 2: [2.0, 2.0, 2.0]}), engine_runs("b", {1: [0.5, 2.0, 1.0]}))
     a, b = found.engines
     one, two = a.batches
     assert (one.p50_s, one.p95_s, one.pictures_per_s) == (2.0, pytest.approx(3.8), 0.5)
@@ -107,7 +97,7 @@ def test_figures_of_known_times() -> None:
 
 
 def test_stages_and_their_shares_add_up() -> None:
-    (engine,) = figures(engine_runs("a", {2: [1.0, 2.0, 4.0]})).engines
+    (engine,) = results(engine_runs("a", {2: [1.0, 2.0, 4.0]})).engines
     stages = engine.batches[0].stages
     assert [stage.stage for stage in stages] == ["transformer", "denoise", "decode", COPIES, "host"]
     assert sum(stage.time_share for stage in stages) == pytest.approx(1)
@@ -120,35 +110,35 @@ def test_stages_and_their_shares_add_up() -> None:
 
 
 def test_no_share_without_a_matrix_product() -> None:
-    found = figures(engine_runs("a", {1: [1.0]}), products={(CPU, "fp32"): {}})
+    found = results(engine_runs("a", {1: [1.0]}), matmul={(CPU, "fp32"): {}})
     assert found.rates == () and found.engines[0].batches[0].rate_share is None
     assert found.engines[0].batches[0].gflop_per_s == 10.0
 
 
 def test_ratios_refer_to_the_first_engine_that_ran() -> None:
-    found = figures(
+    found = results(
         engine_runs("a", {1: [9.0]}, "batch 1: gone"), engine_runs("b", {1: [2.0]}), engine_runs("c", {1: [1.0]})
     )
-    assert found.first == "b" and found.failures == ["engine a: batch 1: gone"]
+    assert found.baseline == "b" and found.failures == ["engine a: batch 1: gone"]
     assert found.engines[2].batches[0].ratio is not None and found.engines[2].batches[0].ratio.median == 2.0
 
 
 def test_stages_are_shown_at_a_batch_size_that_most_engines_have() -> None:
     a, b, c = ({1: [1.0], 2: [1.0]}, {1: [1.0], 2: [1.0], 4: [1.0]}, {1: [1.0], 2: [1.0]})
-    found = figures(engine_runs("a", a), engine_runs("b", b), engine_runs("c", c))
+    found = results(engine_runs("a", a), engine_runs("b", b), engine_runs("c", c))
     assert [(engine.engine, batch.batch) for engine, batch in at_one_batch(found)] == [("a", 2), ("b", 2), ("c", 2)]
-    assert at_one_batch(figures(engine_runs("a", {}))) == []
+    assert at_one_batch(results(engine_runs("a", {}))) == []
 
 
 def test_precisions_are_those_computed_in() -> None:
-    assert computed_in("onnxruntime:cpu", "fp32") == ("fp32", "")
-    assert computed_in("onnxruntime:cpu", "fp16") == ("fp32", "fp16 graphs are computed in fp32 on the CPU")
-    assert computed_in("openvino:cpu:bf16", "fp32") == ("bf16", "")
-    assert computed_in("openvino:cpu:bf16", "int8") == ("int8", "")
-    assert computed_in("tensorrt", "fp16") == ("fp16", "")
-    assert computed_in("openvino:gpu:f16", "fp32") == ("fp16", "")
-    assert computed_in("openvino:cpu:f16", "fp32") == ("fp32", "")
-    assert computed_in("torch", "int8", plugin=True) == ("fp32", "runs the checkpoint in fp32")
+    assert compute_precision("onnxruntime:cpu", "fp32") == ("fp32", "")
+    assert compute_precision("onnxruntime:cpu", "fp16") == ("fp32", "fp16 graphs are computed in fp32 on the CPU")
+    assert compute_precision("openvino:cpu:bf16", "fp32") == ("bf16", "")
+    assert compute_precision("openvino:cpu:bf16", "int8") == ("int8", "")
+    assert compute_precision("tensorrt", "fp16") == ("fp16", "")
+    assert compute_precision("openvino:gpu:f16", "fp32") == ("fp16", "")
+    assert compute_precision("openvino:cpu:f16", "fp32") == ("fp32", "")
+    assert compute_precision("torch", "int8", plugin=True) == ("fp32", "runs the checkpoint in fp32")
     assert [device_of(name) for name in ("onnxruntime:cuda", "openvino:gpu:f16", "openvino", "tensorrt-rtx")] == [
         "gpu", "gpu", "cpu", "gpu"
     ]  # fmt: skip
@@ -183,42 +173,43 @@ class FakeWorker:
     log: list[str]
     now: float
 
-    def __init__(self, session: Any, environment: Any = None) -> None:
-        self.session = session
+    def __init__(self, target: Any, environment: Any = None) -> None:
+        self.target = target
         self.dead = False
 
     def call(self, method: str, *args: Any) -> Any:
-        if isinstance(self.session, MatmulRate):
-            return {kind: ["numpy"] for kind in self.session.kinds} if method == "open" else {}
-        name = self.session.contender.name
+        if isinstance(self.target, MatmulRate):
+            return {target: ["numpy"] for target in self.target.targets} if method == "open" else {}
+        name = self.target.engine.name
         if method == "open":
-            return Opened(name, "1", 0.0, None)
-        if method == "memory":
-            return Memory()
-        type(self).log.append(f"{name}{args[0]}{'' if method == 'whole' else '/'}")
+            return OpenedEngine(name, "1", 0.0, None)
+        if method == "peak_memory":
+            return PeakMemory()
+        type(self).log.append(f"{name}{args[0]}{'' if method == 'time_batch' else '/'}")
         type(self).now += 1.0
         if name == "small" and args[0] > 1:
-            raise Failed("out of memory", memory=True, dead=True)
+            raise WorkerError("out of memory", out_of_memory=True, process_ended=True)
         if name == "late" and len(type(self).log) > 8:
-            raise Failed("gone")
-        return 1.0 if method == "whole" else Staged(1.0, {})
+            raise WorkerError("gone")
+        return 1.0 if method == "time_batch" else StageTimes(1.0, {})
 
     def close(self) -> None:
         self.dead = True
 
 
-def in_turn(length: Length, *names: str, batches: tuple[int, ...] = (1, 2)) -> tuple[Runs, str]:
+def in_turn(length: RunLimit, *names: str, batches: tuple[int, ...] = (1, 2)) -> tuple[BenchmarkRuns, str]:
     """What was measured of fake engines, and the calls in their order (/: by stages)."""
     worker: Any = type("Worker", (FakeWorker,), {"log": [], "now": 0.0})
-    sessions = [
-        EngineSession(Path("b"), Contender(name), EngineOptions(), Sources(), (Subject(0),), 0, {}) for name in names
+    benchmarks = [
+        EngineBenchmark(Path("b"), EngineSpec(name), EngineOptions(), CheckpointFiles(), (Subject(0),), 0, {})
+        for name in names
     ]
-    runs = measure(sessions, "fp32", batches, length, MatmulRate, start=worker, clock=lambda: worker.now)
+    runs = run_benchmark(benchmarks, "fp32", batches, length, MatmulRate, start=worker, clock=lambda: worker.now)
     return runs, " ".join(worker.log)
 
 
 def test_engines_run_in_turn_within_every_round() -> None:
-    runs, log = in_turn(Length(rounds=2), "a", "b", "c")
+    runs, log = in_turn(RunLimit(rounds=2), "a", "b", "c")
     one_round = "a1 b1 c1 a1/ b1/ c1/ a2 b2 c2 a2/ b2/ c2/"
     assert log == f"a1 b1 c1 a2 b2 c2 {one_round} {one_round}"  # warm-up first
     assert runs.rounds == 2 and [entry[0] for entry in runs.order] == [0] * 12 + [1] * 12
@@ -228,14 +219,14 @@ def test_engines_run_in_turn_within_every_round() -> None:
 
 
 def test_rounds_are_begun_for_so_many_seconds() -> None:
-    runs, _ = in_turn(Length(seconds=20.0), "a", batches=(1,))
+    runs, _ = in_turn(RunLimit(seconds=20.0), "a", batches=(1,))
     assert runs.rounds == 10  # of two seconds each
-    runs, _ = in_turn(Length(seconds=0.5), "a", batches=(1,))
+    runs, _ = in_turn(RunLimit(seconds=0.5), "a", batches=(1,))
     assert runs.rounds == 1
 
 
 def test_a_batch_without_memory_is_skipped_and_its_engine_comes_back() -> None:
-    runs, log = in_turn(Length(rounds=1), "small", "b", batches=(1, 2, 4))
+    runs, log = in_turn(RunLimit(rounds=1), "small", "b", batches=(1, 2, 4))
     small, b = runs.engines
     assert {batch: one.skipped for batch, one in small.batches.items()} == {
         1: "", 2: "out of memory", 4: "batch 2 did not fit"
@@ -246,7 +237,7 @@ def test_a_batch_without_memory_is_skipped_and_its_engine_comes_back() -> None:
 
 
 def test_an_engine_that_fails_is_left_out_of_further_rounds() -> None:
-    runs, log = in_turn(Length(rounds=3), "late", "b", batches=(1,))
+    runs, log = in_turn(RunLimit(rounds=3), "late", "b", batches=(1,))
     assert runs.engines[0].failure == "batch 1: gone" and runs.engines[1].failure == ""
     assert len(runs.engines[1].batches[1].whole) == 3
     assert log.endswith("b1 b1/")
@@ -387,9 +378,9 @@ def test_a_plot_without_matplotlib_is_refused_beforehand(far: Any, tiny: Tiny, m
 
 def test_an_engine_whose_library_is_missing_names_the_command(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bench_fake", None)
-    contender = Contender("fake", "bench_fake")
+    spec = EngineSpec("fake", "bench_fake")
     with pytest.raises(FarError, match=r"engine fake: needs bench_fake .*pip install 'far-deploy\[export\]'"):
-        contender.open(open_bundle(tiny.bundle, check=False), EngineOptions(), Sources())
+        spec.open(open_bundle(tiny.bundle, check=False), EngineOptions(), CheckpointFiles())
 
 
 # Processes
@@ -397,8 +388,8 @@ def test_an_engine_whose_library_is_missing_names_the_command(tiny: Tiny, monkey
 PROGRAM = """
 import sys
 if __name__ == "__main__":
-    import far_runtime.bench.contenders as engines
-    engines.plugins = lambda: {"fake": "bench_fake"}
+    import far_runtime.bench.engine_specs as engines
+    engines.engine_plugins = lambda: {"fake": "bench_fake"}
     from far_runtime.cli.main import main
     main(sys.argv[1:])
 """
