@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import pytest
 
-import bench_ledger
-import ledger_plot
+from bench import ledger_plot
+from bench.ledger_measurement import ENGINE, Case, Measurements, released_flops
+from bench.ledger_processes import BundlePipeline, ReleasedLoop
+from bench.ledger_report import floor, report, table
 from far_runtime.bundle import open_bundle
 from far_runtime.errors import FarError
 from far_runtime.sampling.flops import picture_cost
@@ -33,39 +35,41 @@ def home(tiny: Tiny, system: str, folder: Path) -> Path:
     return folder
 
 
-def ledger(counts: dict[str, int], parts: dict[str, float], manifest: Any) -> Any:
-    """What was found of far-b, with given seconds."""
-    found = bench_ledger.Found("far-b")
+def measurements(counts: dict[str, int], parts: dict[str, float], manifest: Any) -> Measurements:
+    """Measurements of far-b whose medians are the given seconds by part."""
+    measured = Measurements("far-b")
     for name, factor in (("fp32", 1.0), ("bf16", 0.5)):
-        found.counts[name] = counts
-        found.released[name] = {part: [9.0 * one * factor, one * factor, 0.0] for part, one in parts.items()}
+        measured.counts[name] = counts
+        measured.released[name] = {
+            part: [9.0 * median * factor, median * factor, 0.0] for part, median in parts.items()
+        }
     for preset, seconds in (("quality", 5.0), ("balanced", 4.0)):
         plan = plan_of(manifest, resolve_settings(manifest, {"preset": preset}))
-        found.flops[preset] = picture_cost(manifest, plan)
-        found.ours["int8", bench_ledger.HINT, preset, 1] = [{"": seconds, "denoise": 1.0}]
-    return found
+        measured.flops[preset] = picture_cost(manifest, plan)
+        measured.far_deploy[Case("int8", ENGINE, preset, 1)] = [{"": seconds, "denoise": 1.0}]
+    return measured
 
 
 def test_a_report_has_the_promised_keys_and_sums_medians_times_calls(tiny: Tiny, tmp_path: Path) -> None:
     manifest = open_bundle(tiny.bundle).manifest
-    found = ledger({"transformer": 4, "head": 400}, {"transformer": 2.0, "head": 0.5}, manifest)
-    report = bench_ledger.report(found, RATES)
-    assert {"seconds_reference", "seconds", "ratio", "engine", "preset"} <= set(report)
-    assert report["seconds_reference"] == 4 * 2.0 + 400 * 0.5
-    assert report["preset"] == "balanced" and report["seconds"] == 4.0  # not the slower one, nor the mean
-    assert report["ratio"] == 208 / 4
-    assert report["rows"][1]["ratio"]["bf16"] == 104 / 4
-    shown = bench_ledger.table({"far-b": json.loads(json.dumps(report))}, RATES)
+    measured = measurements({"transformer": 4, "head": 400}, {"transformer": 2.0, "head": 0.5}, manifest)
+    result = report(measured, RATES)
+    assert {"seconds_reference", "seconds", "ratio", "engine", "preset"} <= set(result)
+    assert result["seconds_reference"] == 4 * 2.0 + 400 * 0.5
+    assert result["preset"] == "balanced" and result["seconds"] == 4.0  # not the slower one, nor the mean
+    assert result["ratio"] == 208 / 4
+    assert result["rows"][1]["ratio"]["bf16"] == 104 / 4
+    shown = table({"far-b": json.loads(json.dumps(result))}, RATES)
     assert "| 52.0 | 26.0 |" in shown
-    (tmp_path / "ledger.json").write_text(json.dumps({"far-b": report, "rates": RATES}))
+    (tmp_path / "ledger.json").write_text(json.dumps({"far-b": result, "rates": RATES}))
     ledger_plot.save_plot(ledger_plot.read_ledgers([tmp_path / "ledger.json"]), tmp_path / "ledger.png")
     assert (tmp_path / "ledger.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_floor_takes_int8_for_what_was_quantised_only() -> None:
     flops = {"transformer": 4e11, "denoise": 3e11, "decode": 1e11, "condition": 2e11}
-    assert bench_ledger.floor("int8", flops, RATES) == pytest.approx(3.0)
-    assert bench_ledger.floor("bf16", flops, RATES) == pytest.approx(5.0)
+    assert floor("int8", flops, RATES) == pytest.approx(3.0)
+    assert floor("bf16", flops, RATES) == pytest.approx(5.0)
 
 
 def test_the_released_loop_is_charged_for_both_halves_of_every_step(tiny: Tiny) -> None:
@@ -74,10 +78,8 @@ def test_the_released_loop_is_charged_for_both_halves_of_every_step(tiny: Tiny) 
     assert guided[0].guidance == 1  # its first level is not guided, and the released code computes both halves
     alone = replace(guided[0], calls=tuple(replace(call, rows=2) for call in guided[0].calls))
     least = sum(picture_cost(manifest, guided).values())
-    assert bench_ledger.released_flops(manifest, guided) == pytest.approx(
-        sum(picture_cost(manifest, (alone, *guided[1:])).values())
-    )
-    assert bench_ledger.released_flops(manifest, guided) > least
+    assert released_flops(manifest, guided) == pytest.approx(sum(picture_cost(manifest, (alone, *guided[1:])).values()))
+    assert released_flops(manifest, guided) > least
 
 
 @pytest.mark.parametrize("system", ["far", "mar"])
@@ -85,7 +87,7 @@ def test_every_call_of_the_released_loop_is_counted_and_can_be_run(tiny: Tiny, t
     folder = home(tiny, system, tmp_path)
     manifest = open_bundle(folder / "fp32").manifest
     plan = plan_of(manifest, resolve_settings(manifest, {"preset": "official"}))
-    released = bench_ledger.Released(f"{system}_tiny", folder, amp=False)
+    released = ReleasedLoop(folder, amp=False)
     counts = released.open()
     heads = [count for part, count in counts.items() if part.startswith("head")]
     transformers = [count for part, count in counts.items() if part.startswith("transformer")]
@@ -95,11 +97,11 @@ def test_every_call_of_the_released_loop_is_counted_and_can_be_run(tiny: Tiny, t
 
 def test_our_pictures_are_drawn_by_the_ordinary_pipeline_of_new_classes_each_time(tiny: Tiny, tmp_path: Path) -> None:
     folder = home(tiny, "far", tmp_path)
-    ours = bench_ledger.Ours(folder / "fp32", "onnxruntime")
-    assert ours.open().startswith("onnxruntime")
-    drawn = ours.draw({"preset": "fast"}, 2)
-    assert {"", "transformer", "denoise", "decode"} <= set(drawn)
-    assert ours._drawn == 2 and ours.draw({"preset": "fast"}, 1)[""] > 0 and ours._drawn == 3
+    pipeline = BundlePipeline(folder / "fp32", "onnxruntime")
+    assert pipeline.open().startswith("onnxruntime")
+    seconds = pipeline.generate({"preset": "fast"}, 2)
+    assert {"", "transformer", "denoise", "decode"} <= set(seconds)
+    assert pipeline._count == 2 and pipeline.generate({"preset": "fast"}, 1)[""] > 0 and pipeline._count == 3
 
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
