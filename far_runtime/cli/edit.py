@@ -1,11 +1,13 @@
-"""`far edit`: a part of a picture drawn anew, or what lies around it. Libraries are imported where they are used, as in
-`far generate`."""
+"""`far edit`: redraw a part of a picture, or extend it.
+
+Libraries are imported where they are used, so that --help and wrong options are answered at once.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,28 +23,29 @@ from far_runtime.images.metadata import MAX_BATCH
 if TYPE_CHECKING:
     from far_runtime.bundle import Manifest
     from far_runtime.conditioning.subjects import Subject
+    from far_runtime.images.edit import Edit
 
 
-@click.command(short_help="Draw a part of a picture anew.")
+@click.command(short_help="Redraw a part of a picture, or extend it.")
 @click.argument("bundle", type=PATH)
 @click.option(
     "--image",
     type=PATH,
     required=True,
     metavar="FILE",
-    help="Picture to edit, of any size and kind: turned upright, laid on white where it is transparent, cropped around "
-    "its middle to the shape it needs, and resized.",
+    help="Picture to edit, of any size and format. It is turned upright, put on white where it is transparent, cropped "
+    "around its centre to the shape of the bundle's pictures, and resized.",
 )
 @click.option(
     "--mask",
     type=PATH,
     metavar="FILE",
-    help="White is drawn anew; black (and transparent) stays. As large as the picture.",
+    help="Mask of the same size as the picture: white is redrawn, black and transparent stay.",
 )
 @click.option(
     "--outpaint",
     metavar="SIDE=N,...",
-    help="Continue the picture instead: so many pixels of the result at its left, right, top, bottom, as "
+    help="Extend the picture instead, by N pixels of the result at each SIDE (left, right, top, bottom), such as "
     "left=16,top=8. The picture is shrunk into the rest.",
 )
 @click.option(
@@ -51,18 +54,24 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="N",
-    help="Pixels of transition, inside of what is drawn anew. 0: a hard edge.",
+    help="Width of the transition in pixels, inside the redrawn part. 0: a hard edge.",
 )
-@subject_options("no class, or no text: the picture alone says what to draw")
+@subject_options("none; what is drawn follows from the picture alone")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each subject.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The pictures have the seeds SEED, SEED+1, ...")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the first picture; the next ones have SEED+1, SEED+2, ...",
+)
 @sampling_options
 @click.option(
     "--batch-size",
     type=click.IntRange(1, MAX_BATCH),
     default=8,
     show_default=True,
-    help="Pictures computed together.",
+    help="Pictures drawn at once.",
 )
 @click.option(
     "-o",
@@ -70,12 +79,17 @@ if TYPE_CHECKING:
     type=PATH,
     default="out.png",
     show_default=True,
-    help="Contact sheet, a row per subject; a single picture is written as it is.",
+    help="PNG file: a contact sheet with a row per subject, or the picture itself where there is only one.",
 )
-@click.option("--each", type=PATH, metavar="DIR", help="Also write one PNG a picture, with its settings in it.")
+@click.option(
+    "--each",
+    type=PATH,
+    metavar="DIR",
+    help="Also write every picture as a PNG file with its settings into this folder.",
+)
 @engine_options(BEST)
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar and no report.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no progress and no report.")
 def edit(
     bundle: Path,
     image: Path,
@@ -94,14 +108,15 @@ def edit(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Draw a part of a picture anew with BUNDLE: where a mask is white, or around the picture with --outpaint.
+    """Redraw a part of a picture with BUNDLE where --mask is white, or extend the picture with --outpaint.
 
-    Everything else stays as it is. With --label or --prompt the new part shows that; without, what goes with the rest.
+    The rest of the picture stays as it is. The new part shows the --label or --prompt; without either, what fits the
+    rest. The defaults of the sampling settings (--preset to --more-smooth) are those of the bundle.
     """
     started = time.perf_counter()
     if (mask is None) == (outpaint is None):
-        beside = "both are given" if mask is not None else "neither is given"
-        raise click.UsageError(f"--mask says what to draw anew, --outpaint what to add: use one; {beside}")
+        number = "both are given" if mask is not None else "neither is given"
+        raise click.UsageError(f"--mask says what to redraw, --outpaint what to add: use one; {number}")
     from far_runtime.bundle import open_bundle
     from far_runtime.cli.outputs import Outputs, check_sheet, write
     from far_runtime.conditioning.subjects import is_null
@@ -114,49 +129,51 @@ def edit(
     check_sheet(output)
     inputs = {"--image": image} if mask is None else {"--image": image, "--mask": mask}
     check_distinct([("-o", output)], inputs)
-    sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
-    plan = _read(image, mask, outpaint)
+    sampling, (engine, engine_options) = take_sampling(options), take_engine(options)
+    prepare = _read_inputs(image, mask, outpaint)
     opened = open_bundle(bundle, check=not no_check)
-    name, why = resolve_engine(engine, opened)
-    with Pipeline.over(opened, name, engine_settings) as pipeline:
+    name, notes = resolve_engine(engine, opened)
+    with Pipeline.over(opened, name, engine_options) as pipeline:
         manifest = pipeline.bundle.manifest
         size = manifest.model.image_size
         subjects = subjects_of(manifest, labels, prompts, negative)
         if "guidance" in sampling and all(is_null(manifest, subject) for subject in subjects):
             raise click.UsageError("--guidance leads towards a --label or --prompt; give one, or leave it out")
-        wanted = [(subject, seed + i) for subject in subjects for i in range(count)]
+        pictures = [(subject, seed + i) for subject in subjects for i in range(count)]
         outputs = Outputs(output, each)
         files = [("-o", output)]
         if each is not None:
-            files += [("--each", each / name_of(*one)) for one in wanted]
+            files += [("--each", each / name_of(*picture)) for picture in pictures]
         check_distinct(files, inputs)
-        fitted = plan(size)
+        prepared = prepare(size)
         outputs.check(len(subjects), count, size, size)
         with generation_bars(not quiet and sys.stderr.isatty()) as on_progress:
-            made = pipeline.edit(
-                [subject for subject, _ in wanted],
-                [of_one for _, of_one in wanted],
-                fitted.image,
-                fitted.keep,
-                edited={**fitted.source, "feather": str(feather)},
+            generation = pipeline.edit(
+                [subject for subject, _ in pictures],
+                [picture_seed for _, picture_seed in pictures],
+                prepared.image,
+                prepared.keep,
+                edited={**prepared.source, "feather": str(feather)},
                 batch_size=batch_size,
                 on_progress=on_progress,
                 **sampling,
             )
-        for warning in made.warnings:
+        for warning in generation.warnings:
             click.echo(f"warning: {with_options(warning)}", err=True)
-        lines = write(replace(made, images=compose(made.images, fitted, feather)), count, outputs)
+        lines = write(replace(generation, images=compose(generation.images, prepared, feather)), count, outputs)
         on_engine = f"{pipeline.engine.name} {pipeline.surroundings()['engine_version']}"
     if quiet:
         return
-    share, seconds = fitted.change.mean(), time.perf_counter() - started
-    lines = [*fitted.notes, *lines, f"{share:.0%} of the picture drawn anew, in {seconds:.2f} s, on {on_engine}"]
-    click.echo("\n".join([*lines, *why]))
+    share, seconds = prepared.change.mean(), time.perf_counter() - started
+    lines = [*prepared.notes, *lines, f"{share:.0%} of the picture redrawn, in {seconds:.2f} s, on {on_engine}"]
+    click.echo("\n".join([*lines, *notes]))
 
 
-def _read(image: Path, mask: Path | None, outpaint: str | None) -> Any:
-    """What makes the edit for a bundle's size; files and margins are read at once, so that what is wrong with them is
-    said before a bundle is opened."""
+def _read_inputs(image: Path, mask: Path | None, outpaint: str | None) -> Callable[[int], Edit]:
+    """Read the picture and the mask or margins; returns a function that fits them to a bundle's image size in pixels.
+
+    The size is known only after the bundle is opened, and bad files are reported before that.
+    """
     from functools import partial
 
     from far_runtime.images.edit import in_paint, out_paint, parse_margins
@@ -169,8 +186,8 @@ def _read(image: Path, mask: Path | None, outpaint: str | None) -> Any:
 
 
 def subjects_of(manifest: Manifest, labels: Sequence[str], prompts: Sequence[str], negative: str) -> list[Subject]:
-    """The subjects given, each once, or the null one; FarError for those that the bundle does not have."""
+    """The subjects of the options, each once, or the null subject; FarError for one that the bundle does not have."""
     from far_runtime.conditioning.subjects import null_subject, resolve_subjects
 
-    given = resolve_subjects(manifest, labels, prompts, negative)
-    return list(dict.fromkeys(given)) or [null_subject(manifest, negative)]
+    subjects = resolve_subjects(manifest, labels, prompts, negative)
+    return list(dict.fromkeys(subjects)) or [null_subject(manifest, negative)]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from far_runtime.engines.select import Choice
 
 MODES = ("latency", "throughput")
-OWNERS = {
+LIBRARIES_OF = {
     "threads": ("onnxruntime", "openvino"),
     "mode": ("openvino",),
     "pinning": ("openvino",),
@@ -24,7 +24,7 @@ OWNERS = {
     "cuda_graph": ("tensorrt", "tensorrt-rtx"),
     "weight_budget": ("tensorrt", "tensorrt-rtx"),
 }
-"""The parameters that make up EngineOptions, by its names, and the engines that each concerns; others pass over it."""
+"""The fields of EngineOptions, and the engine libraries that read each."""
 
 NAMES = (
     "onnxruntime (:cuda, :tensorrt, :tensorrt-rtx, :openvino), openvino (:gpu, :npu, :cpu:bf16), tensorrt or "
@@ -34,49 +34,52 @@ BEST = "the best that is installed"
 
 
 def engine_options(default: str, several: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add --engine and the options of `EngineOptions`; `default` says what runs without --engine. several: --engine may
-    be repeated."""
+    """Add --engine and an option for every field of `EngineOptions` to a command.
+
+    The text `default` tells what runs without --engine. With `several`, --engine may be repeated.
+    """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
             "--weight-budget",
             type=click.IntRange(0),
             metavar="MIB",
-            help="MiB of each engine's weights that stay on the GPU, for TensorRT engines with weight streaming.",
+            help="Weights of each stage that stay on the GPU, in MiB; for TensorRT engines with weight streaming.",
         )(command)
         command = click.option(
             "--cuda-graph/--no-cuda-graph",
             default=True,
-            help="Whether TensorRT captures whole generations. Default: it does.",
+            show_default=True,
+            help="Let TensorRT capture a whole generation as a CUDA graph and replay it.",
         )(command)
         command = click.option(
             "--mode",
             type=click.Choice(MODES),
             default=MODES[0],
             show_default=True,
-            help="OpenVINO plans for one picture after another, or for many processes or threads that draw at once.",
+            help="What OpenVINO is set up for: one picture after another, or many threads that draw at once.",
         )(command)
         command = click.option(
             "--pin/--no-pin",
             "pinning",
             default=None,
-            help="OpenVINO keeps every thread on a core, which is bad on a busy machine. Default: its choice.",
+            help="Let OpenVINO bind every thread to a core, slow on a busy machine. Default: OpenVINO's choice.",
         )(command)
         command = click.option(
             "--arena/--no-arena",
             default=True,
             show_default=True,
-            help="ONNX Runtime keeps the CPU's memory for the next call; without, it gives it back: slower, smaller.",
+            help="Let ONNX Runtime keep host memory for the next call. --no-arena frees it: slower, with less memory.",
         )(command)
         command = click.option(
             "--low-memory",
             is_flag=True,
-            help="OpenVINO and ONNX Runtime load a stage only while it is used, one at a time: slower, smaller.",
+            help="Let OpenVINO and ONNX Runtime load one stage at a time, while it is used: slower, with less memory.",
         )(command)
         command = click.option(
             "--threads",
             type=click.IntRange(1, MAX_THREADS),
-            help="Threads of the engine. Default: the engine's choice.",
+            help="CPU threads of the engine. Default: the engine's choice.",
         )(command)
         names = f"{NAMES}, torch, torch:compile; may be repeated" if several else NAMES
         return click.option("--engine", multiple=several, metavar="NAME", help=f"{names}. Default: {default}.")(command)
@@ -85,17 +88,17 @@ def engine_options(default: str, several: bool = False) -> Callable[[Callable[..
 
 
 def take_engine(options: dict[str, Any]) -> tuple[str | None, EngineOptions]:
-    """Remove the engine's options from a command's; returns its name, if given, and how it is to run."""
+    """Remove the options of `engine_options` from a command's; returns the value of --engine and the other options."""
     from far_runtime.engines.base import EngineOptions
 
     name: str | None = options.pop("engine")
-    return name, EngineOptions(**{option: options.pop(option) for option in OWNERS})
+    return name, EngineOptions(**{option: options.pop(option) for option in LIBRARIES_OF})
 
 
 def resolve_engine(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
-    """The engine that a command uses, and the lines to print of it: why it is the best one, where none was named.
+    """Name of the engine that a command uses, and a line that says why, if the user named none.
 
-    Warns of options on the command line that are of other engines.
+    Prints warnings for options on the command line that this engine does not read.
     """
     from far_runtime.engines.select import best_unless
 
@@ -105,29 +108,30 @@ def resolve_engine(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
 
 
 def choice_line(choice: Choice) -> str:
-    """Why an engine was chosen, as commands print it."""
+    """The line that commands print about the choice of an engine."""
     return f"engine {choice.name}: {choice.reason}; --engine chooses another"
 
 
 def warn_of_unused(engine: str) -> None:
-    """Say which of the options on the command line are of other engines than this one."""
+    """Print warnings for options on the command line that this engine does not read."""
     context = click.get_current_context(silent=True)
     library = engine.partition(":")[0]
-    if all(library not in owners for owners in OWNERS.values()):
-        return  # an unknown engine is refused, which says more
+    if all(library not in libraries for libraries in LIBRARIES_OF.values()):
+        # Opening an unknown engine fails with a message that says more.
+        return
     for option in context.command.params if context is not None else ():
-        owners, name = OWNERS.get(option.name or "", ()), "/".join([*option.opts, *option.secondary_opts])
-        if owners and library not in owners and is_given(context, option):
-            click.echo(f"warning: {name}: of {' and '.join(owners)}, nothing to {engine}", err=True)
+        libraries, name = LIBRARIES_OF.get(option.name or "", ()), "/".join([*option.opts, *option.secondary_opts])
+        if libraries and library not in libraries and is_given(context, option):
+            click.echo(f"warning: {name}: of {' and '.join(libraries)}, nothing to {engine}", err=True)
 
 
 def is_given(context: click.Context | None, option: click.Parameter) -> bool:
-    """Whether an option stands on the command line."""
+    """Whether an option was given on the command line."""
     source = context and context.get_parameter_source(option.name or "")
     return source == click.core.ParameterSource.COMMANDLINE
 
 
 def take_engines(options: dict[str, Any]) -> tuple[tuple[str, ...], EngineOptions]:
-    """The same of a command that takes several engines."""
-    names, settings = take_engine(options)
-    return tuple(names or ()), settings
+    """The same for a command whose --engine may be repeated."""
+    names, engine_options = take_engine(options)
+    return tuple(names or ()), engine_options

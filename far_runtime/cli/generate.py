@@ -1,5 +1,7 @@
-"""`far generate`: pictures from a bundle. Libraries are imported where they are used, so that help and wrong options
-answer at once."""
+"""`far generate`: pictures from a bundle.
+
+Libraries are imported where they are used, so that --help and wrong options are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 DEFAULT_LABELS = 8
-OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size", *SETTINGS)
-"""Parameters that --like takes from the picture."""
+FROM_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size", *SETTINGS)
+"""Parameters that --like reads from the picture's file."""
 
 
 @click.command(short_help="Draw pictures from a bundle.")
@@ -37,8 +39,8 @@ OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size"
     type=int,
     default=0,
     show_default=True,
-    help="Every subject's pictures have the seeds SEED, SEED+1, ...: further labels or a larger count change no "
-    "picture.",
+    help="Seed of the first picture of each subject; the next ones have SEED+1, SEED+2, ... A picture stays the same "
+    "when labels or pictures are added.",
 )
 @sampling_options
 @click.option(
@@ -46,7 +48,7 @@ OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size"
     type=click.IntRange(1, MAX_BATCH),
     default=8,
     show_default=True,
-    help="Pictures computed together.",
+    help="Pictures drawn at once.",
 )
 @click.option(
     "-o",
@@ -54,22 +56,32 @@ OF_THE_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size"
     type=PATH,
     default="out.png",
     show_default=True,
-    help="Contact sheet, a row per label; a single picture is written as it is.",
+    help="PNG file: a contact sheet with a row per subject, or the picture itself where there is only one.",
 )
-@click.option("--each", type=PATH, metavar="DIR", help="Also write one PNG a picture, with its settings in it.")
+@click.option(
+    "--each",
+    type=PATH,
+    metavar="DIR",
+    help="Also write every picture as a PNG file with its settings into this folder.",
+)
 @click.option(
     "--save-levels",
     is_flag=False,
     flag_value="",
     metavar="[PREFIX|DIR]",
-    help="Also write the way from low to high frequency, as a strip (PREFIX.png) and an animation (PREFIX.webp); "
-    "without a value, beside the contact sheet. A value is best given as --save-levels=PREFIX: a BUNDLE that follows "
-    "the bare option would be taken for it.",
+    help="Also write the steps from low to high frequency, as a strip (PREFIX.png) and an animation (PREFIX.webp). "
+    "Default without a value: beside the contact sheet. Write --save-levels=PREFIX, with the equals sign: a word after "
+    "the bare option is read as its value.",
 )
-@click.option("--like", type=PATH, metavar="PNG", help="Repeat a picture bit for bit, with the settings in its file.")
+@click.option(
+    "--like",
+    type=PATH,
+    metavar="PNG",
+    help="Draw the picture of this file again, bit for bit, from the settings in it.",
+)
 @engine_options(f"{BEST}; with --like, the picture's")
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar and no report.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no progress and no report.")
 @click.pass_context
 def generate(
     ctx: click.Context,
@@ -89,8 +101,10 @@ def generate(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Draw pictures of the given labels or prompts from BUNDLE, a folder made by far export. Sampling settings that
-    are not given are the bundle's."""
+    """Draw pictures of labels or prompts from BUNDLE, a folder that far export has made.
+
+    The defaults of the sampling settings (--preset to --more-smooth) are those of the bundle.
+    """
     started = time.perf_counter()
     from far_runtime.bundle import open_bundle
     from far_runtime.cli.outputs import Outputs, check_sheet, level_files, write
@@ -101,81 +115,82 @@ def generate(
     from far_runtime.sampling.presets import preset_of
 
     check_sheet(output)
-    sampling, (engine, engine_settings) = take_sampling(options), take_engine(options)
+    sampling, (engine, engine_options) = take_sampling(options), take_engine(options)
     outputs = Outputs(output, each, None if save_levels is None else level_files(save_levels, output))
     original = None
     if like is not None:
         _refuse_beside_like(ctx)
         original = read_settings(like)
-        engine_settings = replace(engine_settings, threads=engine_settings.threads or original.threads)
+        engine_options = replace(engine_options, threads=engine_options.threads or original.threads)
     outputs.check_distinct((), like)
     engine = engine or _engine_of(original)
     opened = open_bundle(bundle, check=not no_check)
-    name, why = resolve_engine(engine, opened)
-    with Pipeline.over(opened, name, engine_settings) as pipeline:
+    name, notes = resolve_engine(engine, opened)
+    with Pipeline.over(opened, name, engine_options) as pipeline:
         manifest = pipeline.bundle.manifest
         if original is not None and like is not None:
             _warn_of_differences(like, original.differences(pipeline.surroundings()))
-            wanted = [(pipeline.subjects([original.subject])[0], original.seed)]
+            pictures = [(pipeline.subjects([original.subject])[0], original.seed)]
             rows, columns, draw = 1, 1, partial(pipeline.like, original)
         else:
             subjects = resolve_subjects(manifest, labels, prompts, negative)
             subjects = list(dict.fromkeys(subjects)) or default_subjects(manifest, DEFAULT_LABELS)
             rows, columns = len(subjects), count
             if "preset" in sampling:
-                why = [preset_of(manifest, sampling["preset"]).line, *why]
-            wanted = [(subject, seed + i) for subject in subjects for i in range(count)]
-            drawn, seeds = zip(*wanted, strict=True)
-            draw = partial(pipeline.generate, drawn, seeds, batch_size=batch_size, **sampling)
-        outputs.check_distinct((name_of(subject, of_one) for subject, of_one in wanted), like)
+                notes = [preset_of(manifest, sampling["preset"]).line, *notes]
+            pictures = [(subject, seed + i) for subject in subjects for i in range(count)]
+            draw = partial(pipeline.generate, *zip(*pictures, strict=True), batch_size=batch_size, **sampling)
+        outputs.check_distinct((name_of(*picture) for picture in pictures), like)
         size = manifest.model.image_size
         outputs.check(rows, columns, size, size)
         with generation_bars(not quiet and sys.stderr.isatty()) as on_progress:
-            made = draw(on_progress=on_progress, save_levels=save_levels is not None)
-        for warning in made.warnings:
+            generation = draw(on_progress=on_progress, save_levels=save_levels is not None)
+        for warning in generation.warnings:
             click.echo(f"warning: {with_options(warning)}", err=True)
-        lines = write(made, columns, outputs)
+        lines = write(generation, columns, outputs)
         on_engine = f"{pipeline.engine.name} {pipeline.surroundings()['engine_version']}"
     if quiet:
         return
     if like is not None:
-        lines.append(compared(like, made))
-    pictures, seconds = rows * columns, time.perf_counter() - started
-    of_each = f"{pictures} pictures in {seconds:.2f} s, {seconds / pictures:.2f} s each"
-    lines.append(f"{f'one picture in {seconds:.2f} s' if pictures == 1 else of_each}, on {on_engine}")
-    click.echo("\n".join([*lines, *why]))
+        lines.append(comparison(like, generation))
+    number, seconds = len(pictures), time.perf_counter() - started
+    several = f"{number} pictures in {seconds:.2f} s, {seconds / number:.2f} s each"
+    lines.append(f"{f'one picture in {seconds:.2f} s' if number == 1 else several}, on {on_engine}")
+    click.echo("\n".join([*lines, *notes]))
 
 
 def _refuse_beside_like(ctx: click.Context) -> None:
+    """UsageError for options on the command line that --like reads from the picture."""
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params
-        if parameter.name in OF_THE_PICTURE and is_given(ctx, parameter)
+        if parameter.name in FROM_PICTURE and is_given(ctx, parameter)
     ]
     if given:
         raise click.UsageError(f"--like takes {', '.join(given)} from the picture; leave out one or the other", ctx)
 
 
 def _engine_of(picture: PictureMetadata | None) -> str | None:
-    """The engine that made a picture, where it is one of ours."""
+    """The engine that drew a picture; None for no picture, and for an engine of another package."""
     from far_runtime.engines import ENGINES
 
     return picture.engine if picture is not None and picture.engine.partition(":")[0] in ENGINES else None
 
 
 def _warn_of_differences(like: Path, differences: list[str]) -> None:
+    """Warn where bundle, engine or machine differ from those of the picture."""
     if differences:
         click.echo(f"warning: {like}: its bits may not come back: {'; '.join(differences)}", err=True)
 
 
-def compared(like: Path, made: Generation) -> str:
-    """A line that says whether the repeated picture is the same."""
+def comparison(like: Path, generation: Generation) -> str:
+    """A line that says whether the repeated picture has the same pixels."""
     import numpy as np
     from PIL import Image
 
     with Image.open(like) as image:
         before = np.asarray(image.convert("RGB"))
-    if before.shape != made.images[0].shape:
+    if before.shape != generation.images[0].shape:
         return f"{like}: was {before.shape[1]} x {before.shape[0]} pixels, the new one is of another size"
-    changed = int((before != made.images[0]).any(axis=-1).sum())
+    changed = int((before != generation.images[0]).any(axis=-1).sum())
     return f"{like}: {'repeated bit for bit' if changed == 0 else f'{changed} of its pixels came out differently'}"

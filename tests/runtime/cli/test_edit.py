@@ -54,7 +54,7 @@ def test_outside_of_the_mask_nothing_changes(far: Any, tiny: Any, inputs: Path, 
                      "--count", 2, "--each", "each", "--feather", 1, "--threads", 1)  # fmt: skip
         assert result.code == 0, result.err
         assert result.err == ""
-        assert "31% of the picture drawn anew" in result.out
+        assert "31% of the picture redrawn" in result.out
     before, kept = pixels(inputs / "in.png"), np.ones((16, 16), bool)
     kept[CHANGE] = False
     made = sorted((inputs / "each").iterdir())
