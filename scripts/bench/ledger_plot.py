@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
 from far_runtime.plotting import check_plot, new_figure, save_figure
 
@@ -92,7 +93,7 @@ def main(ledgers: tuple[Path, ...], output: Path) -> None:
     try:
         save_plot(read_ledgers(ledgers), output)
     except FarError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(with_options(error)) from None
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.result import Ok
 
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
 from far_runtime.sampling.options import SETTINGS
 from far_runtime.serve.events import STREAM_EVENTS, openai_events
@@ -322,7 +323,7 @@ def main(bundle: Path, options: tuple[str, ...], count: int, seed: int, file: Pa
                 with whole_file(file) as aside:
                     aside.write_text(json.dumps(dataclasses.asdict(report), indent=2))
     except FarError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {with_options(error)}") from error
     sys.exit(1 if report.failures else 0)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import click
 
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import check_file, whole_file
 from report import comparison, machine, report
@@ -110,7 +111,7 @@ def main() -> None:
     try:
         load_test()
     except FarError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {with_options(error)}") from error
 
 
 if __name__ == "__main__":

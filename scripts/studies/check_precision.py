@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from far_runtime.bundle import PRECISIONS, Bundle
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import CheckFailed, FarError
 
 ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo" / "far-emoji-64"
@@ -65,7 +66,7 @@ def main(
             for precision in precisions or PRECISIONS
         ]
     except (FarError, CheckFailed) as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {with_options(error)}", err=True)
         sys.exit(2 if isinstance(error, FarError) else 1)
     click.echo(table(rows))
     if json_file is not None:

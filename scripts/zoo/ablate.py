@@ -25,6 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_file
 
@@ -265,7 +266,7 @@ def main(
                 aside.write_text(text, encoding="utf-8")
         click.echo(text)
     except FarError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {with_options(error)}", err=True)
         sys.exit(2)
 
 

@@ -33,6 +33,7 @@ from far_models.checkpoint.config import parse_overrides
 from far_models.checkpoint.load import load_checkpoint
 from far_models.checkpoint.save import export_checkpoint
 from far_models.pictures import PictureSet, open_pictures
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
 from far_training.loop.state import STATE
 from far_training.sheets import draw_curves
@@ -216,7 +217,7 @@ def main(**options: Any) -> None:
     try:
         build(**options)
     except FarError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {with_options(error)}", err=True)
         sys.exit(2)
 
 
