@@ -66,7 +66,9 @@ def vae_command(
 
 @click.command("vqvae")
 @shared("pictures", "extra", "extra_share", "size", "ch", "multipliers", "blocks", "channels", "patch")
-@click.option("--vocabulary", type=click.IntRange(2), default=4096, show_default=True, help="Codes of the codebook.")
+@click.option(
+    "--vocabulary", type=click.IntRange(2), default=4096, show_default=True, help="Number of codes in the codebook."
+)
 @click.option("--phis", type=POSITIVE, default=4, show_default=True, help="Convolutions that the scales share.")
 @click.option("--scales", help="Sides of the token maps, as 1,2,3,4,8; default: the official ones, up to the latents'.")
 @settings_options(VQVAELossSettings())

@@ -55,7 +55,7 @@ SHARED: dict[str, Callable[[Command], Command]] = {
     "buffer": _option("--buffer", type=click.IntRange(0), help="Buffer tokens that carry the class."),
     "head_width": _option("--head-width", type=POSITIVE, help="Width of the diffusion head."),
     "head_depth": _option("--head-depth", type=POSITIVE, help="Blocks of the diffusion head."),
-    "classes": _option("--classes", type=POSITIVE, help="Classes; default: those of the data."),
+    "classes": _option("--classes", type=POSITIVE, help="Number of classes; default: that of the data."),
     "latent_scale": _option(
         "--latent-scale", type=FACTOR, help="Factor of the latents; default: 1 / their standard deviation."
     ),

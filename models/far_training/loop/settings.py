@@ -26,7 +26,7 @@ class LoopSettings:
     """Folder for checkpoints, metrics and sample sheets."""
     steps: Positive | None = setting(None, "Stop after this many steps.")
     epochs: Factor | None = setting(None, "Stop after this many passes through the data.")
-    minutes: Factor | None = setting(None, "Stop after this many minutes of training; resumed runs count all of them.")
+    minutes: Factor | None = setting(None, "Stop after this many minutes of training, those before a resume included.")
     batch: Positive = setting(32, "Pictures per step, summed over all devices and micro-batches.")
     accumulate: Positive = setting(1, "Micro-batches into which each device splits its part of a step, to save memory.")
     checkpointing: bool = setting(

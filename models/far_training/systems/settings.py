@@ -9,7 +9,7 @@ from far_runtime.errors import FarError
 from far_training.settings import Amount, Count, Decay, Factor, Positive, Range, Share, setting
 
 MASK_LEAST_HELP = "Smallest share of masked tokens; the share is drawn from a normal around 1 and cut to this."
-DROP_PATH_HELP = "Rate of dropped branches at the last block; default: 0.1 depth / 24."
+DROP_PATH_HELP = "Rate of dropped residual branches at the last block; default: 0.1 depth / 24."
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class DiffusionSettings(FlipSettings):
 
     input_noise: Amount = setting(
         0.0,
-        "Standard deviation of the noise on the input latents, times |n| per sample with n standard normal; it is "
-        "added before the low-pass filter.",
+        "Standard deviation of the noise on the latents that the network sees, times |n| per sample with n standard "
+        "normal.",
     )
-    draws: Positive = setting(4, "Timesteps and noises per token (diffusion_batch_mul).")
+    draws: Positive = setting(4, "Diffusion timesteps at which a step trains each token (diffusion_batch_mul).")
     learned_variance: bool = setting(
         True,
         "Whether the variance is learned, with the variational bound in the loss.",
@@ -54,11 +54,13 @@ class LevelSettings(DiffusionSettings):
 
     simplify: bool = setting(
         True,
-        "Whether the target at every level is the full latents, or those low-passed to the next level.",
+        "Whether the target is the full latents at every level, or the latents low-passed to the next level.",
         "--simplify/--no-simplify",
     )
     weight_levels: bool = setting(True, "Frequency-aware loss weight.", "--level-weight/--no-level-weight")
-    low: Amount = setting(0.0, "How much more often the lowest level is trained than the highest one.")
+    low: Amount = setting(
+        0.0, "How much more often the lowest level is trained than the highest; 0: equally often, 1: twice as often."
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class FARLossSettings(LevelSettings, ClassSettings):
     )
     per_sample: bool = False
     """Whether every sample has a level of its own; otherwise all samples of a batch share one."""
-    first_share: Share = setting(0.0, "Share of the other samples that are trained at level 0 as well.")
+    first_share: Share = setting(
+        0.0, "Share of samples that are trained at level 0, whatever level was drawn for them."
+    )
     dropout: Decay = setting(0.1, "Dropout rate of the transformer.")
 
     def __post_init__(self) -> None:
@@ -114,9 +118,9 @@ class MARLossSettings(DiffusionSettings, ClassSettings):
 class VARLossSettings(ClassSettings):
     """How VAR is trained."""
 
-    smoothing: Share = setting(0.0, "Label smoothing of the targets (discrete tokens).")
+    smoothing: Share = setting(0.0, "Label smoothing (discrete tokens).")
     drop_path: Share = setting(0.0, DROP_PATH_HELP)
-    gain: Factor = setting(1e-5, "Scale of the blocks' branches at the start (discrete tokens).")
+    gain: Factor = setting(1e-5, "Initial scale of the blocks' residual branches (discrete tokens).")
 
 
 @dataclass(frozen=True)

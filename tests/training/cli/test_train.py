@@ -14,7 +14,8 @@ import torch
 from click.testing import Result
 from PIL import Image
 
-from far_export.export import export_bundle
+from far_export.export import declare, load
+from far_export.options import ExportOptions
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
 
@@ -145,28 +146,17 @@ def test_a_model_whose_first_level_draws_the_mean_shares_its_noise(
     latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
 ) -> None:
     vae, out = vae_run / "vae.safetensors", tmp_path / "run"
-    options = (
-        "--data",
-        latents,
-        "--vae",
-        vae,
-        "-o",
-        out,
-        "--first",
-        "mean",
-        "--first-share",
-        0.5,
-        "--levels",
-        "sample",
-    )
-    assert run_train("far", *options, "--steps", 2).exit_code == 0
+    first = ("--first", "mean", "--first-share", 0.5, "--levels", "sample")
+    command = ("far", "--data", latents, "--vae", vae, "-o", out, *first)
+    assert run_train(*command, "--steps", 2).exit_code == 0
     sampling = load_checkpoint(out / "far.safetensors").sampling
     assert sampling["shared_noise"] == 1
-    bundle = export_bundle(out / "far.safetensors", vae, tmp_path / "bundle")
-    assert bundle.manifest.default_settings["shared_noise"] == 1
-    assert run_train("far", *options, "--steps", 4, "--resume").exit_code == 0
+    options = ExportOptions()
+    manifest, _ = declare(load(out / "far.safetensors", vae, options), options)
+    assert manifest.default_settings["shared_noise"] == 1
+    assert run_train(*command, "--steps", 4, "--resume").exit_code == 0
     with pytest.raises(FarError, match="loss_first 'mean' -> 'latents'"):
-        run_train("far", *options, "--first", "latents", "--steps", 5, "--resume")
+        run_train(*command, "--first", "latents", "--steps", 5, "--resume")
 
 
 def test_decoder_alone_leaves_the_latents(pictures: Path, vae_run: Path, run_train: Run, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import load_file
 
+import training_processes
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
 
@@ -28,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 Run = Callable[..., Result]
 STEPS = 4
+MINUTES = 0.02
+"""Length of a timed run."""
 
 
 def losses_of(run: Path) -> list[list[float]]:
@@ -84,15 +88,14 @@ def test_two_processes_have_the_losses_of_one(
     run_train("far", *data, "-o", tmp_path / "one", "--steps", 6)
     # --multi_gpu is how several processes are had; ACCELERATE_USE_CPU puts them on the CPU.
     launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    launcher, again = (*launcher, "--mixed_precision", "no", "--dynamo_backend", "no"), ("--checkpointing",)
+    launcher = (*launcher, "--mixed_precision", "no", "--dynamo_backend", "no")
     done = launched(launcher, "far", *data, *tiny_sizes["far"], "-o", tmp_path / "two", "--steps", 2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "batch: 4 = 2 processes x 1 in turn x 2" in done.stdout
     assert done.stdout.count("done:") == 1
     run = (*data, "-o", tmp_path / "two", "--resume")
-    done = launched(launcher, "far", *run, *tiny_sizes["far"], "--steps", 4, "--shard", "--accumulate", 2, *again)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "split over 2 processes" in done.stdout
+    command = ("far", *run, *tiny_sizes["far"], "--steps", 4, "--shard", "--accumulate", 2, "--checkpointing")
+    assert "split over 2 processes" in training_processes.run(tmp_path / "output", *command, world=2)
     assert load_checkpoint(tmp_path / "two" / "far.safetensors", expect="far").classes == ("ant", "bee", "cat")
     run_train("far", *run, "--steps", 6, "--accumulate", 2)
     np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=2e-5)
@@ -102,13 +105,12 @@ def test_two_processes_have_the_losses_of_one(
 def test_two_processes_resume_exactly(
     latents: Path, vae_run: Path, tiny_sizes: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     data = ("--data", latents, "--vae", vae_run / "vae.safetensors", "--input-noise", 0.3, *tiny_sizes["far"])
     for name, *steps in (("whole", 4), ("parts", 2, 4)):
         for count in steps:
             resume = ("--resume",) if count > steps[0] else ()
-            done = launched(launcher, "far", *data, "-o", tmp_path / name, "--steps", count, *resume)
-            assert done.returncode == 0, done.stdout + done.stderr
+            command = ("far", *data, "-o", tmp_path / name, "--steps", count, *resume)
+            training_processes.run(tmp_path / "output", *command, world=2)
     whole, parts = (load_file(tmp_path / name / "far.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole | parts)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
@@ -132,35 +134,27 @@ def test_two_processes_end_a_timed_run_together(kind: str, pictures: Path, tmp_p
     """The clock of the main process counts for both: otherwise one would wait for ever for the other's last step. The
     VQ-VAE's processes exchange hits and new codes beside."""
     sizes = ("--ch", 8, "--multipliers", "1,2", "--channels", 4, "--batch", 4, "--amp", "off", "--log-steps", 1)
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = launched(launcher, kind, "--data", pictures, "-o", tmp_path / "run", "--minutes", 0.03, *sizes)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("done:") == 1
+    command = (kind, "--data", pictures, "-o", tmp_path / "run", "--minutes", MINUTES, *sizes)
+    assert training_processes.run(tmp_path / "output", *command, world=2).count("done:") == 1
     assert (tmp_path / "run" / f"{kind}.safetensors").exists()
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert max(record["minutes"] for record in records) >= 0.03
+    assert max(record["minutes"] for record in records) >= MINUTES
 
 
 @pytest.mark.slow
-def test_a_run_that_is_told_to_end_saves_its_state(pictures: Path, tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])
-    sizes = ("--ch", "8", "--multipliers", "1,2", "--channels", "4", "--batch", "4", "--amp", "off", "--log-steps", "1")
-    command = [sys.executable, "-m", "far_training", "vae", "--data", str(pictures), "-o", str(tmp_path / "run")]
-    with subprocess.Popen(
-        [*command, "--steps", "1000000", *sizes, "--threads", "1"],
-        env={**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step 3 "):
-                process.send_signal(signal.SIGTERM)
-            last = line
-    assert process.returncode == 0
-    assert "--resume" in last
-    state = load_state(tmp_path / "run")
-    assert state["step"] >= 3
+def test_a_signal_stops_a_run_with_its_state_saved(pictures: Path, tmp_path: Path) -> None:
+    sizes = ("--ch", 8, "--multipliers", "1,2", "--channels", 4, "--batch", 4, "--amp", "off", "--log-steps", 1)
+    output = tmp_path / "output"
+    command = ("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1_000_000, *sizes)
+    (process,) = training_processes.start(output, *command)
+    while process.is_alive() and not (output.exists() and "step 3 " in output.read_text()):
+        time.sleep(0.02)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 0
+    assert "--resume" in output.read_text().splitlines()[-1]
+    assert load_state(tmp_path / "run")["step"] >= 3
     assert not list((tmp_path / "run").glob("*.part*"))
     assert not (tmp_path / "run" / "vae.safetensors").exists()
 
@@ -216,25 +210,8 @@ def test_a_kill_while_writing_leaves_the_state_before(
 ) -> None:
     """The process is killed in the middle of writing the state of its second step."""
     run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1)
-    script = (
-        "import os, signal, torch\n"
-        "save = torch.save\n"
-        "def half(state, path):\n"
-        "    save(state, path)\n"
-        "    os.truncate(path, 1000)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "torch.save = half\n"
-        "import sys\n"
-        "from far_runtime.cli.main import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "models")])
-    command = ["train", "vae", "--data", str(pictures), "-o", str(tmp_path / "run"), "--steps", "2", "--resume"]
-    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *command, *tiny_sizes["vae"]], env=environment, capture_output=True, timeout=300
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    command = ("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 2, "--resume", *tiny_sizes["vae"])
+    training_processes.run(tmp_path / "output", *command, half_written=True)
     assert list((tmp_path / "run").glob("*.part*"))
     assert load_state(tmp_path / "run")["step"] == 1
     run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 2, "--resume")
