@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from far_runtime.cli.option_names import with_options
+from far_runtime.errors import FarError
+
 AUTOENCODER = ("--ch", 8, "--multipliers", "1,2", "--patch", 2, "--channels", 4, "--batch", 4, "--log-steps", 1)
 TRANSFORMER = ("--width", 16, "--depth", 1, "--heads", 2, "--batch", 4, "--log-steps", 1)
 HEAD = ("--head-width", 16, "--head-depth", 1, "--draws", 1, "--sheet-steps", 2)
@@ -57,6 +60,18 @@ def run_train() -> Callable[..., Result]:
             if not curves:
                 patch.setattr(sheets, "draw_curves", lambda records, path: None)
             return CliRunner().invoke(train, line, catch_exceptions=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused(run_train: Callable[..., Result]) -> Callable[..., str]:
+    """Runs `far train COMMAND ARGS...`, which has to fail; the error as the command line prints it."""
+
+    def run(*args: object) -> str:
+        with pytest.raises(FarError) as caught:
+            run_train(*args)
+        return with_options(caught.value)
 
     return run
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet, load_labels, read_names
 from far_runtime.bundle import sha256_of
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_training.data.cache import check_vae, encoded_both_ways, read_split, write_json, write_labels
 from far_training.data.shards import ROWS, ShardedArray, Shards, open_noted_shards, sharded_folder
 from far_training.loop.display import Log
@@ -88,7 +88,8 @@ def latent_grid(stride: int, pictures: PictureSet) -> int:
     """Side of the pictures' latents; FarError unless the VAE's stride divides the pictures' side."""
     if pictures.size % stride:
         raise FarError(
-            f"{pictures.source}: pictures of {pictures.size} pixels do not fit a VAE of stride {stride}; use --size"
+            f"{pictures.source}: pictures of {pictures.size} pixels do not fit a VAE of stride {stride}; use ",
+            SettingName("size"),
         )
     return pictures.size // stride
 

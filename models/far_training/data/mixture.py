@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from far_models.pictures import PictureSet, mixed_rows
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_training.loop.randomness import SampleRng
 
 MIRRORED = 0.5
@@ -35,8 +35,11 @@ class PictureMixture:
             )
         if size % stride:
             raise FarError(
-                f"pictures of {size} pixels do not fit a VAE of stride {stride}; "
-                "choose --multipliers and --patch so that it divides"
+                f"pictures of {size} pixels do not fit a VAE of stride {stride}; choose ",
+                SettingName("multipliers"),
+                " and ",
+                SettingName("patch"),
+                " so that it divides",
             )
         return size // stride
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from far_models.pictures import PictureSet, load_array, load_labels
 from far_models.text.encoder import TextEncoder
 from far_runtime.conditioning.text import load_tokenizer, tokenize
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.storage.atomic import whole_folder
 from far_training.data.cache import write_json
 from far_training.loop.display import Log
@@ -59,7 +59,8 @@ def prompts_of(pictures: PictureSet, captions: Path | None = None) -> list[str]:
         return [f"a {style_names[number]} emoji of {name}" for number, name in zip(numbers, classes, strict=True)]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise FarError(
-            f"{names}: does not name the styles of {styles.name}; prepare the data again, or give --captions"
+            f"{names}: does not name the styles of {styles.name}; prepare the data again, or give ",
+            SettingName("captions"),
         ) from error
 
 
@@ -68,10 +69,10 @@ def read_captions(path: Path, count: int) -> list[str]:
     try:
         captions = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FarError(f"--captions {path}: cannot be read as JSON ({error})") from error
+        raise FarError(SettingName("captions"), f" {path}: cannot be read as JSON ({error})") from error
     if not isinstance(captions, list) or len(captions) != count or not all(isinstance(text, str) for text in captions):
         size = f"{len(captions)} entries" if isinstance(captions, list) else type(captions).__name__
-        raise FarError(f"--captions {path}: {size}; expected a list of {count} texts, one per picture")
+        raise FarError(SettingName("captions"), f" {path}: {size}; expected a list of {count} texts, one per picture")
     return captions
 
 
@@ -103,7 +104,8 @@ def write_text_cache(
     """
     picture_prompts = [text.strip() for text in prompts_of(pictures, captions)]
     if "" in picture_prompts:
-        raise FarError(f"picture {picture_prompts.index('')} has an empty prompt; give every picture one (--captions)")
+        number = picture_prompts.index("")
+        raise FarError(f"picture {number} has an empty prompt; give every picture one (", SettingName("captions"), ")")
     prompts = list(dict.fromkeys(picture_prompts))
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
     with whole_folder(out) as folder:

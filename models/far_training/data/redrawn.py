@@ -20,7 +20,7 @@ from far_models.checkpoint.load import load_checkpoint
 from far_models.kl_vae import AutoencoderKL
 from far_models.pictures import PictureSet
 from far_runtime.bundle import sha256_of
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.model_info import FarInfo
 from far_runtime.sampling import far as loop
 from far_runtime.sampling.base import label_condition
@@ -88,8 +88,9 @@ def write_redrawn(
     redrawer = Redrawer(far.to(group.device), vae.to(group.device), settings.sampling)
     if settings.levels >= redrawer.levels:
         raise FarError(
-            f"--levels {settings.levels}: {far_file} draws {redrawer.levels}; with all of them nothing of the picture "
-            f"is left, give at most {redrawer.levels - 1}"
+            SettingName("levels"),
+            f" {settings.levels}: {far_file} draws {redrawer.levels}; with all of them nothing of the picture "
+            f"is left, give at most {redrawer.levels - 1}",
         )
 
     def redrawn(rows: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -134,8 +135,9 @@ def open_redrawn(path: Path, pictures: PictureSet, vae: AutoencoderKL) -> Redraw
         raise FarError(f"{path}: lacks a readable {NOTES}; make it with far train {COMMAND}") from error
     if notes.get("encoder_sha256") != encoder_digest(vae):
         raise FarError(
-            f"{path}: made with another encoder than the one of this run; give that VAE as --init, or make it again "
-            f"with far train {COMMAND}"
+            f"{path}: made with another encoder than the one of this run; give that VAE as ",
+            SettingName("init"),
+            f", or make it again with far train {COMMAND}",
         )
     if count != len(pictures.labels) or notes.get("pictures_sha256") != pictures_digest(pictures):
         raise FarError(f"{path}: made of other pictures than {pictures.source}; make it again with far train {COMMAND}")

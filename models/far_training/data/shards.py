@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_models.pictures import load_array
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.storage.atomic import check_new_folder, whole_file
 from far_training.data.cache import write_json
 from far_training.loop.display import Log
@@ -73,7 +73,8 @@ def begin_folder(out: Path, facts: Mapping[str, Any]) -> Path:
         staging.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FarError(
-            f"{out}: cannot be written ({error.strerror}); free some space or choose another -o folder"
+            f"{out}: cannot be written ({error.strerror}); free some space or choose another folder with ",
+            SettingName("output"),
         ) from error
     path = staging / FACTS
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != dict(facts):
@@ -92,7 +93,9 @@ def finish_folder(staging: Path, out: Path) -> None:
         os.replace(staging, out)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise FarError(f"{out}: cannot be written ({error.strerror}); choose another -o folder") from error
+        raise FarError(
+            f"{out}: cannot be written ({error.strerror}); choose another folder with ", SettingName("output")
+        ) from error
 
 
 def shard_file(folder: Path, number: int) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from far_models.pictures import PictureSet, load_labels, read_names
 from far_models.vq_vae import VQVAE
 from far_runtime.bundle import sha256_of
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_training.data.cache import check_vae, encoded_both_ways, read_split, write_json, write_labels
 from far_training.data.latents import latent_grid
 from far_training.data.shards import ROWS, ShardedArray, open_noted_shards, sharded_folder
@@ -54,7 +54,9 @@ def check_grid(vqvae: VQVAE, pictures: PictureSet) -> None:
     if grid != last:
         raise FarError(
             f"{pictures.source}: pictures of {pictures.size} pixels have {grid} x {grid} latents; the VQ-VAE's last "
-            f"scale is {last} x {last}: use --size {last * vqvae.config.stride}"
+            f"scale is {last} x {last}: use ",
+            SettingName("size"),
+            f" {last * vqvae.config.stride}",
         )
 
 

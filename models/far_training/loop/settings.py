@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_training.settings import Amount, Count, Decay, Factor, Positive, Share, setting
 
 LINEAR_HOLD = 0.05
@@ -67,7 +67,14 @@ class LoopSettings:
     def resolved(self, epoch_length: int) -> LoopSettings:
         """The same settings in steps, for an epoch of `epoch_length` pictures; FarError where the run has no end."""
         if not self.steps and not self.epochs and not self.minutes:
-            raise FarError("the run has no end; give --steps, --epochs or --minutes")
+            raise FarError(
+                "the run has no end; give ",
+                SettingName("steps"),
+                ", ",
+                SettingName("epochs"),
+                " or ",
+                SettingName("minutes"),
+            )
         epoch = epoch_length / self.batch
         steps = [count for count in (self.steps, math.ceil(self.epochs * epoch) if self.epochs else None) if count]
         return replace(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_training.loop.processes import ProcessGroup
 
 ACCELERATE_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
@@ -24,17 +24,21 @@ def check_launcher() -> None:
     for name in ACCELERATE_SHARDING:
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise FarError(
-                f"accelerate's --use_{name.lower()} cannot be used here; launch with --multi_gpu and give far train "
-                "--shard"
+                f"accelerate's --use_{name.lower()} cannot be used here; launch with --multi_gpu and give far train ",
+                SettingName("shard"),
             )
 
 
 def check_sharding(group: ProcessGroup, forward_writes: bool) -> None:
     """FarError unless the weights can be split: several processes, and no forward pass that writes to weights."""
     if group.world == 1:
-        raise FarError("--shard: there is one process alone, nothing to split; start several with accelerate launch")
+        raise FarError(
+            SettingName("shard"), ": there is one process alone, nothing to split; start several with accelerate launch"
+        )
     if forward_writes:
-        raise FarError("--shard: a VQ-VAE moves its codes while it trains; leave --shard out")
+        raise FarError(
+            SettingName("shard"), ": a VQ-VAE moves its codes while it trains; leave ", SettingName("shard"), " out"
+        )
 
 
 def shard(module: nn.Module, group: ProcessGroup) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.storage.atomic import whole_file
 from far_training.loop.settings import LoopSettings
 from far_training.loop.task import Task
@@ -59,7 +59,13 @@ def load_state(settings: LoopSettings, task: Task) -> dict[str, Any] | None:
     if not path.exists():
         return None
     if not settings.resume:
-        raise FarError(f"{path}: there is a run already; go on with --resume or choose another --out folder")
+        raise FarError(
+            f"{path}: there is a run already; go on with ",
+            SettingName("resume"),
+            " or choose another ",
+            SettingName("out"),
+            " folder",
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -71,8 +77,9 @@ def load_state(settings: LoopSettings, task: Task) -> dict[str, Any] | None:
     changes = changed_settings(state, settings, task)
     if changes:
         raise FarError(
-            f"{path}: the run was started with other settings ({'; '.join(changes)}); "
-            "give the same ones or another --out folder"
+            f"{path}: the run was started with other settings ({'; '.join(changes)}); give the same ones or another ",
+            SettingName("out"),
+            " folder",
         )
     return state
 

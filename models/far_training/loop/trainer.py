@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_training.loop.cost_estimate import (
     TIMED_STEPS,
     estimate_lines,
@@ -73,8 +73,10 @@ class Trainer:
         parts = self.group.world * settings.accumulate
         if settings.batch % parts:
             raise FarError(
-                f"--batch {settings.batch} cannot be shared by {self.group.world} processes x --accumulate "
-                f"{settings.accumulate}; give a multiple of {parts}"
+                SettingName("batch"),
+                f" {settings.batch} cannot be shared by {self.group.world} processes x ",
+                SettingName("accumulate"),
+                f" {settings.accumulate}; give a multiple of {parts}",
             )
         self.step, self.seconds, self.autocast = 0, 0.0, False
 
@@ -247,7 +249,9 @@ class Trainer:
         means = mean_values(measured, self.group) | {"rate": rate, "step_seconds": self.seconds / self.step}
         if not math.isfinite(means["loss"]):
             raise FarError(
-                f"the loss became {means['loss']} at step {self.step}; lower --lr, or resume from an earlier {STATE}"
+                f"the loss became {means['loss']} at step {self.step}; lower ",
+                SettingName("lr"),
+                f", or resume from an earlier {STATE}",
             )
         return means
 

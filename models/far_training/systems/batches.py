@@ -14,7 +14,7 @@ from torch import Tensor
 from far_models.far import FARConfig
 from far_models.far_t2i import FART2IConfig
 from far_models.pictures import visiting_order
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.sampling.noise_schedule import TRAIN_STEPS
 from far_training.data.latents import LatentSet
 from far_training.loop.randomness import SampleRng
@@ -138,7 +138,7 @@ def check_latents(data: LatentSet, channels: int, grid: int) -> None:
 def check_classes(source: object, names: tuple[str, ...], classes: int) -> None:
     """FarError if the data has more classes than the model."""
     if len(names) > classes:
-        raise FarError(f"{source}: {len(names)} classes; the model has {classes}; use --classes")
+        raise FarError(f"{source}: {len(names)} classes; the model has {classes}; use ", SettingName("classes"))
 
 
 def run_args(system: str, config: DataclassInstance, *settings: DataclassInstance) -> dict[str, Any]:
@@ -177,4 +177,10 @@ def continuous_config(base: Config, data: LatentSet, sizes: Mapping[str, int | f
 def check_heads(width: int, heads: int) -> None:
     """FarError unless the heads divide the width."""
     if width % heads:
-        raise FarError(f"--heads {heads} does not divide the width {width}; choose another --heads or --width")
+        raise FarError(
+            SettingName("heads"),
+            f" {heads} does not divide the width {width}; choose another ",
+            SettingName("heads"),
+            " or ",
+            SettingName("width"),
+        )

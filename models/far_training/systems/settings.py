@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_training.settings import Amount, Count, Decay, Factor, Positive, Range, Share, setting
 
 MASK_LEAST_HELP = "Smallest share of masked tokens; the share is drawn from a normal around 1 and cut to this."
@@ -90,11 +90,16 @@ class FARLossSettings(LevelSettings, ClassSettings):
 
     def __post_init__(self) -> None:
         if self.first == "mean" and not self.simplify:
-            raise FarError("--first mean: without simplification the first level draws the mean anyway; use --simplify")
+            raise FarError(
+                SettingName("first"),
+                " mean: without simplification the first level draws the mean anyway; use ",
+                SettingName("simplify"),
+            )
         if self.mask != "off" and self.per_sample:
             raise FarError(
-                "a masked model takes one level per batch, since all samples of a batch show equally many tokens; "
-                "use --levels batch"
+                "a masked model takes one level per batch, since all samples of a batch show equally many tokens; use ",
+                SettingName("levels"),
+                " batch",
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.kl_vae import AutoencoderKL, VAEConfig
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.sampling.lowpass import lowpass_matrices
 from far_training.data.mixture import MIRRORED, PictureMixture
 from far_training.data.redrawn import RedrawnSet, open_redrawn
@@ -159,9 +159,15 @@ def vae_task(
     start, adversarial = start or VAEStart(), adversarial or AdversarialSettings()
     size = pictures.sets[0].size
     if adversarial.adversarial and size < SMALLEST_SIDE:
-        raise FarError(f"--adversarial: pictures of {size} pixels; expected at least {SMALLEST_SIDE}")
+        raise FarError(SettingName("adversarial"), f": pictures of {size} pixels; expected at least {SMALLEST_SIDE}")
     if redrawn is not None and not start.freeze_encoder:
-        raise FarError("--redrawn: the encoder would move away from these latents; give --freeze-encoder and --init")
+        raise FarError(
+            SettingName("redrawn"),
+            ": the encoder would move away from these latents; give ",
+            SettingName("freeze_encoder"),
+            " and ",
+            SettingName("init"),
+        )
     grid = pictures.grid(config.stride)
     torch.manual_seed(seed)
     model = starting_model(config, start)

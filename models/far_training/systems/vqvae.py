@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 
 from far_models.checkpoint.save import export_checkpoint, metadata_of
 from far_models.vq_vae import VQVAE, Quantizer, VQVAEConfig
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.sampling.pyramid import SCALES_256, SCALES_512
 from far_training.data.mixture import MIRRORED, PictureMixture
 from far_training.loop.randomness import SampleRng
@@ -111,7 +111,12 @@ def vqvae_task(
     if grid != last:
         raise FarError(
             f"pictures of {pictures.sets[0].size} pixels have {grid} x {grid} latents at stride {config.stride}; the "
-            f"last of the scales is {last}: choose --scales that end with {grid}, or other --multipliers and --patch"
+            f"last of the scales is {last}: choose ",
+            SettingName("scales"),
+            f" that end with {grid}, or another ",
+            SettingName("multipliers"),
+            " or ",
+            SettingName("patch"),
         )
     torch.manual_seed(seed)
     model = VQVAE(config)

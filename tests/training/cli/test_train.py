@@ -177,15 +177,11 @@ def test_amp_auto_takes_the_faster(pictures: Path, run_train: Run, tmp_path: Pat
     assert isinstance(state_of(tmp_path / "run")["amp"], bool)
 
 
-def test_bad_input_is_named(pictures: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path) -> None:
+def test_bad_input_is_named(
+    pictures: Path, latents: Path, vae_run: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
     vae = vae_run / "vae.safetensors"
     tail = ("--vae", vae, "-o", tmp_path / "run", "--steps", 1)
-
-    def refused(*args: object) -> str:
-        with pytest.raises(FarError) as caught:
-            run_train(*args)
-        return str(caught.value)
-
     assert "no such folder" in refused("far", "--data", tmp_path / "nowhere", *tail)
     (tmp_path / "empty").mkdir()
     assert "no pictures" in refused("far", "--data", tmp_path / "empty", *tail)

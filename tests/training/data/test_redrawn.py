@@ -123,15 +123,9 @@ def test_a_decoder_learns_from_them_and_resumes_exactly(
 
 
 def test_what_does_not_fit_is_named(
-    redrawn: Path, far: Path, pictures: Path, vae_run: Path, run_train: Run, tmp_path: Path
+    redrawn: Path, far: Path, pictures: Path, vae_run: Path, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     vae, frozen = vae_run / "vae.safetensors", ("--init", vae_run / "vae.safetensors", "--freeze-encoder")
-
-    def refused(*args: object) -> str:
-        with pytest.raises(FarError) as caught:
-            run_train(*args)
-        return str(caught.value)
-
     draw = ("redraw-latents", "--data", pictures, "--vae", vae, "--far", far)
     assert "is there already" in refused(*draw, "-o", redrawn)
     assert "give at most 3" in refused(*draw, "-o", tmp_path / "more", "--levels", 4)

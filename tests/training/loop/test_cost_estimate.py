@@ -194,7 +194,7 @@ def test_epochs_and_rates_become_steps() -> None:
     settings = LoopSettings(Path("run"), epochs=400, batch=2048, blr=1e-4, warmup_epochs=100).resolved(1_281_167)
     assert (settings.steps, settings.lr, settings.warmup) == (250228, pytest.approx(8e-4), 62557)
     assert LoopSettings(Path("run"), epochs=2, steps=3, batch=4).resolved(8).steps == 3
-    with pytest.raises(FarError, match="--epochs"):
+    with pytest.raises(FarError, match="give steps, epochs or minutes"):
         LoopSettings(Path("run")).resolved(8)
 
 

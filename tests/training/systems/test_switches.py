@@ -113,7 +113,7 @@ def test_the_first_level_draws_the_mean_of_any_picture_of_the_class(mirrored: fl
 
 
 def test_the_first_level_alone_draws_means() -> None:
-    with pytest.raises(FarError, match="--first mean: without simplification"):
+    with pytest.raises(FarError, match="first mean: without simplification"):
         FARLossSettings(first="mean", simplify=False)
 
 
@@ -213,7 +213,7 @@ def test_draws_repeat_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dropout_makes_the_network_noisy() -> None:
     assert make(replace(PLAIN, dropout=0.5)).model.encoder_blocks[0].mlp.dropout == 0.5
-    with pytest.raises(FarError, match="--levels batch"):
+    with pytest.raises(FarError, match="use levels batch"):
         replace(PLAIN, mask="paper", per_sample=True)
 
 
