@@ -157,9 +157,9 @@ def runs(
 ) -> dict[str, Path]:
     """By kind, the folder of a run of four steps without a break."""
     folders = {"vqvae": vqvae_run}
-    for kind in inputs.keys() - folders.keys():
-        folders[kind] = tmp_path_factory.mktemp(kind) / "run"
-        result = run_train(*inputs[kind], "-o", folders[kind], "--steps", 4)
+    for trainer in inputs.keys() - folders.keys():
+        folders[trainer] = tmp_path_factory.mktemp(trainer) / "run"
+        result = run_train(*inputs[trainer], "-o", folders[trainer], "--steps", 4)
         assert result.exit_code == 0, result.output
     return folders
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,22 +22,17 @@ import model_card
 from far_models.checkpoint.load import load_checkpoint
 from far_models.pictures import open_pictures
 from far_models.reconstruction import reconstruction_psnr
+from training_states import load_state
 
 if TYPE_CHECKING:
     from conftest import Tiny
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        state: dict[str, Any] = torch.load(folder / "checkpoint-last.pth", weights_only=True)
-    return state
-
-
 def test_nearest_finds_the_mirror_image() -> None:
     pool = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     asked = np.stack([pool[4, :, ::-1], np.clip(pool[2].astype(int) + 3, 0, 255).astype(np.uint8)])
-    found, distance = card_figures.nearest(asked, pool)
-    assert found.tolist() == [4, 2]
+    nearest, distance = card_figures.nearest(asked, pool)
+    assert nearest.tolist() == [4, 2]
     assert distance[0] < 0.1
     assert 2 < distance[1] <= 3
     others, apart = card_figures.nearest(pool, pool, skip_self=True)

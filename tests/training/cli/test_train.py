@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,24 +17,9 @@ from far_export.export import declare, load
 from far_export.options import ExportOptions
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
+from training_states import identical, load_state
 
 Run = Callable[..., Result]
-
-
-def state_of(run: Path) -> dict:
-    with torch.serialization.safe_globals([Namespace]):
-        return torch.load(run / "checkpoint-last.pth", weights_only=True)
-
-
-def same(a: object, b: object) -> bool:
-    """Bit for bit, through dictionaries and lists."""
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    return a == b
 
 
 def test_vae_run_leaves_what_it_promises(vae_run: Path) -> None:
@@ -104,14 +88,14 @@ def test_resume_after_a_kill_is_exact(
 
     monkeypatch.setattr(far.FARLosses, "forward", deadly)
     assert run_train(*command, "--save-minutes", 0).exit_code != 0
-    assert state_of(tmp_path / "run")["step"] == 3
+    assert load_state(tmp_path / "run")["step"] == 3
     monkeypatch.undo()
     torch.manual_seed(12345)
     result = run_train(*command, "--resume")
     assert "resumed" in result.output
-    ours, theirs = state_of(tmp_path / "run"), state_of(far_run)
+    resumed, straight = load_state(tmp_path / "run"), load_state(far_run)
     for part in ("model", "model_ema", "optimizer", "step", "epoch", "rng"):
-        assert same(ours[part], theirs[part]), part
+        assert identical(resumed[part], straight[part]), part
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if "loss" in record] == [1, 2, 3, 4, 5, 6]
 
@@ -121,7 +105,7 @@ def test_another_seed_is_another_run(
 ) -> None:
     vae = vae_run / "vae.safetensors"
     run_train("far", "--data", latents, "--vae", vae, "-o", tmp_path / "run", "--steps", 6, "--seed", 1)
-    assert not same(state_of(tmp_path / "run")["model"], state_of(far_run)["model"])
+    assert not identical(load_state(tmp_path / "run")["model"], load_state(far_run)["model"])
 
 
 def test_far_trains_on_an_image_folder(vae_run: Path, run_train: Run, tmp_path: Path) -> None:
@@ -174,7 +158,7 @@ def test_decoder_alone_leaves_the_latents(pictures: Path, vae_run: Path, run_tra
 def test_amp_auto_takes_the_faster(pictures: Path, run_train: Run, tmp_path: Path) -> None:
     result = run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 1, amp="auto")
     assert "bfloat16" in result.output
-    assert isinstance(state_of(tmp_path / "run")["amp"], bool)
+    assert isinstance(load_state(tmp_path / "run")["amp"], bool)
 
 
 def test_bad_input_is_named(

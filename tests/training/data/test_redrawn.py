@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from far_runtime.sampling import far as sampler
 from far_runtime.sampling.base import label_condition
 from far_runtime.sampling.noise import SeedNoise
 from far_training.data.redrawn import Redrawer
+from training_states import load_state
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -60,18 +60,12 @@ def redrawn(pictures: Path, vae_run: Path, far: Path, run_train: Run, tmp_path_f
     return out
 
 
-def state_of(run: Path) -> dict[str, Any]:
-    with torch.serialization.safe_globals([Namespace]):
-        state: dict[str, Any] = torch.load(run / "checkpoint-last.pth", weights_only=True)
-    return state
-
-
 def test_all_levels_are_a_sample_and_the_last_ones_follow_the_picture(tiny: Tiny) -> None:
     model, vae = load_checkpoint(tiny.safetensors).model, load_checkpoint(tiny.vae).model
-    given = {"steps": "2", "guidance": 2.0}
-    redrawer, info = Redrawer(model, vae, given), SYSTEMS["far"].info(model, vae)
+    sampling = {"steps": "2", "guidance": 2.0}
+    redrawer, info = Redrawer(model, vae, sampling), SYSTEMS["far"].info(model, vae)
     engine = TorchEngine(SYSTEMS["far"].stages(model, vae, info, None), "cpu")
-    plan = sampler.plan(info, sampler.resolve_settings(info, given))
+    plan = sampler.plan(info, sampler.resolve_settings(info, sampling))
     condition = label_condition(engine, LABELS.tolist(), info.classes)
     drawn = np.asarray(engine.get(sampler.sample(engine, info, plan, condition, SeedNoise(SEEDS.tolist()))))
     sample = drawn.transpose(0, 2, 1).reshape(3, 4, 4, 4) / model.config.latent_scale
@@ -88,11 +82,11 @@ def test_a_draw_is_of_its_picture_class_and_seed(redrawn: Path, far: Path, vae_r
     model, vae = load_checkpoint(far).model, load_checkpoint(vae_run / "vae.safetensors").model
     pixels = torch.from_numpy(np.load(pictures / "images.npy")[[5]].transpose(0, 3, 1, 2)).float() / 127.5 - 1
     with torch.no_grad():
-        own = vae.encode(pixels)[0]
-    wanted = Redrawer(model, vae, {"steps": "2", "guidance": 2.0}).draw(own, np.array([5 % 3]), np.array([16]), 2)
+        latents = vae.encode(pixels)[0]
+    expected = Redrawer(model, vae, {"steps": "2", "guidance": 2.0}).draw(latents, np.array([5 % 3]), np.array([16]), 2)
     drawn = np.load(redrawn / "shard-00000.npy")
     assert drawn.shape == (12, 3, 4, 4, 4)
-    np.testing.assert_allclose(drawn[5, 1], wanted[0], rtol=2e-3, atol=2e-3)  # stored in float16
+    np.testing.assert_allclose(drawn[5, 1], expected[0], rtol=2e-3, atol=2e-3)  # stored in float16
 
 
 def test_a_decoder_learns_from_them_and_resumes_exactly(
@@ -104,16 +98,16 @@ def test_a_decoder_learns_from_them_and_resumes_exactly(
     run_train(*command, "-o", tmp_path / "whole", "--steps", 4)
     run_train(*command, "-o", tmp_path / "parts", "--steps", 2)
     run_train(*command, "-o", tmp_path / "parts", "--steps", 4, "--resume")
-    whole, parts = (state_of(tmp_path / name) for name in ("whole", "parts"))
-    for kind in ("model", "model_ema", "beside"):
-        assert all(torch.equal(whole[kind][name], parts[kind][name]) for name in whole[kind] | parts[kind]), kind
+    whole, parts = (load_state(tmp_path / name) for name in ("whole", "parts"))
+    for part in ("model", "model_ema", "beside"):
+        assert all(torch.equal(whole[part][name], parts[part][name]) for name in whole[part] | parts[part]), part
     written = load_checkpoint(tmp_path / "whole" / "vae.safetensors", expect="klvae").model
     assert not any("discriminator" in name for name in written.state_dict())
-    told = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])["psnr_redrawn"]
+    reported = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])["psnr_redrawn"]
     drawn = torch.from_numpy(np.load(redrawn / "shard-00000.npy")[:10, 0]).float()
     with torch.no_grad():
         decoded = to_pixels(written.decode(drawn).numpy())
-    assert told == pytest.approx(psnr(decoded, np.load(pictures / "images.npy")[:10]), abs=0.1)  # stored in float16
+    assert reported == pytest.approx(psnr(decoded, np.load(pictures / "images.npy")[:10]), abs=0.1)  # stored in float16
 
     resumed = ("vae", "--data", pictures, *options[:3], "-o", tmp_path / "whole", "--steps", 6, "--resume")
     with pytest.raises(FarError, match="other settings"):

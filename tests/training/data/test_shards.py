@@ -118,10 +118,10 @@ def test_folders_of_pictures_are_read_in_order(tmp_path: Path) -> None:
                 colour = (100 * label + 10 * i + len(place), 0, 0)
                 Image.new("RGB", (6, 4), colour).save(tmp_path / name / f"{place}{i}.png")
     (tmp_path / "ant" / "notes.txt").write_text("no picture")
-    found = open_pictures(tmp_path, 4)
-    assert found.names == ("ant", "bee")
-    assert found.labels.tolist() == [0] * 6 + [1] * 6
-    reds = found.read(np.arange(12))[:, 0, 0, 0].tolist()
+    pictures = open_pictures(tmp_path, 4)
+    assert pictures.names == ("ant", "bee")
+    assert pictures.labels.tolist() == [0] * 6 + [1] * 6
+    reds = pictures.read(np.arange(12))[:, 0, 0, 0].tolist()
     assert reds == [0, 10, 20, 5, 15, 25, 100, 110, 120, 105, 115, 125]
 
 

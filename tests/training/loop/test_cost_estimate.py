@@ -100,9 +100,9 @@ def test_a_run_prints_what_it_costs_and_ends_with_its_sheet(
     assert "10 pictures of 3 classes, 2.5 steps an epoch" in lines[1]
     assert "4 = 1 process x 1 in turn x 4; cpu, float32" in lines[2]
     assert "25 steps, 10.0 epochs" in lines[7]
-    told = next(i for i, line in enumerate(lines) if "minutes to go, until about" in line)
-    assert lines[told - 1].startswith("step 15 ")
-    assert lines[told + 1].startswith("step 20 ")
+    estimate = next(i for i, line in enumerate(lines) if "minutes to go, until about" in line)
+    assert lines[estimate - 1].startswith("step 15 ")
+    assert lines[estimate + 1].startswith("step 20 ")
     assert lines[-1] == f"sheet: {tmp_path / 'run' / 'sheets' / 'samples-000025.png'}"
     assert str(tmp_path / "run" / "checkpoint-last.pth") in lines[-2]
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -121,8 +121,8 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
     def invoke(command: str, *options: object) -> tuple[Any, Any, LoopSettings]:
         seen: list[Any] = []
 
-        def task(*given: Any) -> Task:
-            seen.extend(given[:2])
+        def task(*arguments: Any) -> Task:
+            seen.extend(arguments[:2])
             return SimpleNamespace(model=None)  # type: ignore[return-value]
 
         def run_loop(task: Task, settings: LoopSettings, log: object) -> None:
@@ -135,14 +135,14 @@ def of_preset(monkeypatch: pytest.MonkeyPatch) -> Invoke:
         return seen[0], seen[1], seen[2]
 
     for module in (cli_far, cli_mar):
-        monkeypatch.setattr(module, "open_latents", lambda *given: (Latents(), None))
+        monkeypatch.setattr(module, "open_latents", lambda *arguments: (Latents(), None))
     vqvae = SimpleNamespace(config=VQVAEConfig())
     vqvae.to = lambda device: vqvae
     monkeypatch.setattr(
-        "far_models.checkpoint.load.load_checkpoint", lambda *given, **more: SimpleNamespace(model=vqvae)
+        "far_models.checkpoint.load.load_checkpoint", lambda *arguments, **more: SimpleNamespace(model=vqvae)
     )
-    monkeypatch.setattr("far_models.pictures.open_pictures", lambda *given: None)
-    monkeypatch.setattr("far_training.data.tokens.coded_set", lambda *given: Latents())
+    monkeypatch.setattr("far_models.pictures.open_pictures", lambda *arguments: None)
+    monkeypatch.setattr("far_training.data.tokens.coded_set", lambda *arguments: Latents())
     return invoke
 
 

@@ -130,9 +130,9 @@ GOALS = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKE)
-def test_four_pictures_are_learned_by_heart(kind: str) -> None:
-    task, (name, share, steps) = MAKE[kind](), GOALS[kind]
+@pytest.mark.parametrize("trainer", MAKE)
+def test_four_pictures_are_learned_by_heart(trainer: str) -> None:
+    task, (name, share, steps) = MAKE[trainer](), GOALS[trainer]
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
     seen = []
     for step in range(steps):
@@ -150,18 +150,23 @@ def batch_of(task: Task, step: int = 0, progress: float = 0.0) -> tuple[Tensor, 
     return task.fetch(SampleRng(7, step, range(4)), progress)
 
 
-def test_only_the_hidden_tokens_count_in_mar() -> None:
+def test_only_the_masked_tokens_count_in_mar() -> None:
     task = MAKE["mar"]()
-    given, disturbed, labels, visible, hidden, *draws = batch_of(task)
+    latents, noisy, labels, visible, masked, *draws = batch_of(task)
     assert 0 < visible.shape[1] < 16
-    assert torch.equal(torch.cat([visible, hidden], 1).sort(1).values, torch.arange(16).expand(4, -1))
-    found: list[Tensor] = []
+    assert torch.equal(torch.cat([visible, masked], 1).sort(1).values, torch.arange(16).expand(4, -1))
+    targets: list[Tensor] = []
     forward = task.losses.diffusion.forward
-    task.losses.diffusion.forward = lambda head, target, *rest: (found.append(target), forward(head, target, *rest))[1]
-    task.losses(given, disturbed, labels, visible, hidden, *draws)
-    wanted = given.flatten(2).transpose(1, 2).gather(1, hidden.unsqueeze(-1).expand(-1, -1, 3))
-    assert found[0].shape == (4, hidden.shape[1], 8, 3)
-    assert torch.equal(found[0][:, :, 0], wanted)
+
+    def spy(head: object, target: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        targets.append(target)
+        return forward(head, target, *rest)
+
+    task.losses.diffusion.forward = spy
+    task.losses(latents, noisy, labels, visible, masked, *draws)
+    expected = latents.flatten(2).transpose(1, 2).gather(1, masked.unsqueeze(-1).expand(-1, -1, 3))
+    assert targets[0].shape == (4, masked.shape[1], 8, 3)
+    assert torch.equal(targets[0][:, :, 0], expected)
 
 
 def test_masked_share_is_a_cut_normal() -> None:
@@ -171,17 +176,17 @@ def test_masked_share_is_a_cut_normal() -> None:
     # |n| <= 1.2 with n standard normal: mean 0.25 E|n| = 0.1347 below 1; rounding up adds half a token.
     assert counts.mean() == pytest.approx(100 - 13.47 + 0.5, abs=0.4)
     assert random_count(1.0, 100, rng) == 100
-    visible, hidden = split_indices(torch.rand(3, 10), 4)
-    assert (visible.diff() > 0).all() and (hidden.diff() > 0).all() and visible.shape == (3, 4)
+    visible, masked = split_indices(torch.rand(3, 10), 4)
+    assert (visible.diff() > 0).all() and (masked.diff() > 0).all() and visible.shape == (3, 4)
 
 
 def test_a_dropped_prompt_is_the_null_condition() -> None:
     settings = FART2ILossSettings(text_drop=1.0, mask_least=1.0, **SURE)
     task = far_t2i_task(T2I_CONFIG, settings, latents(), prompts(), 4, 0, nothing)
     awaken(task.model)
-    given = batch_of(task)
-    assert given[3].all() and given[5].shape == (4, 0)
-    task.losses(*given)["loss"].backward()
+    batch = batch_of(task)
+    assert batch[3].all() and batch[5].shape == (4, 0)
+    task.losses(*batch)["loss"].backward()
     assert task.model.fake_latent.grad.abs().sum() > 0
     assert task.model.context_embed.weight.grad.abs().sum() == 0
     assert task.model.z_proj.weight.grad is None  # nothing is visible, so that the encoder has nothing to read
@@ -218,10 +223,10 @@ def test_smoothing_of_the_targets() -> None:
     plain, smooth = (
         var_task(VAR_CONFIG, VARLossSettings(smoothing=share), tokens(), vqvae(), 4, 0, nothing) for share in (0.0, 0.5)
     )
-    given = batch_of(plain)
+    batch = batch_of(plain)
     plain.model.head.weight.data.normal_()
     smooth.model.load_state_dict(plain.model.state_dict())
-    assert smooth.losses(*given)["loss"] != plain.losses(*given)["loss"]
+    assert smooth.losses(*batch)["loss"] != plain.losses(*batch)["loss"]
 
 
 def test_the_vqvae_of_var_stays_as_it_is() -> None:
@@ -280,12 +285,12 @@ def test_a_hybrid_draws_as_it_was_taught(residual: bool) -> None:
     back."""
     torch.manual_seed(0)
     model = VARHybrid(replace(HYBRID_CONFIG, residual=residual)).eval()
-    given = torch.randn(2, 16, 3)
-    model.set_gain(given)
+    latents = torch.randn(2, 16, 3)
+    model.set_gain(latents)
     for block in model.var.blocks:  # else the class alone counts
         torch.nn.init.normal_(block.ada_lin[1].weight, std=0.3)
     labels = torch.tensor([1, 3])
-    targets, inputs = model.targets_and_inputs(given)
+    targets, inputs = model.targets_and_inputs(latents)
     assert targets.std() == pytest.approx(1, abs=0.15)
     taught = model.condition(model.var.features(labels, inputs), model.scale_numbers())
     assert not torch.allclose(taught[:, 1], taught[:, 4])
@@ -295,17 +300,18 @@ def test_a_hybrid_draws_as_it_was_taught(residual: bool) -> None:
         torch.testing.assert_close(condition, taught[:, start:end], rtol=1e-4, atol=1e-4)
         return targets[:, start:end]
 
-    torch.testing.assert_close(model.generate(labels, truth), given, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.generate(labels, truth), latents, rtol=1e-4, atol=1e-4)
 
 
 def test_residual_and_plain_maps_differ_where_they_should() -> None:
-    given = torch.randn(2, 16, 3)
+    latents = torch.randn(2, 16, 3)
     maps = [
-        VARHybrid(replace(HYBRID_CONFIG, residual=residual)).targets_and_inputs(given)[0] for residual in (True, False)
+        VARHybrid(replace(HYBRID_CONFIG, residual=residual)).targets_and_inputs(latents)[0]
+        for residual in (True, False)
     ]
-    torch.testing.assert_close(maps[0][:, 0], given.mean(1))
-    torch.testing.assert_close(maps[1][:, 5:], given)
-    rest = given - given.mean(1, keepdim=True)
+    torch.testing.assert_close(maps[0][:, 0], latents.mean(1))
+    torch.testing.assert_close(maps[1][:, 5:], latents)
+    rest = latents - latents.mean(1, keepdim=True)
     torch.testing.assert_close(maps[0][:, 1:5].mean(1), rest.mean(1), atol=1e-5, rtol=0)
     assert not torch.allclose(maps[0][:, 5:], maps[1][:, 5:])
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 import training_processes
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
+from training_states import load_state
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,9 +52,9 @@ def launched(launcher: tuple[str, ...], *arguments: object) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("kind", ["vae", "far", "mar", "far_t2i", "var", "residual"])
+@pytest.mark.parametrize("trainer", ["vae", "far", "mar", "far_t2i", "var", "residual"])
 def test_micro_batches_are_the_whole_batch(
-    kind: str, inputs: dict[str, Any], pictures: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
+    trainer: str, inputs: dict[str, Any], pictures: Path, latents: Path, vae_run: Path, run_train: Run, tmp_path: Path
 ) -> None:
     on_latents = ("--data", latents, "--vae", vae_run / "vae.safetensors")
     against = ("--adversarial", 0.5, "--adversarial-from", 0, "--discriminator-width", 8)
@@ -62,14 +62,14 @@ def test_micro_batches_are_the_whole_batch(
         "vae": ("vae", "--data", pictures, "--latent-noise", 0.3, *against),
         "far": ("far", *on_latents),
         **inputs,
-    }[kind]
+    }[trainer]
     still = {
         "far": ("--dropout", 0),
         "mar": ("--dropout", 0),
         "var": ("--drop-path", 0),
         "residual": ("--drop-path", 0),
     }
-    options = (*command, *still.get(kind, ()), *(() if kind in ("vae", "var") else ("--input-noise", 0.3)))
+    options = (*command, *still.get(trainer, ()), *(() if trainer in ("vae", "var") else ("--input-noise", 0.3)))
     for name, extra in (("whole", ()), ("micro", ("--accumulate", 2)), ("again", ("--checkpointing",))):
         run_train(*options, "-o", tmp_path / name, "--steps", STEPS, *extra)
     whole = np.array(losses_of(tmp_path / "whole"))
@@ -129,14 +129,14 @@ def test_two_processes_write_the_cache_of_one(latents: Path, pictures: Path, vae
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vae", "vqvae"])
-def test_two_processes_end_a_timed_run_together(kind: str, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainer", ["vae", "vqvae"])
+def test_two_processes_end_a_timed_run_together(trainer: str, pictures: Path, tmp_path: Path) -> None:
     """The clock of the main process counts for both: otherwise one would wait for ever for the other's last step. The
     VQ-VAE's processes exchange hits and new codes beside."""
     sizes = ("--ch", 8, "--multipliers", "1,2", "--channels", 4, "--batch", 4, "--amp", "off", "--log-steps", 1)
-    command = (kind, "--data", pictures, "-o", tmp_path / "run", "--minutes", MINUTES, *sizes)
+    command = (trainer, "--data", pictures, "-o", tmp_path / "run", "--minutes", MINUTES, *sizes)
     assert training_processes.run(tmp_path / "output", *command, world=2).count("done:") == 1
-    assert (tmp_path / "run" / f"{kind}.safetensors").exists()
+    assert (tmp_path / "run" / f"{trainer}.safetensors").exists()
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert max(record["minutes"] for record in records) >= MINUTES
 
@@ -164,9 +164,9 @@ def test_a_run_in_micro_batches_resumes_exactly(latents: Path, vae_run: Path, ru
     run_train(*data, "-o", tmp_path / "straight", "--steps", 4)
     run_train(*data, "-o", tmp_path / "run", "--steps", 2)
     run_train(*data, "-o", tmp_path / "run", "--steps", 4, "--resume")
-    ours, theirs = (load_state(tmp_path / run) for run in ("run", "straight"))
+    resumed, straight = (load_state(tmp_path / run) for run in ("run", "straight"))
     for part in ("model", "model_ema"):
-        assert all(torch.equal(tensor, theirs[part][name]) for name, tensor in ours[part].items()), part
+        assert all(torch.equal(tensor, straight[part][name]) for name, tensor in resumed[part].items()), part
 
 
 def test_a_full_disk_leaves_the_state_before(
@@ -217,9 +217,3 @@ def test_a_kill_while_writing_leaves_the_state_before(
     run_train("vae", "--data", pictures, "-o", tmp_path / "run", "--steps", 2, "--resume")
     assert load_state(tmp_path / "run")["step"] == 2
     assert not list((tmp_path / "run").glob("*.part*"))
-
-
-def load_state(run: Path) -> dict[str, Any]:
-    with torch.serialization.safe_globals([Namespace]):
-        state: dict[str, Any] = torch.load(run / "checkpoint-last.pth", weights_only=True)
-    return state

@@ -45,12 +45,12 @@ def direct(prediction: str, output: np.ndarray, target: np.ndarray, noise: np.nd
     guess, values = np.split(output, 2)
     state = math.sqrt(alpha_bar[t]) * target + math.sqrt(1 - alpha_bar[t]) * noise
     if prediction == "epsilon":
-        wanted = noise
+        expected = noise
         x0 = (state - math.sqrt(1 - alpha_bar[t]) * guess) / math.sqrt(alpha_bar[t])
     else:
-        wanted = math.sqrt(alpha_bar[t]) * noise - math.sqrt(1 - alpha_bar[t]) * target
+        expected = math.sqrt(alpha_bar[t]) * noise - math.sqrt(1 - alpha_bar[t]) * target
         x0 = math.sqrt(alpha_bar[t]) * state - math.sqrt(1 - alpha_bar[t]) * guess
-    error = float(((wanted - guess) ** 2).mean())
+    error = float(((expected - guess) ** 2).mean())
 
     def mean_of(clean: np.ndarray) -> np.ndarray:
         return (beta * math.sqrt(before) * clean + (1 - before) * math.sqrt(1 - beta) * state) / (1 - alpha_bar[t])
@@ -107,18 +107,18 @@ def test_fixed_variance_leaves_the_bound_out() -> None:
 
 
 def test_level_weight_is_the_papers() -> None:
-    found = level_weight(torch.arange(16), 16)
-    assert found[15] == pytest.approx(2.0)
-    assert found[0] == pytest.approx(1 + math.sin(math.pi / 32))
-    assert found[7] == pytest.approx(1 + math.sin(math.pi / 4))
-    assert (found.diff() > 0).all()
+    weights = level_weight(torch.arange(16), 16)
+    assert weights[15] == pytest.approx(2.0)
+    assert weights[0] == pytest.approx(1 + math.sin(math.pi / 32))
+    assert weights[7] == pytest.approx(1 + math.sin(math.pi / 4))
+    assert (weights.diff() > 0).all()
 
 
 def test_normal_kl_is_torchs() -> None:
     mean, log_var, other, other_log = torch.randn(4, 50)
-    ours = normal_kl(mean, log_var, other, other_log)
+    divergence = normal_kl(mean, log_var, other, other_log)
     normals = [torch.distributions.Normal(m, (0.5 * v).exp()) for m, v in ((mean, log_var), (other, other_log))]
-    torch.testing.assert_close(ours, torch.distributions.kl_divergence(*normals))
+    torch.testing.assert_close(divergence, torch.distributions.kl_divergence(*normals))
 
 
 def test_outer_bins_reach_to_infinity() -> None:

@@ -70,8 +70,8 @@ def target_of(task: Task, monkeypatch: pytest.MonkeyPatch, batch: tuple[Tensor, 
     return seen["shown"], seen["target"]
 
 
-def filtered(latents: Tensor, levels: Tensor, kind: str = "spatial") -> Tensor:
-    matrices = torch.tensor(lowpass_matrices(4, kind))
+def filtered(latents: Tensor, levels: Tensor, filter_name: str = "spatial") -> Tensor:
+    matrices = torch.tensor(lowpass_matrices(4, filter_name))
     rows = [matrices[level] @ x @ matrices[level].T for x, level in zip(latents, levels.tolist(), strict=True)]
     return torch.stack(rows).flatten(2).transpose(1, 2)
 
@@ -79,8 +79,8 @@ def filtered(latents: Tensor, levels: Tensor, kind: str = "spatial") -> Tensor:
 def test_simplified_target_is_the_full_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make(replace(PLAIN, per_sample=True))
     batch = batch_of(task)
-    shown, target = target_of(task, monkeypatch, batch)
-    torch.testing.assert_close(shown, filtered(batch[0], batch[3]))
+    inputs, target = target_of(task, monkeypatch, batch)
+    torch.testing.assert_close(inputs, filtered(batch[0], batch[3]))
     torch.testing.assert_close(target.squeeze(2), batch[0].flatten(2).transpose(1, 2))
 
 
@@ -95,9 +95,9 @@ def test_plain_target_is_the_next_level(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_first_level_draws_the_mean_of_any_picture_of_the_class(mirrored: float) -> None:
     task = make(replace(PLAIN, per_sample=True, first="mean", flip=mirrored))
     plain = make(replace(PLAIN, per_sample=True, flip=mirrored))
-    latents, disturbed, labels, levels = batch_of(task)[:4]
+    latents, noisy, labels, levels = batch_of(task)[:4]
     usual = batch_of(plain)
-    assert torch.equal(disturbed, usual[1]) and torch.equal(labels, usual[2]) and torch.equal(levels, usual[3])
+    assert torch.equal(noisy, usual[1]) and torch.equal(labels, usual[2]) and torch.equal(levels, usual[3])
     torch.manual_seed(1)
     means = 2.0 * torch.randn(8, 2, 3, 4, 4)[:, int(mirrored)].mean((2, 3))  # what `make` draws
     first = levels == 0
@@ -143,9 +143,9 @@ def test_a_share_learns_the_first_level_beside(per_sample: bool) -> None:
 def test_input_noise_disturbs_the_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make(replace(PLAIN, input_noise=0.5, per_sample=True))
     batch = batch_of(task)
-    shown, target = target_of(task, monkeypatch, batch)
+    inputs, target = target_of(task, monkeypatch, batch)
     clean = filtered(batch[0], batch[3])
-    changed = (shown - clean).flatten(1).abs().max(1).values > 1e-6
+    changed = (inputs - clean).flatten(1).abs().max(1).values > 1e-6
     assert (changed == (batch[3] > 0)).all()
     torch.testing.assert_close(target.squeeze(2), batch[0].flatten(2).transpose(1, 2))
 
@@ -153,8 +153,8 @@ def test_input_noise_disturbs_the_input_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_fourier_filter_is_what_training_and_drawing_see(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make(replace(PLAIN, per_sample=True), replace(CONFIG, filter="fourier"))
     batch = batch_of(task)
-    shown, _ = target_of(task, monkeypatch, batch)
-    torch.testing.assert_close(shown, filtered(batch[0], batch[3], "fourier"))
+    inputs, _ = target_of(task, monkeypatch, batch)
+    torch.testing.assert_close(inputs, filtered(batch[0], batch[3], "fourier"))
     graph = TransformerStageModule(task.model)  # type: ignore[arg-type]
     torch.testing.assert_close(graph.lowpass, torch.tensor(lowpass_matrices(4, "fourier")))
 
@@ -224,8 +224,8 @@ def vae_losses(
     torch.manual_seed(0)
     model = AutoencoderKL(VAEConfig(ch=8, multipliers=(1, 2), blocks=1, channels=4))
     losses = VAELosses(model, settings, 4, AdversarialSettings())
-    given: list[Tensor] = []
-    losses.model.post_quant_conv.register_forward_hook(lambda module, inputs, output: given.append(inputs[0]))
+    decoder_inputs: list[Tensor] = []
+    losses.model.post_quant_conv.register_forward_hook(lambda module, inputs, output: decoder_inputs.append(inputs[0]))
     values = losses(
         torch.rand(2, 3, 8, 8) * 2 - 1,
         torch.zeros(2, 4, 4, 4),
@@ -234,14 +234,14 @@ def vae_losses(
         torch.tensor(0.0),
         *redrawn,
     )
-    return values, given
+    return values, decoder_inputs
 
 
 def test_vae_loss_is_the_weighted_sum() -> None:
     settings = VAELossSettings(square=0.3, gradient=0.7, kl=0.01)
     values, _ = vae_losses(settings, 4)
-    wanted = values["l1"] + 0.3 * values["square"] + 0.7 * values["gradient_l1"] + 0.01 * values["kl"]
-    torch.testing.assert_close(values["loss"], wanted)
+    expected = values["l1"] + 0.3 * values["square"] + 0.7 * values["gradient_l1"] + 0.01 * values["kl"]
+    torch.testing.assert_close(values["loss"], expected)
 
 
 def test_vae_lowpass_filters_what_is_decoded() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,62 +18,48 @@ from far_export.stages import SYSTEMS
 from far_models.checkpoint.load import load_checkpoint
 from far_runtime.errors import FarError
 from far_runtime.sampling.systems import SAMPLERS
+from training_states import identical, load_state
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]
-KINDS = ("vqvae", "mar", "far_t2i", "var", "residual", "plain")
+TRAINERS = ("vqvae", "mar", "far_t2i", "var", "residual", "plain")
 
 
-def state_of(run: Path) -> dict[str, Any]:
-    with torch.serialization.safe_globals([Namespace]):
-        state: dict[str, Any] = torch.load(run / "checkpoint-last.pth", weights_only=True)
-    return state
-
-
-def same(a: object, b: object) -> bool:
-    """Bit for bit, through dictionaries and lists."""
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_resume_is_exact(
-    kind: str, inputs: dict[str, Any], runs: dict[str, Path], run_train: Run, tmp_path: Path
+    trainer: str, inputs: dict[str, Any], runs: dict[str, Path], run_train: Run, tmp_path: Path
 ) -> None:
-    constant = ("-o", tmp_path / "run", "--schedule", "constant") if kind == "vqvae" else ("-o", tmp_path / "run")
-    run_train(*inputs[kind], *constant, "--steps", 2)
+    constant = ("-o", tmp_path / "run", "--schedule", "constant") if trainer == "vqvae" else ("-o", tmp_path / "run")
+    run_train(*inputs[trainer], *constant, "--steps", 2)
     torch.manual_seed(12345)
-    result = run_train(*inputs[kind], *constant, "--steps", 4, "--resume")
+    result = run_train(*inputs[trainer], *constant, "--steps", 4, "--resume")
     assert "resumed" in result.output
-    straight = runs[kind]
-    if kind == "vqvae":
+    straight = runs[trainer]
+    if trainer == "vqvae":
         straight = tmp_path / "straight"
-        run_train(*inputs[kind], "-o", straight, "--schedule", "constant", "--steps", 4)
-    ours, theirs = state_of(tmp_path / "run"), state_of(straight)
-    assert ours["step"] == 4
+        run_train(*inputs[trainer], "-o", straight, "--schedule", "constant", "--steps", 4)
+    resumed, reference = load_state(tmp_path / "run"), load_state(straight)
+    assert resumed["step"] == 4
     for part in ("model", "model_ema", "optimizer", "losses", "step", "rng"):
-        assert same(ours[part], theirs[part]), part
-    assert not same(ours["model"], ours["model_ema"])
+        assert identical(resumed[part], reference[part]), part
+    assert not identical(resumed["model"], resumed["model_ema"])
 
 
-@pytest.mark.parametrize("kind", ["mar", "far_t2i", "var"])
-def test_checkpoints_can_be_exported(kind: str, runs: dict[str, Path], vae_run: Path, vqvae_run: Path) -> None:
-    vae_file = vqvae_run / "vqvae.safetensors" if kind == "var" else vae_run / "vae.safetensors"
-    vae = load_checkpoint(vae_file, expect=SYSTEMS[kind].vae).model
-    zoo = load_checkpoint(runs[kind] / f"{kind}.safetensors", expect=kind)
-    state = load_checkpoint(runs[kind] / "checkpoint-last.pth", expect=kind)
+@pytest.mark.parametrize("trainer", ["mar", "far_t2i", "var"])
+def test_checkpoints_can_be_exported(trainer: str, runs: dict[str, Path], vae_run: Path, vqvae_run: Path) -> None:
+    vae_file = vqvae_run / "vqvae.safetensors" if trainer == "var" else vae_run / "vae.safetensors"
+    vae = load_checkpoint(vae_file, expect=SYSTEMS[trainer].vae).model
+    zoo = load_checkpoint(runs[trainer] / f"{trainer}.safetensors", expect=trainer)
+    state = load_checkpoint(runs[trainer] / "checkpoint-last.pth", expect=trainer)
     assert zoo.model.config == state.model.config
-    assert zoo.classes == state.classes == (() if kind == "far_t2i" else ("ant", "bee", "cat"))
-    info = SYSTEMS[kind].info(zoo.model, vae)
-    assert SYSTEMS[kind].stages(zoo.model, vae, info, None)
-    settled = SAMPLERS[kind].resolve_settings(info, zoo.sampling)
-    assert settled["guidance"] == 2.0
-    if kind == "mar":
-        assert (settled["iterations"], settled["steps"]) == (2, 2)
-    assert Image.open(next((runs[kind] / "sheets").glob("samples-*.png"))).size[0] > 50
+    assert zoo.classes == state.classes == (() if trainer == "far_t2i" else ("ant", "bee", "cat"))
+    info = SYSTEMS[trainer].info(zoo.model, vae)
+    assert SYSTEMS[trainer].stages(zoo.model, vae, info, None)
+    settings = SAMPLERS[trainer].resolve_settings(info, zoo.sampling)
+    assert settings["guidance"] == 2.0
+    if trainer == "mar":
+        assert (settings["iterations"], settings["steps"]) == (2, 2)
+    assert Image.open(next((runs[trainer] / "sheets").glob("samples-*.png"))).size[0] > 50
 
 
 def test_vqvae_checkpoint_is_the_same_network(vqvae_run: Path, tokens: Path, pictures: Path) -> None:
@@ -123,31 +108,33 @@ def test_cached_features_are_the_text_encoders(text: Path, tiny: Any) -> None:
     encoder = load_text_encoder(tiny.bert, 9)
     ids, mask, _ = tokenize(load_tokenizer(tiny.bert), encoder.settings, [cached.prompts[1]])
     with torch.no_grad():
-        wanted = encoder.features(torch.from_numpy(ids), torch.from_numpy(mask))[0].numpy()
-    np.testing.assert_allclose(cached.features[1], wanted, rtol=1e-4, atol=1e-5)
+        expected = encoder.features(torch.from_numpy(ids), torch.from_numpy(mask))[0].numpy()
+    np.testing.assert_allclose(cached.features[1], expected, rtol=1e-4, atol=1e-5)
     assert cached.index.tolist() == [0, 1, 2] * 4
     with pytest.raises(FarError, match="other pictures"):
         open_text_cache(text, np.arange(12) % 2)
 
 
-@pytest.mark.parametrize("kind", ["mar", "far_t2i", "var"])
+@pytest.mark.parametrize("trainer", ["mar", "far_t2i", "var"])
 def test_a_run_may_start_from_a_checkpoint(
-    kind: str, inputs: dict[str, Any], runs: dict[str, Path], run_train: Run, tmp_path: Path
+    trainer: str, inputs: dict[str, Any], runs: dict[str, Path], run_train: Run, tmp_path: Path
 ) -> None:
-    start, still = runs[kind] / f"{kind}.safetensors", ("--warmup", 0, "--lr", 1e-12, "--weight-decay", 0, "--steps", 1)
-    result = run_train(*inputs[kind], "-o", tmp_path / "run", "--init", start, *still)
+    start = runs[trainer] / f"{trainer}.safetensors"
+    still = ("--warmup", 0, "--lr", 1e-12, "--weight-decay", 0, "--steps", 1)
+    result = run_train(*inputs[trainer], "-o", tmp_path / "run", "--init", start, *still)
     assert result.exit_code == 0, result.output
-    ours, theirs = state_of(tmp_path / "run")["model"], load_checkpoint(start, expect=kind).model.state_dict()
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    weights = load_state(tmp_path / "run")["model"]
+    initial = load_checkpoint(start, expect=trainer).model.state_dict()
+    assert all(torch.allclose(weights[name], value, atol=1e-6) for name, value in initial.items())
     with pytest.raises(FarError, match="tensors do not fit"):
-        run_train(*inputs[kind], "-o", tmp_path / "other", "--init", start, *still, "--width", 32)
+        run_train(*inputs[trainer], "-o", tmp_path / "other", "--init", start, *still, "--width", 32)
 
 
-@pytest.mark.parametrize("kind", ["residual", "plain"])
-def test_hybrids_leave_a_sheet_and_no_checkpoint_to_export(kind: str, runs: dict[str, Path]) -> None:
-    assert Image.open(next((runs[kind] / "sheets").glob("samples-*.png"))).size[0] > 50
+@pytest.mark.parametrize("trainer", ["residual", "plain"])
+def test_hybrids_leave_a_sheet_and_no_checkpoint_to_export(trainer: str, runs: dict[str, Path]) -> None:
+    assert Image.open(next((runs[trainer] / "sheets").glob("samples-*.png"))).size[0] > 50
     with pytest.raises(FarError, match="no checkpoint of"):
-        load_checkpoint(runs[kind] / "checkpoint-last.pth")
+        load_checkpoint(runs[trainer] / "checkpoint-last.pth")
 
 
 def test_bad_input_is_named(
