@@ -111,6 +111,11 @@ class Manifest:
         return any(graph.stage == name for graph in self.graphs)
 
     @property
+    def smallest_batch(self) -> int:
+        """The fewest pictures that all graphs were exported for; 1 where none says how many."""
+        return max((graph.profile["batch"][0] for graph in self.graphs if "batch" in graph.profile), default=1)
+
+    @property
     def largest_batch(self) -> int:
         """The most pictures that all graphs were exported for; 1 where none says how many."""
         return min((graph.profile["batch"][2] for graph in self.graphs if "batch" in graph.profile), default=1)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.conditioning.cache import LIMIT, ConditionCache
-from far_runtime.conditioning.subjects import Subject, condition_of, is_null, resolve_subjects, takes_text
+from far_runtime.conditioning.subjects import Subject, condition_of, is_null, resolve_subjects, takes_text, texts_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions, run_generation
+from far_runtime.engines.select import Choice
 from far_runtime.errors import FarError, SettingName
 from far_runtime.generation import (
     Generation,
@@ -63,7 +64,7 @@ class Pipeline:
     def from_bundle(
         cls,
         path: str | Path,
-        engine: str | None = None,
+        engine: str | Choice | None = None,
         threads: int | None = None,
         check: bool = True,
         options: EngineOptions | None = None,
@@ -80,7 +81,7 @@ class Pipeline:
         return cls.over(open_bundle(path, check), engine, options)
 
     @classmethod
-    def over(cls, bundle: Bundle, engine: str | None = None, options: EngineOptions | None = None) -> Pipeline:
+    def over(cls, bundle: Bundle, engine: str | Choice | None = None, options: EngineOptions | None = None) -> Pipeline:
         """A pipeline over a bundle that is open, on the named engine; FarError for an engine that cannot be had."""
         options = options or EngineOptions()
         return cls(bundle, open_engine(bundle, engine, options), options.threads)
@@ -315,8 +316,7 @@ class Pipeline:
         if levels is not None:  # the states are read on the way
             arrays = {name: self.engine.get(array).copy() for name, array in run(self.engine).items()}
         else:
-            texts = {text for one in subjects if one.label is None for text in (one.name, one.negative)}
-            shapes = (len(records), len(texts), source is not None, first is not None)
+            shapes = (len(records), len(texts_of(subjects)), source is not None, first is not None)
             arrays = run_generation(self.engine, (batch_key(records[0].sampling, plan), *shapes), run)
         images, latents = arrays["images"], arrays["latents"]
         check_finite(latents, [record.sampling for record in records])

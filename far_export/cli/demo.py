@@ -63,17 +63,17 @@ def demo(output: Path, model: str, zoo: Path | None, text_encoder: Path | None, 
     with timings.part("export", output / "bundle"):
         bundle = export_demo(output / "bundle", checkpoint, vae, text_encoder)
     subjects = demo_subjects(bundle, checkpoint.with_name(PROMPTS))
-    engine, reasons = resolve_engine(engine, bundle)
+    choice, reasons = resolve_engine(engine, bundle)
     for line in reasons:
         detail(line)
-    with Pipeline.from_bundle(output / "bundle", engine, check=False) as pipeline:
+    with Pipeline.from_bundle(output / "bundle", choice, check=False) as pipeline:
         subject = "prompt" if takes_text(bundle.manifest) else "class"
         with timings.part(f"draw one picture of every {subject}", output / "samples.png"):
             detail(draw_samples(pipeline, output / "samples.png", subjects, seed))
         with timings.part("draw the way from low to high frequency", output / "levels.png"):
             detail(draw_levels(pipeline, output, spread(subjects, LEVEL_PICTURES), seed))
     with timings.part("verify against the checkpoint", output / "verify.html"):
-        report = verify_demo(bundle, checkpoint, vae, text_encoder, engine, spread(subjects, VERIFY_PICTURES), seed)
+        report = verify_demo(bundle, checkpoint, vae, text_encoder, choice, spread(subjects, VERIFY_PICTURES), seed)
         write_html(report, output / "verify.html")
         result = "passed" if report.passed else "FAILED"
         detail(f"{result}: latents within {report.latents_error:.1e}, worst picture {report.worst_psnr:.1f} dB")
@@ -182,7 +182,7 @@ def draw_levels(pipeline: Pipeline, folder: Path, subjects: Sequence[Subject], s
 
 
 def verify_demo(
-    bundle: Bundle, checkpoint: Path, vae_file: Path, text_encoder: Path | None, engine: str,
+    bundle: Bundle, checkpoint: Path, vae_file: Path, text_encoder: Path | None, engine: Choice,
     subjects: Sequence[Subject], seed: int,
 ) -> Report:  # fmt: skip
     """Verify the bundle with a picture of each subject."""

@@ -257,8 +257,8 @@ def _draw(
     from far_runtime.sampling.settings import resolve_settings
 
     name, engine_settings = take_engine(options)
-    name, choice = resolve_engine(name, bundle)
-    with Pipeline.over(bundle, name, engine_settings) as pipeline:
+    engine, choice = resolve_engine(name, bundle)
+    with Pipeline.over(bundle, engine, engine_settings) as pipeline:
         facts = {
             "bundle": bundle.manifest.id, "engine": pipeline.engine.name,
             "engine_version": pipeline.surroundings()["engine_version"], "version": __version__, "seed": task.seed,

@@ -117,8 +117,8 @@ def _search(
     from far_runtime.storage.atomic import user_cache
 
     name, engine_settings = take_engine(options)
-    name, choice = resolve_engine(name, bundle)
-    with Pipeline.over(bundle, name, engine_settings) as pipeline:
+    engine, choice = resolve_engine(name, bundle)
+    with Pipeline.over(bundle, engine, engine_settings) as pipeline:
         surroundings = pipeline.surroundings()
         facts = {
             "bundle": bundle.manifest.id, "engine": surroundings["engine"], "version": __version__, "count": count,

@@ -141,7 +141,7 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
     manifest = bundle.manifest
     inputs = _inputs(bundle, options)
     engine, engine_settings = take_engine(options)
-    engine, reasons = resolve_engine(engine, bundle)
+    choice, reasons = resolve_engine(engine, bundle)
     checkpoint = options["checkpoint"]
     vae = options["vae"] or recorded_vae(manifest, checkpoint)
     # None: the usual weights.
@@ -156,14 +156,14 @@ def _run(options: dict[str, Any]) -> tuple[Report, list[str]]:
         check_possible(count)
     with _torch_threads(engine_settings.threads), progress_bar(sys.stderr.isatty(), "diffusion steps") as on_progress:
         report = verify_bundle(
-            bundle, model.model, decoder.model, engine, inputs, text=text, engine_options=engine_settings,
+            bundle, model.model, decoder.model, choice, inputs, text=text, engine_options=engine_settings,
             options=VerifyOptions(tolerance_scale=options["tolerance_scale"], on_progress=on_progress),
         )  # fmt: skip
     if count is not None:
         stages = reference_stages(manifest, model.model, decoder.model, text)
         with _torch_threads(engine_settings.threads):
             distribution = check_distribution(
-                bundle, stages, engine, inputs.settings, count, options=engine_settings, seed=options["seed"],
+                bundle, stages, choice, inputs.settings, count, options=engine_settings, seed=options["seed"],
                 report=lambda line: click.echo(line, err=True),
             )  # fmt: skip
         report = replace(report, distribution=distribution)

@@ -32,6 +32,7 @@ from far_runtime.bundle import Bundle
 from far_runtime.conditioning.subjects import spread_subjects
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
+from far_runtime.engines.select import Choice
 from far_runtime.errors import FarError
 from far_runtime.pipeline import Pipeline
 from far_runtime.storage.atomic import user_cache
@@ -132,7 +133,7 @@ def check_possible(count: int, option: str = "--distribution") -> torch.nn.Modul
 def check_distribution(
     bundle: Bundle,
     stages: Sequence[Stage],
-    engine: str | Engine | None,
+    engine: str | Choice | Engine | None,
     settings: Mapping[str, Any],
     count: int,
     *,
@@ -167,7 +168,7 @@ def check_distribution(
         return draw
 
     return compare_distributions(
-        draw_on(lambda: open_engine(bundle, engine, options) if isinstance(engine, str | None) else engine),
+        draw_on(lambda: open_engine(bundle, engine, options) if isinstance(engine, str | Choice | None) else engine),
         draw_on(lambda: TorchEngine(stages)),
         count,
         seed,

@@ -26,6 +26,7 @@ from far_runtime.bundle import Bundle
 from far_runtime.conditioning.subjects import Subject, condition_of
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Array, Engine, EngineOptions
+from far_runtime.engines.select import Choice
 from far_runtime.errors import FarError
 from far_runtime.sampling.base import Plan, Step
 from far_runtime.sampling.noise import SeedNoise
@@ -72,7 +73,7 @@ def verify_bundle(
     bundle: Bundle,
     model: nn.Module,
     vae: nn.Module,
-    engine_name: str | None,
+    engine: str | Choice | None,
     inputs: SampleInputs,
     *,
     text: Stage | None = None,
@@ -88,7 +89,7 @@ def verify_bundle(
     for an engine that is not there.
     """
     check_sizes(bundle.manifest, model, vae)
-    candidate = open_engine(bundle, engine_name, engine_options)
+    candidate = open_engine(bundle, engine, engine_options)
     stages = reference_stages(bundle.manifest, model, vae, text)
     if not options.tolerances:
         options = replace(options, tolerances=exporter_tolerances(stages, bundle.manifest))

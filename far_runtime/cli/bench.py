@@ -174,8 +174,8 @@ def _run(
     subjects = resolve_subjects(manifest, options["labels"], options["prompts"], options["negative"])
     subjects = subjects or default_subjects(manifest, LABELS)
     if not specs:
-        name, lines = resolve_engine(None, bundle)
-        specs = engine_specs([name])
+        choice, lines = resolve_engine(None, bundle)
+        specs = engine_specs([choice.name])
         if not options["quiet"]:
             click.echo("\n".join(lines), err=True)
     files = CheckpointFiles(**{n: options[n] and options[n].resolve() for n in ("checkpoint", "vae", "text_encoder")})

@@ -132,8 +132,8 @@ def edit(
     sampling, (engine, engine_options) = take_sampling(options), take_engine(options)
     prepare = _read_inputs(image, mask, outpaint)
     opened = open_bundle(bundle, check=not no_check)
-    name, notes = resolve_engine(engine, opened)
-    with Pipeline.over(opened, name, engine_options) as pipeline:
+    choice, notes = resolve_engine(engine, opened)
+    with Pipeline.over(opened, choice, engine_options) as pipeline:
         manifest = pipeline.bundle.manifest
         size = manifest.model.image_size
         subjects = subjects_of(manifest, labels, prompts, negative)

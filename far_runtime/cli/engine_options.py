@@ -95,8 +95,8 @@ def take_engine(options: dict[str, Any]) -> tuple[str | None, EngineOptions]:
     return name, EngineOptions(**{option: options.pop(option) for option in LIBRARIES_OF})
 
 
-def resolve_engine(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
-    """Name of the engine that a command uses, and a line that says why, if the user named none.
+def resolve_engine(name: str | None, bundle: Bundle) -> tuple[Choice, list[str]]:
+    """The engine that a command uses, and a line that says why, if the user named none.
 
     Prints warnings for options on the command line that this engine does not read.
     """
@@ -104,7 +104,7 @@ def resolve_engine(name: str | None, bundle: Bundle) -> tuple[str, list[str]]:
 
     choice = best_unless(name, bundle)
     warn_of_unused(choice.name)
-    return choice.name, [choice_line(choice)] if choice.reason else []
+    return choice, [choice_line(choice)] if choice.reason else []
 
 
 def choice_line(choice: Choice) -> str:

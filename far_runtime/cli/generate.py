@@ -125,8 +125,8 @@ def generate(
     outputs.check_distinct((), like)
     engine = engine or _engine_of(original)
     opened = open_bundle(bundle, check=not no_check)
-    name, notes = resolve_engine(engine, opened)
-    with Pipeline.over(opened, name, engine_options) as pipeline:
+    choice, notes = resolve_engine(engine, opened)
+    with Pipeline.over(opened, choice, engine_options) as pipeline:
         manifest = pipeline.bundle.manifest
         if original is not None and like is not None:
             _warn_of_differences(like, original.differences(pipeline.surroundings()))

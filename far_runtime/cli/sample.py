@@ -182,14 +182,14 @@ def _draw_here(
 
     if not shards:
         return
-    engine, lines = resolve_engine(name, opened)
+    choice, lines = resolve_engine(name, opened)
     for line in lines:
         say(line)
 
     def on_batch(count: int) -> None:
         report(done + count)
 
-    with Pipeline.over(opened, engine, options) as pipeline:
+    with Pipeline.over(opened, choice, options) as pipeline:
         folder.check_engine(engine_facts(pipeline))
         for shard in shards:
             yield draw_shard(pipeline, folder.run, shard, on_batch)

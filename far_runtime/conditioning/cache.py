@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle
-from far_runtime.conditioning.subjects import Subject, condition_of, null_subject, takes_text
-from far_runtime.engines.base import Array, Engine
-from far_runtime.errors import FarError
+from far_runtime.conditioning.subjects import Subject, condition_of, null_subject, takes_text, texts_of
+from far_runtime.engines.base import Array, Engine, smallest_batch
 from far_runtime.sampling.base import FirstStep, Step
 from far_runtime.sampling.settings import sampler_of
 
@@ -24,28 +23,28 @@ LIMIT = 256 << 20
 
 
 class ConditionCache:
-    """Remembers for the subjects of one engine over one bundle.
+    """Text features and first outputs of the transformer, kept by subject for one engine over one bundle.
 
-    Every row is computed alone, in a batch of one: a picture's bits do not depend on what was drawn before it, nor on
-    its neighbours. They are host arrays, read before a generation begins, so that it can be captured. limit: bytes that
-    are kept; 0 remembers nothing, and leaves everything to the loop.
+    Every row is computed alone, in a batch of one: the bits of a picture do not depend on what was drawn before it, nor
+    on its neighbours. The rows are host arrays that are read before a generation begins, so that it can be captured.
+    An engine that takes no batch of one leaves everything to the loop.
     """
 
     def __init__(self, engine: Engine, bundle: Bundle, limit: int = LIMIT) -> None:
-        self._engine, self._bundle, self._memo = engine, bundle, LruArrays(limit)
-        self._cut: dict[str, tuple[str, ...]] = {}
-        self._takes_one = True
+        """The cache is empty; it keeps at most `limit` bytes, and with 0 it leaves everything to the loop."""
+        self._engine, self._bundle, self._arrays = engine, bundle, LruArrays(limit)
+        self._active = limit > 0 and max(smallest_batch(engine), bundle.manifest.smallest_batch) == 1
+        self._warnings: dict[str, tuple[str, ...]] = {}
+        self._compute_first: FirstStep[Any] | None = getattr(sampler_of(bundle.manifest), "first", None)
 
     def features(self, subjects: Sequence[Subject]) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
-        """The features [T, width] of every prompt and negative prompt, by text (none for a model that takes no text),
-        and warnings of texts that were cut."""
-        if not self._memo.limit or not takes_text(self._bundle.manifest):
+        """The features [T, width] of every prompt and negative prompt, by text, and warnings of texts that were cut.
+        Nothing for a model that takes no text."""
+        if not self._active or not takes_text(self._bundle.manifest):
             return {}, ()
-        texts = dict.fromkeys(
-            text for kind in ("name", "negative") for one in subjects if (text := getattr(one, kind)).strip()
-        )
-        found = {text: self._memo.get(("features", text), partial(self._encode, text)) for text in texts}
-        return found, tuple(warning for text in texts for warning in self._cut.get(text, ()))
+        texts = [text for text in texts_of(subjects) if text.strip()]
+        features = {text: self._arrays.get(("features", text), partial(self._encode, text)) for text in texts}
+        return features, tuple(warning for text in texts for warning in self._warnings.get(text, ()))
 
     def first_output(
         self, step: Step, subjects: Sequence[Subject], features: Mapping[str, NDArray[np.float32]]
@@ -53,28 +52,22 @@ class ConditionCache:
         """`Condition.first_output` of a batch for the first step of its plan: one row per picture, and their
         unconditional ones behind them where the step is guided.
 
-        None for a system whose first step depends on more than its subject, and for an engine that takes no batch of
-        one.
+        None for a system whose first step depends on more than its subject.
         """
-        manifest = self._bundle.manifest
-        compute: FirstStep[Any] | None = getattr(sampler_of(manifest), "first", None)
-        if compute is None or not self._memo.limit or not self._takes_one:
+        compute = self._compute_first
+        if compute is None or not self._active:
             return None
-        wanted = list(subjects)
+        rows = list(subjects)
         if step.guidance != 1:
-            wanted += [self._opposite(one) for one in subjects]
+            rows += [self._opposite(subject) for subject in subjects]
         constants = json.dumps(dict(step.constants), sort_keys=True)
 
         def row(subject: Subject) -> NDArray[np.float32]:
             condition, _ = condition_of(self._engine, self._bundle, [subject], features)
-            return self._row(compute(self._engine, manifest.model, step, condition))
+            return self._row(compute(self._engine, self._bundle.manifest.model, step, condition))
 
-        try:
-            return np.stack([self._memo.get((constants, one.label, one.name), partial(row, one)) for one in wanted])
-        except FarError:
-            # An engine that was built for larger batches only. Whatever else it may be, the loop will run into it.
-            self._takes_one = False
-            return None
+        keys = [(constants, subject.label, subject.name) for subject in rows]
+        return np.stack([self._arrays.get(key, partial(row, subject)) for key, subject in zip(keys, rows, strict=True)])
 
     def _opposite(self, subject: Subject) -> Subject:
         """What a guided picture is led away from, as a subject."""
@@ -87,7 +80,7 @@ class ConditionCache:
 
         array, warnings = encode(self._engine, self._bundle.manifest, self._bundle.path, [text])
         if warnings:
-            self._cut[text] = warnings
+            self._warnings[text] = warnings
         return self._row(array)
 
     def _row(self, array: Array) -> NDArray[np.float32]:
@@ -96,26 +89,27 @@ class ConditionCache:
 
 
 class LruArrays:
-    """float32 arrays by key; beyond `limit` bytes, those that were not asked for longest are given up."""
+    """float32 arrays by key, of which those that were not asked for longest give way to new ones."""
 
     def __init__(self, limit: int) -> None:
+        """Without any array; together they take at most `limit` bytes."""
         self.limit, self.size = limit, 0
-        self._kept: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
+        self._arrays: OrderedDict[Hashable, NDArray[np.float32]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._arrays)
 
-    def get(self, key: Hashable, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The array of a key, made if it is not there. Not to be written to."""
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-            return found
-        made = np.array(make())
-        made.setflags(write=False)
-        if made.nbytes <= self.limit and np.isfinite(made).all():  # what failed once need not fail again
-            self._kept[key] = made
-            self.size += made.nbytes
+    def get(self, key: Hashable, compute: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The array of a key, computed if it is not there. It cannot be written to."""
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
+            return self._arrays[key]
+        array = np.array(compute())
+        array.setflags(write=False)
+        # What is not finite may be right the next time.
+        if array.nbytes <= self.limit and np.isfinite(array).all():
+            self._arrays[key] = array
+            self.size += array.nbytes
         while self.size > self.limit:
-            self.size -= self._kept.popitem(last=False)[1].nbytes
-        return made
+            self.size -= self._arrays.popitem(last=False)[1].nbytes
+        return array

@@ -104,6 +104,12 @@ def spread_subjects(manifest: Manifest, count: int) -> list[Subject]:
     return resolve_subjects(manifest, [i * classes // count if count < classes else i % classes for i in range(count)])
 
 
+def texts_of(subjects: Sequence[Subject]) -> list[str]:
+    """The different prompts of subjects, then their negative prompts; none for classes."""
+    prompts = [subject for subject in subjects if subject.label is None]
+    return list(dict.fromkeys([subject.name for subject in prompts] + [subject.negative for subject in prompts]))
+
+
 def condition_of(
     engine: Engine,
     bundle: Bundle,

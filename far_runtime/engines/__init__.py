@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from far_runtime.bundle import Bundle
 from far_runtime.engines.base import Engine, EngineOptions
 from far_runtime.errors import FarError
 
+if TYPE_CHECKING:
+    from far_runtime.engines.select import Choice
+
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
-def open_engine(bundle: Bundle, name: str | None = None, options: EngineOptions | None = None) -> Engine:
-    """The engine `name` (library, library:device, or openvino:device:precision) over a bundle; FarError for an unknown
-    name or a library that is missing. None: the one of `choice.choose`."""
-    options = options or EngineOptions()
-    if name is None:
-        from far_runtime.engines.select import choose
+def open_engine(bundle: Bundle, engine: str | Choice | None = None, options: EngineOptions | None = None) -> Engine:
+    """An engine over a bundle: the one of that name (library, library:device, or openvino:device:precision), or the one
+    that `select.choose` chose, or the best one here. Raises FarError for an unknown name and a missing library."""
+    from far_runtime.engines.select import Choice, best_unless
 
-        name = choose(bundle).name
+    choice = engine if isinstance(engine, Choice) else best_unless(engine, bundle)
+    options, name = options or EngineOptions(), choice.name
     library, _, device = name.partition(":")
     if library == "onnxruntime":
         from far_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -31,7 +35,7 @@ def open_engine(bundle: Bundle, name: str | None = None, options: EngineOptions 
         from far_runtime.engines.cache.compatibility import cached_plans
         from far_runtime.engines.tensorrt.engine import TensorRtEngine
 
-        return TensorRtEngine(bundle, library, cached_plans(bundle, library), options)
+        return TensorRtEngine(bundle, library, cached_plans(bundle, library, choice.cached), options)
     raise FarError(
         f"engine {name!r}: unknown; known: {', '.join(ENGINES)}; with :cuda, :tensorrt, :tensorrt-rtx or :openvino "
         "after onnxruntime, with :gpu or :npu after openvino"

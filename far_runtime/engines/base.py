@@ -82,6 +82,12 @@ def run_generation(engine: Engine, key: Hashable, make: Generate) -> dict[str, N
     return {name: np.array(engine.get(array)) for name, array in make(engine).items()}
 
 
+def smallest_batch(engine: Engine) -> int:
+    """The fewest pictures that an engine draws at once: 1, unless its graphs were compiled for more (its attribute
+    `smallest_batch`)."""
+    return int(getattr(engine, "smallest_batch", 1))
+
+
 def scalar(value: float, dtype: Any = np.float32) -> NDArray[Any]:
     """A [1] array: the form in which numbers enter a stage."""
     return np.array([value], dtype)

@@ -17,7 +17,7 @@ from far_runtime.errors import FarError
 from far_runtime.machine.memory import total_memory
 
 if TYPE_CHECKING:
-    from far_runtime.bundle import Bundle
+    from far_runtime.engines.cache.entry import CachedEngine
 
 X86 = ("x86_64", "amd64")
 DRIVERS = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
@@ -34,6 +34,8 @@ class Choice:
     """As `open_engine` takes it, such as "openvino:cpu"."""
     reason: str = ""
     """Why it is the best one here; empty where the user named it."""
+    cached: CachedEngine | None = None
+    """The compiled engine that was found in the bundle's cache; None where nobody looked."""
 
 
 def choose(bundle: Bundle) -> Choice:
@@ -62,8 +64,8 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
     runtime = folder_of("onnxruntime")
     if has_gpu():
         for library, module in MODULES.items():
-            if folder_of(module) is not None and is_built(bundle, library):
-                yield Choice(library, "built for this GPU")
+            if folder_of(module) is not None and (cached := built_engine(bundle, library)):
+                yield Choice(library, "built for this GPU", cached)
     if runtime is not None and has_gpu() and any((runtime / "capi" / name).is_file() for name in CUDA_LIBRARIES):
         yield Choice("onnxruntime:cuda", "there is an NVIDIA GPU, and this onnxruntime has CUDA")
     openvino = folder_of("openvino") is not None
@@ -80,15 +82,14 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
         yield Choice("openvino:cpu", "installed" if runtime is None else "it computes BF16, onnxruntime does not")
 
 
-def is_built(bundle: Bundle, library: str) -> bool:
-    """Whether the cache holds an engine that fits this bundle and this machine."""
+def built_engine(bundle: Bundle, library: str) -> CachedEngine | None:
+    """The engine in the cache that fits this bundle and this machine; None where there is none."""
     from far_runtime.engines.cache.compatibility import find_compatible
 
     try:
-        find_compatible(bundle, library)
+        return find_compatible(bundle, library)
     except FarError:
-        return False
-    return True
+        return None
 
 
 def folder_of(module: str) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from far_runtime.engines.base import Array, CapturingEngine, Engine, Generate, run_generation
+from far_runtime.engines.base import Array, CapturingEngine, Engine, Generate, run_generation, smallest_batch
 
 COPIES = "copies"
 """Under this name stands what `put` and `get` take."""
@@ -25,6 +25,7 @@ class TimedEngine:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.perf_counter) -> None:
         self.name = engine.name
         self.version: str = getattr(engine, "version", "")
+        self.smallest_batch = smallest_batch(engine)
         self.seconds: dict[str, list[float]] = {}
         self._engine = engine
         self._clock = clock

@@ -61,7 +61,7 @@ class ServerConfig:
                 choice = best_unless(engine, bundle)
                 name = f"{bundle_name}@{choice.name}" if len(set(self.engines)) > 1 else bundle_name
                 observer = ModelMetrics(metrics, name)
-                models.append(open_model(name, bundle, choice.name, self.options, self.queue, observer))
+                models.append(open_model(name, bundle, choice, self.options, self.queue, observer))
                 choices.append(choice)
         rate_limiter = RateLimiter(self.rate) if self.rate else None
         return Service(models, metrics, limits=self.limits, keys=self.keys, rate_limiter=rate_limiter), choices

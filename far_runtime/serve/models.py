@@ -13,6 +13,7 @@ from far_runtime.conditioning.subjects import Subject, null_subject, resolve_sub
 from far_runtime.conditioning.text import check_encoder, load_tokenizer
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
+from far_runtime.engines.select import Choice
 from far_runtime.engines.timed import timed
 from far_runtime.errors import FarError
 from far_runtime.model_name import check_name
@@ -110,7 +111,7 @@ class Model:
 def open_model(
     name: str,
     bundle: Bundle,
-    engine: str,
+    engine: str | Choice,
     options: EngineOptions,
     queue: QueueConfig,
     observer: BatcherObserver | None = None,

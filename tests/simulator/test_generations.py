@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.subjects import takes_text
 from far_runtime.engines.base import EngineOptions
 from far_runtime.engines.tensorrt.device_memory import BLOCK
@@ -165,3 +166,14 @@ def test_a_picture_made_again_is_the_same(simulation: Any, pipelines: Any, tiny:
     made = pipeline.generate([3, 4], [7, 8])
     again = pipeline.like(made.settings[1])
     assert np.array_equal(again.images[0], made.images[1])
+
+
+def test_an_engine_of_larger_batches_says_so_and_draws_without_the_cache(simulation: Any, tiny: Any) -> None:
+    sizes = {"batch": (2, 4, 8)}
+    bundle = open_bundle(tiny.bundle, check=False)
+    engine = simulation.engine(tiny.bundle, profiles={graph.name: [sizes] for graph in bundle.manifest.graphs})
+    assert engine.smallest_batch == 2
+    assert simulation.engine(tiny.bundle, profiles={"denoise": [sizes, {}]}).smallest_batch == 1
+    drawn = Pipeline(bundle, engine).generate([1, 2], [0, 1]).latents
+    plain = Pipeline(bundle, simulation.engine(tiny.bundle), cache_bytes=0).generate([1, 2], [0, 1]).latents
+    assert np.array_equal(drawn, plain)

@@ -109,17 +109,16 @@ def device_of(engine: CachedEngine) -> str:
     return f"{facts.get('device', '')}{capability}"
 
 
-def cached_plans(bundle: Bundle, library: str) -> Callable[[str], bytes]:
-    """Reads the plan of a graph, its SHA-256 checked; looks for the engine at the first call.
+def cached_plans(bundle: Bundle, library: str, engine: CachedEngine | None = None) -> Callable[[str], bytes]:
+    """Reads the plan of a graph, its SHA-256 checked; without an `engine` it looks for one at the first call.
 
     Raises FarError where no engine was built, or none fits here, with the reasons and the command that builds one.
     """
-    chosen: list[CachedEngine] = []
 
     def read(graph: str) -> bytes:
-        if not chosen:
-            chosen.append(find_compatible(bundle, library))
-        return chosen[0].read(graph)
+        nonlocal engine
+        engine = engine or find_compatible(bundle, library)
+        return engine.read(graph)
 
     return read
 

@@ -81,6 +81,11 @@ class TensorRtEngine:
         """How often it has asked for memory, on the device or pinned."""
         return self._cuda.allocations
 
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest pictures that all graphs were compiled for."""
+        return max((executor.smallest("batch") for executor in self._executors.values()), default=1)
+
     def put(self, array: NDArray[Any]) -> Array:
         array = np.asarray(array)
         if array.dtype.name not in DTYPES:

@@ -77,6 +77,17 @@ class Executor:
         """Bytes of scratch memory that any of its profiles needs."""
         return activation_size(self._engine)
 
+    def smallest(self, axis: str) -> int:
+        """The smallest size of an axis that any of its profiles takes; 1 where no input has that axis."""
+        sizes = [
+            lowest[j]
+            for profile in self._profiles
+            for spec, (lowest, _, _) in zip(self.graph.inputs, profile, strict=True)
+            for j, name in enumerate(spec.shape)
+            if name == axis
+        ]
+        return min(sizes, default=1)
+
     def lend(self, address: int, size: int) -> None:
         """Scratch memory for contexts to come, the same for all graphs: they never run at the same time."""
         self._activation = (address, size)

@@ -44,7 +44,7 @@ class RowsDiffer:
     """An engine whose transformer depends on the size of the batch and on the row, far more than rounding does."""
 
     def __init__(self, engine: Engine, smallest: int = 1) -> None:
-        self.engine, self.name, self.smallest = engine, "uneven", smallest
+        self.engine, self.name, self.smallest_batch = engine, "uneven", smallest
         self.put, self.get, self.close = engine.put, engine.get, engine.close
         self.runs = 0
 
@@ -53,7 +53,7 @@ class RowsDiffer:
         if stage == "transformer":
             self.runs += 1
             made = self.get(outputs["condition"])
-            if len(made) < self.smallest:
+            if len(made) < self.smallest_batch:
                 raise FarError("its engine takes 2 to 8")
             rows = np.arange(len(made), dtype=np.float32)[:, None, None]
             outputs["condition"] = self.put(made + np.float32(0.01) * (len(made) + rows))
@@ -94,3 +94,18 @@ def test_an_engine_that_takes_no_single_picture_draws_all_the_same(any_pipeline:
     made = Pipeline(any_pipeline.bundle, large).generate([3, 1], [0, 1])
     plain = Pipeline(any_pipeline.bundle, RowsDiffer(any_pipeline.engine), cache_bytes=0).generate([3, 1], [0, 1])
     assert np.array_equal(made.latents, plain.latents)
+
+
+def test_an_engine_that_fails_is_not_taken_for_one_of_larger_batches(pipeline: Pipeline) -> None:
+    failing = RowsDiffer(pipeline.engine, smallest=2)
+    failing.smallest_batch = 1
+    opened = Pipeline(pipeline.bundle, failing)
+    failing.smallest_batch = 9  # now it fails, whatever it said
+    with pytest.raises(FarError, match="its engine takes 2 to 8"):
+        opened.generate([3, 1], [0, 1])
+    failing.smallest_batch = 1
+    runs = failing.runs
+    opened.generate([3, 1], [0, 1])
+    again = failing.runs
+    opened.generate([3, 1], [0, 1])
+    assert again - runs > failing.runs - again, "the cache is in use"

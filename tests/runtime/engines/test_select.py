@@ -33,7 +33,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     def set_up(
         *installed: str, cpu: str = "x86_64", gpu: bool = False, cuda: bool = False, built: tuple[str, ...] = ()
     ) -> None:
-        monkeypatch.setattr(choice, "is_built", lambda bundle, library: library in built)
+        monkeypatch.setattr(choice, "built_engine", lambda bundle, library: library in built or None)
         folder = tmp_path / "onnxruntime"
         (folder / "capi").mkdir(parents=True, exist_ok=True)
         if cuda:
@@ -91,7 +91,7 @@ def test_a_graph_per_level_does_not_fill_the_memory(
 
 
 def test_only_an_engine_that_fits_is_built(bundle: Bundle) -> None:
-    assert not choice.is_built(bundle, "tensorrt-rtx")
+    assert choice.built_engine(bundle, "tensorrt-rtx") is None
 
 
 def test_nothing_installed_is_said_with_the_commands(bundle: Bundle, machine: Machine) -> None:
