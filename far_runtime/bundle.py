@@ -14,10 +14,10 @@ from far_runtime.model_info import ModelInfo, model_info
 from far_runtime.storage.atomic import whole_file
 
 FORMAT = 6
-"""Of the manifests that are written."""
+"""Number of the format in which manifests are written."""
 
 OLDEST_FORMAT = 5
-"""The oldest format that is still read, with all between it and FORMAT."""
+"""Number of the oldest format that is read, with all between it and FORMAT."""
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
@@ -31,78 +31,90 @@ CALIBRATION_PICTURES = 16
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, NumPy dtype and shape of a graph's input or output; a text in the shape names an axis of any length."""
+    """An input or output of a graph."""
 
     name: str
     dtype: str
+    """As NumPy calls it, such as "float32"."""
     shape: tuple[int | str, ...]
+    """Its sizes; a text is the name of an axis of any length, such as "batch"."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file. `constants`: what is folded into it (empty: everything is an input). `tolerance`: the relative
-    error to the torch model that verify accepts. `flops`: arithmetic of one row as a polynomial in the sizes of its
-    axes: the coefficient of every term, named by its axes ("": the constant, "count count": the square of `count`).
-    profile: smallest, usual and largest size of every dynamic axis, for engines that are compiled for them. precision:
-    of its matrix products.
-    """
+    """One ONNX file of the bundle."""
 
     name: str
+    """Unique in the bundle, such as "transformer_00_level00"."""
     stage: str
+    """The stage that it computes, such as "transformer"; a stage may have several graphs."""
     file: str
+    """Path of the file, relative to the bundle's folder."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tolerance: float
+    """Relative error to the torch module that verify accepts."""
     constants: dict[str, int] = field(default_factory=dict)
+    """The step's constants that are folded into the graph, by name; the others are inputs."""
     flops: dict[str, float] = field(default_factory=dict)
+    """Floating-point operations of one row, as a polynomial in the sizes of its axes: the coefficient of every term by
+    the names of its axes. "" is the constant term, "count count" the square of `count`."""
     parameters: int = 0
+    """Number of its weights."""
     profile: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Smallest, usual and largest size of every dynamic axis, for engines that are compiled for them."""
     precision: str = "fp32"
+    """Precision of its matrix products, one of PRECISIONS."""
 
 
 def fits(folded: Mapping[str, int], constants: Mapping[str, int]) -> bool:
-    """Whether a graph that has `folded` in it computes what these constants ask for."""
+    """Whether a graph with the constants `folded` into it computes a step with these constants."""
     return all(constants.get(name) == value for name, value in folded.items())
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size in bytes and SHA-256 of one file of the bundle."""
+    """Size and checksum of one file of the bundle."""
 
     bytes: int
     sha256: str
+    """In hex."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. `model`: the network's sizes and settings; `default_settings`: the sampling settings
-    that are used by default; `presets`: those that far tune found, by name, each {"settings", "measured"}; `classes`:
-    names by label, or empty; `source`: the checkpoint files; `precision`: what it was exported in, one of PRECISIONS
-    (single graphs may keep a higher one).
-    """
+    """The content of manifest.json."""
 
     system: str
+    """Name of the sampling loop, a key of `SAMPLERS`."""
     model: ModelInfo
+    """The network's sizes and settings."""
     default_settings: dict[str, Any]
+    """The sampling settings that are used where none are given, by name."""
     graphs: tuple[Graph, ...]
     files: dict[str, FileRecord]
+    """Every file of the bundle but the manifest, by its path relative to the folder."""
     classes: tuple[str, ...] = ()
+    """Name of every class label, or empty."""
     source: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint files that the bundle was exported from."""
     created_by: str = ""
+    """The version of far-deploy that exported it."""
     precision: str = "fp32"
+    """What it was exported in, one of PRECISIONS; single graphs may have a higher precision."""
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The presets that far tune found, by name, each with "settings" and "measured"."""
 
     def graph(self, stage: str, constants: Mapping[str, int]) -> Graph:
-        """The graph of a stage that has these constants folded in, or the one that takes them as inputs; FarError
-        if none."""
+        """The graph of a stage that has these constants folded in, or takes them as inputs; FarError if none does."""
         of_stage = [graph for graph in self.graphs if graph.stage == stage]
         for graph in of_stage:
             if fits(graph.constants, constants):
                 return graph
-        wanted = ", ".join(f"{name} {value}" for name, value in constants.items())
+        requested = ", ".join(f"{name} {value}" for name, value in constants.items())
         have = "; ".join(", ".join(f"{k} {v}" for k, v in graph.constants.items()) for graph in of_stage)
         raise FarError(
-            f"the bundle has no {stage} graph for {wanted or 'it'} (it has: {have or 'none'}); "
+            f"the bundle has no {stage} graph for {requested or 'it'} (it has: {have or 'none'}); "
             "use the levels that it was exported for, or export it with --levels shared"
         )
 
@@ -112,12 +124,12 @@ class Manifest:
 
     @property
     def smallest_batch(self) -> int:
-        """The fewest pictures that all graphs were exported for; 1 where none says how many."""
+        """The fewest pictures that all graphs take at once; 1 where no graph says how many."""
         return max((graph.profile["batch"][0] for graph in self.graphs if "batch" in graph.profile), default=1)
 
     @property
     def largest_batch(self) -> int:
-        """The most pictures that all graphs were exported for; 1 where none says how many."""
+        """The most pictures that all graphs take at once; 1 where no graph says how many."""
         return min((graph.profile["batch"][2] for graph in self.graphs if "batch" in graph.profile), default=1)
 
     @property
@@ -129,9 +141,10 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle's folder and its manifest."""
+    """A bundle that is open."""
 
     path: Path
+    """Its folder."""
     manifest: Manifest
 
 
@@ -157,7 +170,7 @@ def open_bundle(path: str | Path, check: bool = True) -> Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder, its own checksum compared and no file's; FarError where there is none of ours."""
+    """The manifest of a folder, compared with its own checksum alone; FarError where there is none."""
     file = folder / MANIFEST
     if not folder.is_dir():
         raise FarError(f"{folder}: no such bundle; make one with: far export CHECKPOINT --vae VAE -o {folder}")
@@ -193,7 +206,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _upgraded(data: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """The content of a manifest of an older format, as the present one has it."""
+    """The content of a manifest of an older format, as the present format has it."""
     content = dict(data)
     if version < 6:  # "schedule" was the name of the default settings
         content["default_settings"] = content.pop("schedule")
@@ -220,18 +233,10 @@ def _check_file(folder: Path, name: str, record: FileRecord, check: bool) -> Non
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256_in_blocks(file)
-        )
-
-
-def _sha256_in_blocks(file: Any) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -243,13 +248,13 @@ def record_of(path: Path) -> FileRecord:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json whole or not at all."""
     content = {"format": FORMAT, **manifest_to_dict(manifest)}
-    text = json.dumps({**content, "sha256": manifest_checksum(content)}, indent=1)
+    text = json.dumps({**content, "sha256": manifest_checksum(content)}, indent=1) + "\n"
     with whole_file(folder / MANIFEST) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
 
 
 def manifest_checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest's content, its own "sha256" entry left out: of the compact JSON with sorted keys."""
+    """SHA-256 of a manifest's content without the entry "sha256", as compact JSON with sorted keys."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

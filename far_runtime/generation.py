@@ -1,4 +1,4 @@
-"""What drawing gives: pictures with their settings, and how far it is while it goes on."""
+"""What a generation returns: pictures with the record of how they were made, and its progress while it runs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,29 @@ from far_runtime.sampling.base import Plan, Step
 
 @dataclass(frozen=True)
 class Progress:
-    """How far `generate` is: `inner` units (diffusion steps) of `step`, one of `steps` steps of the loop, in `batch`
-    (from 0) of `batches`; in all `done` of `total` units."""
+    """How far a generation is; a unit of progress is a diffusion step, or a whole step where there are none."""
 
     batch: int
+    """The batch that is drawn, from 0."""
     batches: int
+    """Number of batches."""
     step: Step
+    """The step of the loop."""
     steps: int
+    """Number of steps of the loop."""
     inner: int
+    """Units that are done of this step."""
     done: int
+    """Units that are done of the whole generation."""
     total: int
+    """Units of the whole generation."""
 
 
 OnProgress = Callable[[Progress], None]
+"""Called after every unit of progress."""
 
 OnLevel = Callable[[int, NDArray[np.uint8]], None]
-"""Called with the number of a step of the loop (from 0) and what the pictures are after it, uint8 [B, H, W, 3]."""
+"""Called with the number of a step of the loop (from 0) and the pictures after it, uint8 [B, H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +63,22 @@ class PlannedPicture:
 
 @dataclass(frozen=True)
 class Generation:
-    """Pictures with what they came from, in the order of the subjects.
-
-    images: uint8 [N, H, W, 3]. latents: float32 [N, ...], what was decoded (continuous systems: [N, L, C], scaled).
-    settings: one per picture. Where asked for, and None otherwise, level_latents: [N, steps, ...], the state after each
-    step; level_images: uint8 [N, steps, H, W, 3], the way to the picture as the system's `preview_latents` shows it.
-    step_names: what the steps are called. warnings: what the user should know.
-    """
+    """Pictures with the record of how they were made, in the order of the subjects."""
 
     images: NDArray[np.uint8]
+    """Pixels [N, H, W, 3]."""
     latents: NDArray[np.float32]
+    """What the pictures were decoded from [N, L, C], scaled."""
     settings: tuple[PictureMetadata, ...]
+    """One record per picture."""
     level_latents: NDArray[np.float32] | None = None
+    """The state after each step [N, steps, L, C], where asked for."""
     level_images: NDArray[np.uint8] | None = None
+    """Pictures of the states [N, steps, H, W, 3], as the system's `preview_latents` shows them, where asked for."""
     step_names: tuple[str, ...] = ()
+    """Names of the steps, such as "level 3"."""
     warnings: tuple[str, ...] = ()
+    """What the user should know."""
 
     def __getitem__(self, rows: slice) -> Generation:
         """Some of the pictures."""
@@ -123,30 +131,42 @@ class LevelRecorder:
         )
 
 
-def reporter(plan: Plan, batches: int, on_progress: OnProgress | None) -> Callable[[int], Callable[[Step, int], None]]:
-    """For each batch, what to call after every unit of a step."""
+def progress_reporter(
+    plan: Plan, batches: int, on_progress: OnProgress | None
+) -> Callable[[int], Callable[[Step, int], None]]:
+    """For each batch, the function to call after every unit of progress, with the step and the units done of it."""
     per_batch = sum(step.substeps for step in plan)
 
     def of_batch(batch: int) -> Callable[[Step, int], None]:
         def report(step: Step, inner: int) -> None:
-            if on_progress is not None:
-                done = batch * per_batch + sum(before.substeps for before in plan[: step.index]) + inner
-                on_progress(Progress(batch, batches, step, len(plan), inner, done, batches * per_batch))
+            if on_progress is None:
+                return
+            done = batch * per_batch + sum(earlier.substeps for earlier in plan[: step.index]) + inner
+            progress = Progress(
+                batch=batch,
+                batches=batches,
+                step=step,
+                steps=len(plan),
+                inner=inner,
+                done=done,
+                total=batches * per_batch,
+            )
+            on_progress(progress)
 
         return report
 
     return of_batch
 
 
-def joined(parts: Sequence[Generation]) -> Generation:
-    """The batches of one call as one."""
-    level_latents = [part.level_latents for part in parts if part.level_latents is not None]
-    level_images = [part.level_images for part in parts if part.level_images is not None]
+def concatenate(batches: Sequence[Generation]) -> Generation:
+    """The batches of one call as one generation."""
+    level_latents = [batch.level_latents for batch in batches if batch.level_latents is not None]
+    level_images = [batch.level_images for batch in batches if batch.level_images is not None]
     return Generation(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.latents for part in parts]),
-        tuple(one for part in parts for one in part.settings),
-        np.concatenate(level_latents) if level_latents else None,
-        np.concatenate(level_images) if level_images else None,
-        warnings=tuple(dict.fromkeys(warning for part in parts for warning in part.warnings)),
+        images=np.concatenate([batch.images for batch in batches]),
+        latents=np.concatenate([batch.latents for batch in batches]),
+        settings=tuple(metadata for batch in batches for metadata in batch.settings),
+        level_latents=np.concatenate(level_latents) if level_latents else None,
+        level_images=np.concatenate(level_images) if level_images else None,
+        warnings=tuple(dict.fromkeys(warning for batch in batches for warning in batch.warnings)),
     )

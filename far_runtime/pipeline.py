@@ -1,4 +1,4 @@
-"""Pipeline: labels or prompts, and seeds, into pictures, through a bundle's stages on one engine."""
+"""The pipeline: from labels or prompts and seeds to pictures, through a bundle's stages on one engine."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from far_runtime.generation import (
     OnProgress,
     PlannedPicture,
     Watch,
-    joined,
-    reporter,
+    concatenate,
+    progress_reporter,
 )
 from far_runtime.images.kept import KeptImage, kept_cells
 from far_runtime.images.metadata import PictureMetadata
@@ -44,12 +44,14 @@ class Pipeline:
     """Draws pictures from a bundle.
 
     >>> with Pipeline.from_bundle("far-b") as pipeline:
-    ...     made = pipeline.generate(["golden retriever", 3], seeds=[0, 0])
+    ...     images = pipeline.generate(["golden retriever", 3], seeds=[0, 0]).images
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, threads: int | None = None, cache_bytes: int = LIMIT) -> None:
-        """A pipeline over an open engine; `threads` is what the engine was given, for the record. remember: bytes of
-        what depends on a label or prompt alone (`ConditionCache`) that are kept for further pictures; 0: none is.
+        """A pipeline over an open engine.
+
+        threads: the number of threads that the engine was given, for the pictures' records.
+        cache_bytes: bytes of memory for what depends on a label or prompt alone (`ConditionCache`); 0 for no cache.
 
         Raises FarError for a bundle of a system that has no sampling loop here.
         """
@@ -69,11 +71,14 @@ class Pipeline:
         check: bool = True,
         options: EngineOptions | None = None,
     ) -> Pipeline:
-        """Open a bundle (comparing its checksums unless check=False) on the named engine, or the best one here.
+        """Open a bundle and an engine for it.
 
+        engine: by name, or as `choose` chose it; None for the best one here.
         threads: short for options=EngineOptions(threads=...).
+        check: whether the bundle's files are compared with their checksums.
+        options: how the engine runs.
 
-        Raises FarError for a bundle that is missing or damaged and for an engine that cannot be had.
+        Raises FarError for a bundle that is missing or damaged and for an engine that is not available.
         """
         if threads is not None and threads < 1:
             raise FarError(f"{threads} threads: expected 1 or more; use ", SettingName("threads"), " 2, say")
@@ -82,7 +87,7 @@ class Pipeline:
 
     @classmethod
     def over(cls, bundle: Bundle, engine: str | Choice | None = None, options: EngineOptions | None = None) -> Pipeline:
-        """A pipeline over a bundle that is open, on the named engine; FarError for an engine that cannot be had."""
+        """A pipeline over an open bundle; engine and options are those of `from_bundle`."""
         options = options or EngineOptions()
         return cls(bundle, open_engine(bundle, engine, options), options.threads)
 
@@ -95,11 +100,11 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Give the engine's memory back."""
+        """Free the engine's memory."""
         self.engine.close()
 
     def surroundings(self) -> dict[str, Any]:
-        """What a picture's bits depend on beside its own settings, under the names of `PictureMetadata`."""
+        """What the bits of a picture depend on beside its own settings, by the names of `PictureMetadata`."""
         return {
             "bundle": self.bundle.manifest.id,
             "engine": self.engine.name,
@@ -169,15 +174,15 @@ class Pipeline:
     def like(
         self, picture: PictureMetadata, on_progress: OnProgress | None = None, save_levels: bool = False
     ) -> Generation:
-        """One picture made again: in its place of a batch of the same size, whose other rows are copies of it.
+        """Repeat a picture: in its place of a batch of the same size, whose other rows are copies of it.
 
-        Same bundle, engine and machine: every bit is the same, unless a step of the picture was unguided beside guided
-        ones of its batch, which is the same up to rounding. `PictureMetadata.differences` tells what is not. Raises
-        FarError for an edited picture, which does not hold the image that it came from.
+        With the same bundle, engine and machine every bit is the same, with one exception: a step that was unguided for
+        this picture and guided for others of its batch is the same up to rounding. `PictureMetadata.differences` tells
+        what is not the same. Raises FarError for an edited picture, which does not hold the image that it came from.
         """
         if picture.edited:
             raise FarError("the picture was edited from another one; repeat it with far edit and the same files")
-        made = self.generate(
+        batch = self.generate(
             [picture.subject] * picture.batch,
             [picture.seed] * picture.batch,
             batch_size=picture.batch,
@@ -185,34 +190,37 @@ class Pipeline:
             save_levels=save_levels,
             **picture.sampling,
         )
-        return made[picture.index : picture.index + 1]
+        return batch[picture.index : picture.index + 1]
 
     def subjects(self, subjects: Sequence[int | str | Subject], negative: str = "") -> list[Subject]:
-        """Subjects of labels by number or name, or of prompts; FarError for a label that is out of range, unknown or
-        ambiguous."""
+        """The subjects of labels (numbers or names) or prompts, whichever the bundle draws from; subjects are checked.
+
+        Raises FarError for a label that is out of range, unknown or ambiguous.
+        """
         manifest = self.bundle.manifest
-        found = []
-        for one in subjects:
-            if isinstance(one, Subject) and is_null(manifest, one):
-                found.append(one)
-                continue
-            given = one if isinstance(one, Subject) else Subject(None, str(one), negative)
-            text = takes_text(manifest) if not isinstance(one, Subject) else given.label is None
-            labels: list[int | str] = [] if text else [given.name if given.label is None else given.label]
-            found += resolve_subjects(manifest, labels, [given.name] if text else [], given.negative)
-        return found
+        resolved: list[Subject] = []
+        for subject in subjects:
+            if not isinstance(subject, Subject):
+                labels, prompts = ([], [str(subject)]) if takes_text(manifest) else ([subject], [])
+                resolved += resolve_subjects(manifest, labels, prompts, negative)
+            elif is_null(manifest, subject):
+                resolved.append(subject)
+            elif subject.label is None:
+                resolved += resolve_subjects(manifest, prompts=[subject.name], negative=subject.negative)
+            else:
+                resolved += resolve_subjects(manifest, [subject.label], negative=subject.negative)
+        return resolved
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Pictures uint8 [B, H, W, 3] of what the loop ends with (scaled latents [B, L, C])."""
-        pixels: NDArray[np.uint8] = self.engine.get(
-            self.engine.run("decode", {"latents": self.engine.put(latents)})["pixels"]
-        )
+        """Pictures uint8 [B, H, W, 3] from the latents [B, L, C] that the loop ends with."""
+        outputs = self.engine.run("decode", {"latents": self.engine.put(latents)})
+        pixels: NDArray[np.uint8] = self.engine.get(outputs["pixels"])
         return pixels
 
     def _checked(
         self, subjects: Sequence[int | str | Subject], seeds: Sequence[int], negative: str, batch_size: int
     ) -> list[Subject]:
-        """The subjects of a call; FarError where subjects, seeds and batch size cannot be."""
+        """The subjects of a call; FarError for subjects, seeds or a batch size that are invalid."""
         resolved = self.subjects(subjects, negative)
         name, kind = ("prompt", "prompts") if takes_text(self.bundle.manifest) else ("label", "labels")
         if not resolved:
@@ -228,7 +236,7 @@ class Pipeline:
         return resolved
 
     def _plans(self, sampling: Mapping[str, Any], count: int, kept: int = 0) -> list[tuple[dict[str, Any], Plan]]:
-        """The resolved settings and the plan of every picture, made once for each scale of guidance."""
+        """The resolved settings and the plan of every picture, derived once for each scale of guidance."""
         scales = sampling.get("guidance")
         if not isinstance(scales, list | tuple | np.ndarray):
             return [resolve_plan(self.bundle.manifest, sampling, kept)] * count
@@ -276,9 +284,8 @@ class Pipeline:
     ) -> Generation:
         """All pictures, batch by batch."""
         plan = batches[0][0].plan
-        report = reporter(plan, len(batches), watch.on_progress)
-        parts = [self._batch(batch, report(i), watch, source) for i, batch in enumerate(batches)]
-        generation = joined(parts)
+        report = progress_reporter(plan, len(batches), watch.on_progress)
+        generation = concatenate([self._batch(batch, report(i), watch, source) for i, batch in enumerate(batches)])
         warnings = (*generation.warnings, *unsteady(plan, generation.latents))
         return replace(generation, step_names=tuple(step.name for step in plan), warnings=warnings)
 
@@ -289,14 +296,14 @@ class Pipeline:
         watch: Watch,
         source: KeptImage | None,
     ) -> Generation:
-        """Pictures that are computed together."""
+        """The pictures of one batch."""
         plan = merge_guidance([picture.plan for picture in pictures])
         records = tuple(picture.metadata for picture in pictures)
         subjects = [record.subject for record in records]
-        levels = self._levels(plan, watch.on_level) if watch.save_levels or watch.on_level else None
-        features, cut = self._condition_cache.features(subjects)
-        # Where an edit keeps something, the first step may see it.
-        first = None if source else self._condition_cache.first_output(plan[0], subjects, features)
+        levels = self._level_recorder(plan, watch)
+        features, cache_warnings = self._condition_cache.features(subjects)
+        # The first step of an edit may see what is kept.
+        first_output = None if source else self._condition_cache.first_output(plan[0], subjects, features)
         warnings: tuple[str, ...] = ()
 
         def on_step(step: Step, done: int, state: Array) -> None:
@@ -307,22 +314,26 @@ class Pipeline:
         def run(engine: Engine) -> dict[str, Array]:
             nonlocal warnings
             condition, warnings = condition_of(engine, self.bundle, subjects, features)
-            condition = replace(condition, first_output=first)
+            condition = replace(condition, first_output=first_output)
             noise = SeedNoise([record.seed for record in records])
             kept = source.region(engine, len(records)) if source else None
             state = self._sampler.sample(engine, self.bundle.manifest.model, plan, condition, noise, on_step, kept)
             return {"images": engine.run("decode", {"latents": state})["pixels"], "latents": state}
 
-        if levels is not None:  # the states are read on the way
+        if levels is not None:
+            # The states are read on the way, which no engine can capture.
             arrays = {name: self.engine.get(array).copy() for name, array in run(self.engine).items()}
         else:
-            shapes = (len(records), len(texts_of(subjects)), source is not None, first is not None)
+            shapes = (len(records), len(texts_of(subjects)), source is not None, first_output is not None)
             arrays = run_generation(self.engine, (batch_key(records[0].sampling, plan), *shapes), run)
         images, latents = arrays["images"], arrays["latents"]
         check_finite(latents, [record.sampling for record in records])
-        generation = Generation(images, latents, records, warnings=(*cut, *warnings))
+        generation = Generation(images, latents, records, warnings=(*cache_warnings, *warnings))
         return generation if levels is None else levels.finish(generation, watch.save_levels)
 
-    def _levels(self, plan: Plan, on_level: OnLevel | None) -> LevelRecorder:
+    def _level_recorder(self, plan: Plan, watch: Watch) -> LevelRecorder | None:
+        """What records the states of a batch, where somebody wants to see them."""
+        if not watch.save_levels and watch.on_level is None:
+            return None
         preview = partial(self._sampler.preview_latents, self.bundle.manifest.model, plan)
-        return LevelRecorder(len(plan), preview, self.decode, on_level)
+        return LevelRecorder(len(plan), preview, self.decode, watch.on_level)

@@ -20,6 +20,7 @@ from far_runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from far_export.verify.results import Report
+    from far_runtime.engines.select import Choice
 
 COLUMNS = 8
 """Pictures in a row of the sheet of samples."""

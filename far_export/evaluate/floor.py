@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from far_export.evaluate.features import FeatureExtractor, best_device
 from far_export.evaluate.reference import Pixels, Reference, cached_features
 from far_models.checkpoint.load import load_checkpoint
 from far_models.reconstruction import reconstruct_pixels
+from far_runtime.bundle import sha256_of
 from far_runtime.errors import FarError
 from far_runtime.progress import Reporting, silent
 
@@ -51,4 +51,4 @@ class Floor:
 def open_floor(path: Path, system: str) -> Floor:
     """The VAE in a checkpoint; FarError where it is not of that system ("klvae" or "vqvae")."""
     vae = load_checkpoint(path, expect=system).model.to(best_device())
-    return Floor(vae, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Floor(vae, sha256_of(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import pickle
 import tempfile
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from far_export.evaluate.features import FeatureExtractor, Network, best_device
+from far_runtime.bundle import sha256_of
 from far_runtime.errors import FarError
 
 KNOWN = (
@@ -33,7 +33,7 @@ def inception(path: Path, say: Callable[[str], None] = lambda line: None) -> Fea
     """
     if not path.is_file():
         raise FarError(f"--inception {path}: no such file; give inception-2015-12-05.pt (TorchScript)")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(path)
     if not digest.startswith(KNOWN):
         say(
             f"warning: {path}: its SHA-256 ({digest[:16]}..) is not that of inception-2015-12-05.pt or "

@@ -1,5 +1,5 @@
-"""What depends on a subject alone, computed once for each: a prompt's features, and the transformer's output at a first
-step that sees nothing yet."""
+"""What depends on a subject alone and is computed once: the features of a prompt, and the transformer's output at a
+first step that sees no latents yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from far_runtime.sampling.base import FirstStep, Step
 from far_runtime.sampling.settings import sampler_of
 
 LIMIT = 256 << 20
-"""Bytes that are kept: for FAR-B the first step's output of 256 classes."""
+"""Bytes of memory, enough for the first step's output of 256 classes of FAR-B."""
 
 
 class ConditionCache:
@@ -70,7 +70,7 @@ class ConditionCache:
         return np.stack([self._arrays.get(key, partial(row, subject)) for key, subject in zip(keys, rows, strict=True)])
 
     def _opposite(self, subject: Subject) -> Subject:
-        """What a guided picture is led away from, as a subject."""
+        """The subject that guidance leads a picture away from."""
         if takes_text(self._bundle.manifest):
             return Subject(None, subject.negative)
         return null_subject(self._bundle.manifest)
@@ -84,7 +84,7 @@ class ConditionCache:
         return self._row(array)
 
     def _row(self, array: Array) -> NDArray[np.float32]:
-        """The one row of an array, copied while the array is there."""
+        """The only row of an array, copied while the engine still holds the array."""
         return np.array(self._engine.get(array)[0])
 
 

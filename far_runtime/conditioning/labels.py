@@ -1,4 +1,4 @@
-"""Labels by number or by name."""
+"""Class labels by number or by name."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from far_runtime.errors import FarError, SettingName
 
 SHOWN = 5
+"""Classes that a message lists."""
 
 
 def resolve_label(label: int | str, count: int, names: Sequence[str] = ()) -> int:
-    """The number, 0 to count - 1, of a label given as a number or as a class name.
+    """The number, 0 to count - 1, of a label that is a number or a class name.
 
-    A name counts if it equals one class's (case aside), or else if it is part of exactly one class's. Raises FarError
-    for a number out of range, and for an unknown or ambiguous name with the classes that come closest.
+    A name has to be equal to the name of a class, or part of the name of exactly one class; upper and lower case are
+    the same. Raises FarError for a number out of range, and for an unknown or ambiguous name; the error lists the
+    classes that come closest.
     """
     text = str(label).strip()
     try:
@@ -37,20 +39,20 @@ def _by_name(text: str, names: Sequence[str], count: int) -> int:
             SettingName("label"),
             f" with a number, 0 to {count - 1}",
         )
-    folded, wanted = [name.casefold() for name in names], text.casefold()
-    matches = [i for i, name in enumerate(folded) if name == wanted]
-    if not matches and wanted:
-        matches = [i for i, name in enumerate(folded) if wanted in name]
+    folded, query = [name.casefold() for name in names], text.casefold()
+    matches = [i for i, name in enumerate(folded) if name == query]
+    if not matches and query:
+        matches = [i for i, name in enumerate(folded) if query in name]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        close = sorted(matches, key=lambda i: -difflib.SequenceMatcher(None, wanted, folded[i]).ratio())
+        close = sorted(matches, key=lambda i: -difflib.SequenceMatcher(None, query, folded[i]).ratio())
         raise FarError(
             f"label {text!r}: {len(matches)} classes fit ({_listed(close, names)}); use the number of one: ",
             SettingName("label"),
             f" {close[0]}, say",
         )
-    close = [folded.index(name) for name in difflib.get_close_matches(wanted, folded, SHOWN, cutoff=0.5)]
+    close = [folded.index(name) for name in difflib.get_close_matches(query, folded, SHOWN, cutoff=0.5)]
     hint = f"the closest are {_listed(close, names)}" if close else "none comes close; far inspect lists them"
     raise FarError(
         f"label {text!r}: no class of that name; {hint}; use ",

@@ -1,4 +1,4 @@
-"""Prompt files of text-to-image benchmarks, and the folders that their scorers read."""
+"""Prompt files of text-to-image benchmarks, and the file names that the benchmarks' scorers expect."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from far_runtime.errors import FarError, SettingName
 from far_runtime.storage.atomic import whole_file
 
 GENEVAL_SAMPLES = 4
+"""Pictures of each prompt of GenEval."""
 COCO_COUNT = 30_000
+"""Images of COCO whose captions are drawn."""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts to draw. kind: GenEval, COCO captions or lines of text. digest: of the file and the pictures a prompt.
-    prompts: the prompt of every picture. names: of their files, relative to the output folder. notes: further files, by
-    name, that the scorer reads."""
+    """The prompts of a file, with the files to write."""
 
     kind: str
+    """What the file has: "GenEval", "COCO captions" or "lines of text"."""
     digest: str
+    """Hash of the file and the number of pictures per prompt, 16 hex digits."""
     prompts: tuple[str, ...]
+    """The prompt of every picture."""
     names: tuple[str, ...]
+    """The file of every picture, relative to the output folder."""
     notes: dict[str, str]
+    """Text of the further files that the scorer reads, by name."""
 
     def write_notes(self, folder: Path) -> None:
         """Write the further files."""
@@ -37,14 +42,18 @@ class PromptSet:
 
 
 def read_prompts(path: Path, count: int | None, samples: int | None) -> PromptSet:
-    """The prompts of a benchmark's file; FarError for any other.
+    """The prompts of a file, whose format its name's ending tells; FarError for a file of another format.
 
-    `.jsonl`: GenEval's evaluation_metadata.jsonl, an object with "prompt" a line; picture k of prompt i is
-    i/samples/k.png (five digits, four digits), beside i/metadata.jsonl: four pictures a prompt unless `samples` says
-    otherwise. `.json`: COCO's captions, {"annotations": [{"image_id", "id", "caption"}]}; one caption an image, the one
-    with the smallest id, of `count` images (30,000 by default) in the order of the SHA-256 of their ids; files are
-    named by the image's id. Any other name: a prompt a line. count: of prompts, the first ones, so that a larger one
-    only adds pictures.
+    `.jsonl` is GenEval's evaluation_metadata.jsonl, whose lines are JSON objects with "prompt". Picture k of prompt i
+    is i/samples/k.png (five and four digits), beside i/metadata.jsonl.
+
+    `.json` is COCO's captions file, {"annotations": [{"image_id", "id", "caption"}]}. Every image has one caption, the
+    one with the smallest id. The images are in the order of the SHA-256 of their ids; files are named by these ids.
+
+    Any other file has one prompt per line.
+
+    count: how many prompts are taken, from the first on; None for all, with COCO for 30,000.
+    samples: pictures per prompt; None for the benchmark's own number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -52,28 +61,29 @@ def read_prompts(path: Path, count: int | None, samples: int | None) -> PromptSe
         raise FarError(SettingName("prompts"), f" {path}: cannot be read as text ({error})") from error
     lines = [line for line in text.split("\n") if line.strip()]
     if path.suffix == ".jsonl":
-        kind, each, rows = "GenEval", samples or GENEVAL_SAMPLES, _geneval(path, lines[:count])
+        kind, samples, rows = "GenEval", samples or GENEVAL_SAMPLES, _geneval(path, lines[:count])
     elif path.suffix == ".json":
-        kind, each, rows = "COCO captions", samples or 1, _coco(path, text)[: count or COCO_COUNT]
+        kind, samples, rows = "COCO captions", samples or 1, _coco(path, text)[: count or COCO_COUNT]
     else:
-        kind, each = "lines of text", samples or 1
+        kind, samples = "lines of text", samples or 1
         rows = [(f"{i:05d}", line.strip(), line.strip()) for i, line in enumerate(lines[:count])]
     if not rows:
         raise FarError(
             SettingName("prompts"), f" {path}: has no prompts; expected one a line, or those of GenEval or COCO"
         )
     if path.suffix == ".jsonl":
-        names = [f"{name}/samples/{k:04d}.png" for name, _, _ in rows for k in range(each)]
+        names = [f"{name}/samples/{k:04d}.png" for name, _, _ in rows for k in range(samples)]
         notes = {f"{name}/metadata.jsonl": note + "\n" for name, _, note in rows}
     else:
-        names = [f"{name}.png" if each == 1 else f"{name}-{k}.png" for name, _, _ in rows for k in range(each)]
+        names = [f"{name}.png" if samples == 1 else f"{name}-{k}.png" for name, _, _ in rows for k in range(samples)]
         notes = {"prompts.json": json.dumps({name: prompt for name, prompt, _ in rows}, indent=0) + "\n"}
-    digest = hashlib.sha256(f"{each} {text}".encode()).hexdigest()[:16]
-    return PromptSet(kind, digest, tuple(prompt for _, prompt, _ in rows for _ in range(each)), tuple(names), notes)
+    digest = hashlib.sha256(f"{samples} {text}".encode()).hexdigest()[:16]
+    prompts = tuple(prompt for _, prompt, _ in rows for _ in range(samples))
+    return PromptSet(kind=kind, digest=digest, prompts=prompts, names=tuple(names), notes=notes)
 
 
 def _geneval(path: Path, lines: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Name, prompt and metadata of every line."""
+    """Name, prompt and metadata (the line itself) of every prompt."""
     rows = []
     for i, line in enumerate(lines):
         try:
@@ -88,7 +98,7 @@ def _geneval(path: Path, lines: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 def _coco(path: Path, text: str) -> list[tuple[str, str, str]]:
-    """Name, caption and caption of every image."""
+    """Name, caption and again the caption of every image."""
     captions: dict[int, tuple[int, str]] = {}
     try:
         for annotation in json.loads(text)["annotations"]:

@@ -1,5 +1,7 @@
-"""What pictures show: a class label or a prompt each. Help needs this module and answers at once, so NumPy is imported
-where it is used."""
+"""The subject of a picture: a class label or a prompt.
+
+Commands import this module for their help texts, so NumPy is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,19 @@ if TYPE_CHECKING:
     from far_runtime.sampling.base import Condition
 
 EXAMPLES = ("a red apple", "a smiling face")
-"""Prompts where none are given."""
+"""The prompts that are drawn if the user gives none."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What one picture shows. label: its class, or None with a prompt. name: the class's name, or the prompt.
-    negative: the prompt that guidance leads away from ("": no text at all)."""
+    """What one picture shows."""
 
     label: int | None
+    """Number of its class; None for a prompt."""
     name: str = ""
+    """Name of its class, or the prompt."""
     negative: str = ""
+    """The prompt that guidance leads away from; "" for the learned null condition."""
 
     @property
     def caption(self) -> str:
@@ -45,9 +49,9 @@ def takes_text(manifest: Manifest) -> bool:
 def resolve_subjects(
     manifest: Manifest, labels: Sequence[int | str] = (), prompts: Sequence[str] = (), negative: str = ""
 ) -> list[Subject]:
-    """Subjects from labels by number or name, or from prompts, whichever the bundle draws from.
+    """The subjects of labels (numbers or names) or of prompts, whichever the bundle draws from.
 
-    FarError for the other kind, and for a label that is out of range, unknown or ambiguous.
+    Raises FarError for the others, and for a label that is out of range, unknown or ambiguous.
     """
     if takes_text(manifest):
         if labels:
@@ -74,29 +78,28 @@ def subject_of(manifest: Manifest, label: int) -> Subject:
 
 
 def null_subject(manifest: Manifest, negative: str = "") -> Subject:
-    """No class in particular (the class behind the last, which training drops labels to), or no text."""
+    """The subject without a condition: the null class, which training drops labels to, or no prompt."""
     if takes_text(manifest):
         return Subject(None, "", negative)
     return Subject(manifest.model.classes, "no class")
 
 
 def is_null(manifest: Manifest, subject: Subject) -> bool:
-    """Whether guidance would lead a subject away from itself: no class, or neither a prompt nor a negative one."""
+    """Whether guidance leads nowhere: for the null class, or where there is neither a prompt nor a negative prompt."""
     if takes_text(manifest):
         return not subject.name.strip() and not subject.negative.strip()
     return subject.label == manifest.model.classes
 
 
 def default_subjects(manifest: Manifest, count: int) -> list[Subject]:
-    """The first classes, at most `count` of them, or example prompts; no prompt where no text encoder is there."""
+    """The first classes or example prompts, at most `count`; an empty prompt for a bundle without a text encoder."""
     if takes_text(manifest):
-        encodes = manifest.has_stage("text")
-        return resolve_subjects(manifest, prompts=EXAMPLES[:count] if encodes else [""])
+        return resolve_subjects(manifest, prompts=EXAMPLES[:count] if manifest.has_stage("text") else [""])
     return resolve_subjects(manifest, range(min(count, manifest.model.classes)))
 
 
 def spread_subjects(manifest: Manifest, count: int) -> list[Subject]:
-    """Subjects of `count` pictures: classes evenly spread over all there are, or the example prompts in turn."""
+    """Subjects for `count` pictures: classes spread evenly over all of them, or the example prompts in turn."""
     if takes_text(manifest):
         prompts = default_subjects(manifest, count)
         return [prompts[i % len(prompts)] for i in range(count)]
@@ -116,15 +119,15 @@ def condition_of(
     subjects: Sequence[Subject],
     features: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> tuple[Condition, tuple[str, ...]]:
-    """What the loop draws these subjects under, and warnings (a prompt that was cut). features: of every text, where
-    they were computed before."""
+    """The condition of a batch of subjects, and warnings of prompts that were cut.
+
+    features: the features [T, width] of every text, where they were computed before.
+    """
     manifest = bundle.manifest
     if takes_text(manifest):
         from far_runtime.conditioning.text import text_condition
 
-        prompts, negatives = ([getattr(one, name) for one in subjects] for name in ("name", "negative"))
-        condition, warnings = text_condition(engine, manifest, bundle.path, prompts, negatives, features)
-        return condition, tuple(warnings)
+        return text_condition(engine, bundle, subjects, features)
     from far_runtime.sampling.base import label_condition
 
-    return label_condition(engine, [one.label or 0 for one in subjects], manifest.model.classes), ()
+    return label_condition(engine, [subject.label or 0 for subject in subjects], manifest.model.classes), ()

@@ -1,5 +1,5 @@
-"""Prompts into what a text-to-image model draws under: tokens, the text encoder's features, and the context made of
-them."""
+"""The condition of a text-to-image model: prompts to tokens, tokens to the text encoder's features, and features to
+the context of the transformer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.bundle import Manifest
+from far_runtime.bundle import Bundle, Manifest
+from far_runtime.conditioning.subjects import Subject, texts_of
 from far_runtime.engines.base import Array, Engine
 from far_runtime.errors import FarError
 from far_runtime.model_info import FarT2iInfo, TextSettings
@@ -18,6 +19,7 @@ from far_runtime.sampling.base import Condition
 
 TOKENIZER = "tokenizer.json"
 SHOWN = 40
+"""Characters of a prompt in a message."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -46,10 +48,10 @@ def load_tokenizer(folder: Path) -> Any:
 def tokenize(
     tokenizer: Any, settings: TextSettings, prompts: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
-    """Token ids and mask [B, prefix + tokens] of prompts, and a warning for each one that was cut.
+    """Token ids and mask [B, prefix + tokens] of prompts, and a warning for each prompt that was cut.
 
-    Each row is the system prompt's ids, then the prompt's, padded (mask 0) or cut to `tokens`; the tokenizer's closing
-    tokens stay. As officially, a pad token within a prompt is masked too.
+    Each row has the ids of the system prompt, then those of the prompt, padded (mask 0) or cut to `settings.tokens`;
+    the tokenizer's closing tokens stay. As in the official code, a pad token within a prompt is masked too.
     """
     tokens, pad = settings.tokens, settings.pad
     rows, warnings = [], []
@@ -63,45 +65,45 @@ def tokenize(
             tokenizer.no_truncation()
         padding = [pad] * (tokens - len(ids))
         rows.append([*padding, *ids] if settings.padding_side == "left" else [*ids, *padding])
-    own = np.array(rows, np.int64).reshape(-1, tokens)
-    before = np.tile(np.array(settings.prefix, np.int64), (len(own), 1))
-    mask = np.concatenate([np.ones_like(before), (own != pad).astype(np.int64)], axis=1)
-    return np.concatenate([before, own], axis=1), mask, tuple(warnings)
+    prompt_ids = np.array(rows, np.int64).reshape(-1, tokens)
+    prefix = np.tile(np.array(settings.prefix, np.int64), (len(prompt_ids), 1))
+    mask = np.concatenate([np.ones_like(prefix), (prompt_ids != pad).astype(np.int64)], axis=1)
+    return np.concatenate([prefix, prompt_ids], axis=1), mask, tuple(warnings)
 
 
 def text_condition(
     engine: Engine,
-    manifest: Manifest,
-    folder: Path,
-    prompts: Sequence[str],
-    negatives: Sequence[str],
+    bundle: Bundle,
+    subjects: Sequence[Subject],
     known: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> tuple[Condition, tuple[str, ...]]:
-    """What a batch of pictures is drawn under, a prompt and a negative prompt each, and warnings of prompts that were
-    cut.
+    """The condition of a batch of prompts with their negative prompts, and warnings of texts that were cut.
 
-    Without text a prompt is the learned null condition, and so is a negative one; every other text is encoded once, or
-    not at all where the features [T, width] of all are `known`.
-    Raises FarError for a bundle without a text encoder, unless no text is given.
+    An empty prompt or negative prompt is the learned null condition. Every other text is encoded once, or not at all
+    where the features [T, width] of all texts are `known`. Raises FarError for a bundle without a text encoder, unless
+    all prompts are empty.
     """
-    texts = list(dict.fromkeys(text for text in (*prompts, *negatives) if text.strip()))
+    texts = [text for text in texts_of(subjects) if text.strip()]
     warnings: tuple[str, ...] = ()
     if texts and known:
         features = engine.put(np.stack([known[text] for text in texts]))
     elif texts:
-        features, warnings = encode(engine, manifest, folder, texts)
+        features, warnings = encode(engine, bundle.manifest, bundle.path, texts)
     else:
-        model = text_model(manifest)
+        model = text_model(bundle.manifest)
         features = engine.put(np.zeros((1, model.context_tokens, model.context_width), np.float32))
-    place = {text: i for i, text in enumerate(texts)}
-    return context_condition(engine, features, [place.get(p) for p in prompts], [place.get(n) for n in negatives]), (
-        warnings
+    index = {text: i for i, text in enumerate(texts)}
+    prompts, negatives = (
+        [index.get(text) for text in column] for column in zip(*((s.name, s.negative) for s in subjects), strict=True)
     )
+    return context_condition(engine, features, prompts, negatives), warnings
 
 
 def encode(engine: Engine, manifest: Manifest, folder: Path, texts: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
-    """The text encoder's features [texts, T, width], and warnings of texts that were cut; FarError for a bundle without
-    a text encoder."""
+    """The text encoder's features [texts, T, width], and warnings of texts that were cut.
+
+    Raises FarError for a bundle without a text encoder.
+    """
     check_encoder(manifest, folder)
     settings = text_model(manifest).text
     assert settings is not None  # where there is a text encoder
@@ -110,10 +112,12 @@ def encode(engine: Engine, manifest: Manifest, folder: Path, texts: Sequence[str
 
 
 def context_condition(
-    engine: Engine, features: Array, own: Sequence[int | None], negative: Sequence[int | None]
+    engine: Engine, features: Array, prompts: Sequence[int | None], negatives: Sequence[int | None]
 ) -> Condition:
-    """The condition of a batch whose pictures show the texts `own` and are led away from the texts `negative`: rows of
-    features [texts, T, width], or None for the learned null condition."""
+    """The condition of a batch from the features [texts, T, width] of its texts.
+
+    Every picture has the number of its prompt's text and of its negative prompt's; None is the learned null condition.
+    """
 
     def context(rows: Sequence[int | None]) -> dict[str, Array]:
         inputs = {
@@ -123,7 +127,7 @@ def context_condition(
         }
         return {"context": engine.run("context", inputs)["context"]}
 
-    return Condition(len(own), context(own), context([*own, *negative]))
+    return Condition(batch=len(prompts), cond=context(prompts), cond_uncond=context([*prompts, *negatives]))
 
 
 def text_model(manifest: Manifest) -> FarT2iInfo:

@@ -1,7 +1,7 @@
-"""Edits: a picture and the part of it to draw anew, fitted to a bundle, and the drawn pictures put into it.
+"""Edits: a picture with the part of it that is drawn again, fitted to a bundle's size, and the result put together.
 
-The known part is kept as VAR's zero-shot editing does it (arXiv 2404.02905, section 5.2), for every system in its own
-latents (`KeptRegion` in far_runtime.sampling.base); outside of the mask the pixels are those of the given picture.
+What stays is kept as in VAR's zero-shot editing (arXiv 2404.02905, section 5.2), for every system in its own latents
+(`KeptRegion` in far_runtime.sampling.base). Outside of the mask the pixels are those of the original picture.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ from far_runtime.images.reading import ImageFile
 
 SIDES = ("left", "right", "top", "bottom")
 FEATHER = 1
-"""Pixels of transition by default."""
+"""Width of the transition between the original picture and the drawn one by default, in pixels."""
 
 _HALF = 128
+"""The grey from which on a mask's pixel counts as white."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit at a bundle's size.
-
-    image: uint8 [H, W, 3], the given picture. change: bool [H, W], True where it is drawn anew. source: what a
-    picture's settings record of it. notes: what happened to the picture on the way.
-    """
+    """An edit at a bundle's size."""
 
     image: NDArray[np.uint8]
+    """The original picture [H, W, 3]."""
     change: NDArray[np.bool_]
+    """[H, W], True where it is drawn again."""
     source: dict[str, str] = field(default_factory=dict)
+    """What the metadata of the new picture says of the original one."""
     notes: tuple[str, ...] = ()
+    """What the user should know, such as that the picture was cropped."""
 
     @property
     def keep(self) -> NDArray[np.bool_]:
-        """[H, W], True where the picture stays."""
+        """[H, W], True where the picture stays as it is."""
         return ~self.change
 
 
 def in_paint(picture: ImageFile, mask: ImageFile, size: int) -> Edit:
-    """The white part of a mask is drawn anew, at size x size pixels.
+    """The edit of a picture, size x size pixels, that draws the white part of a mask again.
 
-    Picture and mask are cropped around the middle to a square and resized, the picture by Lanczos, the mask by
-    averages, of which half white counts as white. Raises FarError for a mask of another size than the picture's, and
-    for one that leaves nothing to change.
+    Picture and mask are cropped around the middle to a square and resized: the picture by Lanczos, the mask by
+    averaging, where half white counts as white. Raises FarError for a mask of another size than the picture's, and for
+    a mask that leaves nothing to change.
     """
     if mask.image.size != picture.image.size:
         raise FarError(
@@ -70,10 +71,10 @@ def in_paint(picture: ImageFile, mask: ImageFile, size: int) -> Edit:
 
 
 def out_paint(picture: ImageFile, margins: Mapping[str, int], size: int) -> Edit:
-    """The picture, shrunk into what margins leave of size x size pixels, is continued into the margins.
+    """The edit, size x size pixels, that continues a picture into margins around it.
 
-    It is cropped around the middle to the shape of its place and resized by Lanczos. Raises FarError for margins that
-    leave no picture.
+    The picture is cropped around the middle to the shape that the margins leave, and resized by Lanczos. Raises
+    FarError for margins that leave no place for it.
     """
     left, right, top, bottom = (margins.get(side, 0) for side in SIDES)
     width, height = size - left - right, size - top - bottom
@@ -91,8 +92,8 @@ def out_paint(picture: ImageFile, margins: Mapping[str, int], size: int) -> Edit
 
 
 def parse_margins(text: str) -> dict[str, int]:
-    """Pixels by side from "left=64,top=32"; FarError for an unknown or repeated side, a number that is none, and where
-    nothing is to be added."""
+    """Pixels by side from "left=64,top=32"; FarError for an unknown or repeated side, for anything but a whole number,
+    and where all margins are 0."""
     name = SettingName("outpaint")
 
     def refused(reason: str) -> FarError:
@@ -119,19 +120,19 @@ def margins_text(margins: Mapping[str, int]) -> str:
 
 
 def compose(drawn: NDArray[np.uint8], edit: Edit, feather: int = FEATHER) -> NDArray[np.uint8]:
-    """Drawn pictures [N, H, W, 3] where the edit changes, the given picture everywhere else, to the last bit.
+    """The drawn pictures [N, H, W, 3] where the edit changes, and everywhere else the original one, bit for bit.
 
-    feather: width in pixels of the transition between the two, inside of the changed part.
+    feather: width of the transition between the two in pixels, inside of the changed part.
     """
     weight = _weight(edit.change, feather)[..., None]
-    given = edit.image.astype(np.float32)
-    mixed: NDArray[np.uint8] = np.rint(given + weight * (drawn - given)).astype(np.uint8)
-    return mixed
+    original = edit.image.astype(np.float32)
+    composed: NDArray[np.uint8] = np.rint(original + weight * (drawn - original)).astype(np.uint8)
+    return composed
 
 
 def _weight(change: NDArray[np.bool_], feather: int) -> NDArray[np.float32]:
-    """Share of the drawn picture [H, W]: 0 where the given one stays, d / (feather + 1) at d pixels from there, at most
-    1."""
+    """Share of the drawn picture [H, W]: 0 where the original stays, d / (feather + 1) at a distance of d pixels, at
+    most 1."""
     layers, inner = [change], change
     for i in range(feather):
         inner = _eroded(inner, corners=i % 2 == 1)
@@ -141,8 +142,11 @@ def _weight(change: NDArray[np.bool_], feather: int) -> NDArray[np.float32]:
 
 
 def _eroded(change: NDArray[np.bool_], corners: bool) -> NDArray[np.bool_]:
-    """Without the pixels that touch an unchanged one at a side (or a corner); the picture's border is not one. Taking
-    turns makes octagons, which are nearly round."""
+    """The changed pixels [H, W] without those that touch an unchanged pixel at a side, or with `corners` at a corner.
+
+    What lies outside of the picture counts as changed. With and without corners in turn makes octagons, which are
+    nearly round.
+    """
     padded = np.pad(change, 1, mode="edge")
     height, width = change.shape
     neighbours = [(0, 1), (1, 0), (1, 1), (1, 2), (2, 1)] + ([(0, 0), (0, 2), (2, 0), (2, 2)] if corners else [])
@@ -151,7 +155,7 @@ def _eroded(change: NDArray[np.bool_], corners: bool) -> NDArray[np.bool_]:
 
 
 def _fitted(picture: ImageFile, width: int, height: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Pixels [height, width, 3] of the picture's middle, and a note where some of it was cut away."""
+    """Pixels [height, width, 3] of the picture's middle, and a note if some of the picture was cut away."""
     image = picture.image
     used = (
         min(image.width, round(image.height * width / height)),

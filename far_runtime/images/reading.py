@@ -1,4 +1,4 @@
-"""Pictures and masks from files of any kind that Pillow reads, whatever their mode, orientation and transparency."""
+"""Pictures and masks from files of all formats that Pillow reads, whatever their mode, orientation and transparency."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from far_runtime.errors import FarError, SettingName
 
 MAX_BYTES, MAX_PIXELS = 256 << 20, 64_000_000
-"""Larger than any camera's pictures; a small file that unpacks to gigabytes is refused before it does."""
+"""More than the pictures of any camera; a small file that unpacks to gigabytes is refused before it is unpacked."""
 
 _WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -23,25 +23,31 @@ _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What a file shows, upright and opaque. sha256: of the file's bytes."""
+    """The picture of a file."""
 
     path: Path
     image: Image.Image
+    """The picture, upright and opaque."""
     sha256: str
+    """SHA-256 of the file's bytes, in hex."""
 
     @property
     def size_text(self) -> str:
-        """Width and height as messages give them."""
+        """Width and height for messages, as in "640 x 480"."""
         return f"{self.image.width} x {self.image.height}"
 
 
 def open_picture(
     data: bytes, source: str, name: str, formats: tuple[str, ...] | None = None, most: int = MAX_PIXELS
 ) -> Image.Image:
-    """What a file's bytes show, upright, in the mode that it has.
+    """The picture of a file's bytes, turned upright as its EXIF data says, in its own mode.
 
-    source: what errors call the file. name: the setting that gives it. formats: those of Pillow's that may be tried;
-    None: all. most: pixels. FarError for what is no picture, damaged or too large.
+    source: what errors call the file.
+    name: the setting that the file was given with, for errors.
+    formats: the formats that may be tried, by Pillow's names; None for all.
+    most: the most pixels that a picture may have.
+
+    Raises FarError for bytes that are no picture, and for a picture that is damaged or too large.
     """
     try:
         with warnings.catch_warnings():
@@ -63,17 +69,17 @@ def open_picture(
 
 
 def as_picture(image: Image.Image) -> Image.Image:
-    """In RGB, on white where it is transparent."""
+    """A picture in RGB, on white where it is transparent."""
     return _opaque(image, _WHITE).convert("RGB")
 
 
 def as_mask(image: Image.Image) -> Image.Image:
-    """In greys, on black where it is transparent."""
+    """A picture in greys, on black where it is transparent."""
     return _opaque(image, _BLACK).convert("L")
 
 
 def transparent(image: Image.Image) -> Image.Image | None:
-    """A mask in greys, white where the picture is transparent (by half or more); None where it is so nowhere."""
+    """A mask in greys that is white where the picture is transparent (by half or more); None for an opaque picture."""
     if image.mode.startswith("I") and isinstance(image.info.get("transparency"), int):
         clear = np.asarray(image) == image.info["transparency"]
     elif image.mode in _WITH_ALPHA or "transparency" in image.info:
@@ -84,19 +90,20 @@ def transparent(image: Image.Image) -> Image.Image | None:
 
 
 def read_picture(path: Path, name: str = "image") -> ImageFile:
-    """A picture in RGB, turned upright as its EXIF says, on white where it is transparent; the first frame of several.
+    """The picture of a file in RGB, turned upright as its EXIF data says, on white where it is transparent.
 
-    Raises FarError, naming the setting, for a file that is missing, no picture, damaged or too large.
+    Of several frames it is the first. Raises FarError, naming the setting, for a file that is missing, no picture,
+    damaged or too large.
     """
     return _read(path, SettingName(name), as_picture)
 
 
 def read_mask(path: Path, name: str = "mask") -> ImageFile:
-    """A mask in greys, turned upright as its EXIF says, on black where it is transparent. Raises as `read_picture`."""
+    """The mask of a file in greys, on black where it is transparent; otherwise as `read_picture`."""
     return _read(path, SettingName(name), as_mask)
 
 
-def _read(path: Path, name: str, shown: Callable[[Image.Image], Image.Image]) -> ImageFile:
+def _read(path: Path, name: str, convert: Callable[[Image.Image], Image.Image]) -> ImageFile:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -106,12 +113,12 @@ def _read(path: Path, name: str, shown: Callable[[Image.Image], Image.Image]) ->
         raise FarError(f"{path}: cannot be read ({error.strerror}); ", name, " takes a picture file") from error
     if len(data) > MAX_BYTES:
         raise FarError(f"{path}: larger than {MAX_BYTES >> 20} MB; give ", name, " a smaller picture")
-    image = shown(open_picture(data, str(path), name))
+    image = convert(open_picture(data, str(path), name))
     return ImageFile(path, image, hashlib.sha256(data).hexdigest())
 
 
 def _opaque(image: Image.Image, paper: tuple[int, int, int, int]) -> Image.Image:
-    """RGB, laid on paper where the picture lets it through."""
+    """A picture in RGB, on paper of this colour where it is transparent."""
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
     if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
@@ -122,7 +129,7 @@ def _opaque(image: Image.Image, paper: tuple[int, int, int, int]) -> Image.Image
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits in 8, which Pillow would cut off; Pillow's 32-bit mode holds them too, or already 8 bits."""
+    """Greys of 16 bits in 8 bits, which Pillow would cut off. Its 32-bit mode may hold 16 or 8 bits."""
     values = np.asarray(image)
     if image.mode != "I" or values.max() > 255:
         values = (np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257

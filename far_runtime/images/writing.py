@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that remember their settings, contact sheets, strips of levels and animations."""
+"""Picture files: PNG files with their metadata, contact sheets, grids of levels and animations."""
 
 from __future__ import annotations
 
@@ -21,27 +21,31 @@ from far_runtime.images.metadata import PictureMetadata
 from far_runtime.storage.atomic import whole_file
 
 KEY = "far-deploy"
-"""Keyword of the PNG text chunk."""
+"""Keyword of the PNG text chunk with the metadata."""
 
 WEBP_LIMIT = 16383
+"""The most pixels along a side of a WebP picture."""
 FRAME_MS, LAST_FRAME_MS = 400, 2000
+"""How long an animation shows a frame, and its last frame, in milliseconds."""
 
 Pixels = NDArray[np.uint8]
 
 _SHOWN_SIDE = 128
+"""Smallest side of a picture in a grid, in pixels; smaller pictures are magnified."""
 _NAME_LENGTH = 80
+"""The most characters of a class name or prompt in the name of a file."""
 _FONT_SIZE, _GAP, _CAPTION_WIDTH = 14, 6, 200
 _PAPER, _INK = (255, 255, 255), (60, 60, 60)
 
 
 def save_picture(path: Path, pixels: Pixels, settings: PictureMetadata) -> None:
-    """Write a PNG of pixels [H, W, 3] with the settings in it; FarError where it cannot be written."""
+    """Write pixels [H, W, 3] and their metadata to a PNG file; FarError where it cannot be written."""
     _save_png(path, Image.fromarray(pixels), settings.to_dict())
 
 
 def save_sheet(path: Path, sheet: Image.Image, settings: Sequence[PictureMetadata]) -> None:
-    """Write a contact sheet as PNG, with the settings of all its pictures."""
-    _save_png(path, sheet, {"pictures": [one.to_dict() for one in settings]})
+    """Write a contact sheet to a PNG file, with the metadata of all its pictures."""
+    _save_png(path, sheet, {"pictures": [metadata.to_dict() for metadata in settings]})
 
 
 def _save_png(path: Path, image: Image.Image, record: dict[str, Any]) -> None:
@@ -56,7 +60,7 @@ def _text(record: dict[str, Any]) -> PngInfo:
 
 
 def picture_bytes(pixels: Pixels, kind: str = "png", settings: PictureMetadata | None = None) -> bytes:
-    """Pixels [H, W, 3] as a file of kind png (with the settings in it), webp (lossless) or jpeg."""
+    """The bytes of a file with pixels [H, W, 3]: png (with the metadata), webp (lossless) or jpeg."""
     file = io.BytesIO()
     image = Image.fromarray(pixels)
     if kind == "png":
@@ -69,7 +73,7 @@ def picture_bytes(pixels: Pixels, kind: str = "png", settings: PictureMetadata |
 
 
 def read_settings(path: Path) -> PictureMetadata:
-    """The settings that `save_picture` put into a PNG; FarError for any other file."""
+    """The metadata that `save_picture` put into a PNG file; FarError for any other file."""
     try:
         with Image.open(path) as image:
             record = json.loads(image.info[KEY])
@@ -116,29 +120,28 @@ def read_settings(path: Path) -> PictureMetadata:
 
 
 def file_name(settings: PictureMetadata) -> str:
-    """Name of a picture's own file, such as 207-golden-retriever-seed-0.png."""
+    """The file name of a single picture, such as 207-golden-retriever-seed-0.png."""
     return name_of(settings.subject, settings.seed)
 
 
 def name_of(subject: Subject, seed: int) -> str:
-    """File name of the picture of a label and its name, or of a prompt (told from others by a checksum), with a
-    seed."""
+    """The file name of a subject's picture with a seed. That of a prompt begins with a checksum, since prompts may have
+    the same words."""
     words = "-".join(re.findall(r"[a-z0-9]+", subject.name.casefold()))[:_NAME_LENGTH].strip("-")
     first = f"{zlib.crc32(subject.name.encode()):08x}" if subject.label is None else str(subject.label)
     return "-".join(part for part in (first, words, "seed", str(seed)) if part) + ".png"
 
 
 def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
-    """Width and height of the grid at most, in pixels."""
+    """The largest width and height that a grid of pictures may have, in pixels."""
     scale = _scale(height, width)
     return _CAPTION_WIDTH + columns * (width * scale + _GAP), _caption_height() + rows * (height * scale + _GAP)
 
 
 def picture_grid(pixels: Pixels, row_captions: Sequence[str], column_captions: Sequence[str]) -> Image.Image:
-    """Pictures [rows, columns, H, W, 3] on white paper, captions at the left (one line each per "\\n") and on top.
+    """Pictures [rows, columns, H, W, 3] on white paper, with captions at the left ("\\n" begins a new line) and on top.
 
-    Pictures smaller than 128 pixels are shown with whole-number magnification, pixel by pixel. A caption that is wider
-    than its place ends in an ellipsis.
+    Pictures smaller than 128 pixels are magnified by a whole number. A caption that is too wide ends in an ellipsis.
     """
     rows, columns, height, width, _ = pixels.shape
     scale = _scale(height, width)
@@ -167,7 +170,7 @@ def picture_grid(pixels: Pixels, row_captions: Sequence[str], column_captions: S
 
 
 def check_animation(rows: int, columns: int, height: int, width: int) -> None:
-    """FarError where an animation of such a grid cannot be written."""
+    """FarError if an animation of such a grid cannot be written."""
     if not features.check("webp"):
         raise FarError(
             "this Pillow cannot write WebP; update it with: pip install -U Pillow, or drop ", SettingName("save_levels")
@@ -181,7 +184,7 @@ def check_animation(rows: int, columns: int, height: int, width: int) -> None:
 
 
 def save_animation(path: Path, frames: Sequence[Image.Image]) -> None:
-    """Write frames as a lossless WebP that loops and rests on its last frame; FarError where it cannot be written."""
+    """Write frames to a lossless WebP file that loops and rests on its last frame; FarError if it cannot be written."""
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     with whole_file(path) as aside:
         frames[0].save(
@@ -190,7 +193,7 @@ def save_animation(path: Path, frames: Sequence[Image.Image]) -> None:
 
 
 def save_plain(path: Path, image: Image.Image) -> None:
-    """Write a PNG without settings."""
+    """Write a PNG file without metadata."""
     with whole_file(path) as aside:
         image.save(aside, "PNG")
 

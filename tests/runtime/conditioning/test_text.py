@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from far_runtime.bundle import Manifest, open_bundle
+from far_runtime.conditioning.subjects import Subject
 from far_runtime.conditioning.text import load_tokenizer, text_condition, tokenize
 from far_runtime.engines.base import Engine
 from far_runtime.errors import FarError
@@ -89,7 +90,11 @@ def contexts(
 ) -> tuple[Any, Any, list[tuple[str, int]]]:
     engine = Counting(pipeline.engine)
     bundle = pipeline.bundle
-    condition, _ = text_condition(engine, manifest or bundle.manifest, bundle.path, prompts, negatives)
+    condition, _ = text_condition(
+        engine,
+        replace(bundle, manifest=manifest or bundle.manifest),
+        [Subject(None, *texts) for texts in zip(prompts, negatives, strict=True)],
+    )
     assert condition.batch == len(prompts)
     return engine.get(condition.cond["context"]), engine.get(condition.cond_uncond["context"]), engine.rows
 
