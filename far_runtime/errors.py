@@ -11,14 +11,14 @@ class SettingName(str):
 
 
 Spelling = Callable[[str], str]
-"""How a face of the program writes the name of a setting: the command line "--batch-size" for "batch_size"."""
+"""How a face of the program writes the name of a setting, such as "--batch-size" for "batch_size"."""
 
 
 class Message(str):
-    """A text for users, which as a string has the names of settings as Python spells them."""
+    """A text for users that knows which of its parts are names of settings; as a string it has them as Python does."""
 
     parts: tuple[str, ...]
-    """The pieces of the text in their order; a name is a `SettingName`."""
+    """The pieces of the text in their order; names of settings are `SettingName`s."""
 
     def __new__(cls, *parts: str) -> Message:
         message = super().__new__(cls, "".join(parts))
@@ -28,21 +28,22 @@ class Message(str):
         return message
 
     def to_json(self) -> list[Any]:
-        """Its parts for `from_json`, with [name] for the name of a setting."""
+        """Its parts as JSON, with [name] for the name of a setting."""
         return [[part] if isinstance(part, SettingName) else part for part in self.parts]
 
     @classmethod
     def from_json(cls, parts: list[Any]) -> Message:
+        """A message from what `to_json` returned."""
         return cls(*(SettingName(part[0]) if isinstance(part, list) else part for part in parts))
 
 
 def join_texts(texts: Iterable[str], separator: str) -> Message:
-    """Texts with a separator between, as `str.join` puts them together."""
+    """Texts joined by a separator, with the names of settings kept."""
     return Message(*[part for text in texts for part in (separator, text)][1:])
 
 
 def spelled(text: str, spelling: Spelling) -> str:
-    """A text with the names of its settings spelled anew, where it is a `Message`; any other text as it is."""
+    """A message with the names of its settings in a spelling; any other text unchanged."""
     if not isinstance(text, Message):
         return text
     return "".join(spelling(part) if isinstance(part, SettingName) else part for part in text.parts)
@@ -51,8 +52,8 @@ def spelled(text: str, spelling: Spelling) -> str:
 class FarError(Exception):
     """Bad input or surroundings: what was wrong, what was expected, what mends it; the command exits with 2.
 
-    The text is given in parts, of which a `SettingName` is the name of a setting, so that each face of the program can
-    write it in its own way: `FarError(SettingName("steps"), " 0: expected 1 to 1000")`.
+    The text comes in parts. The name of a setting is a `SettingName`, which each face of the program spells in its own
+    way: `FarError(SettingName("steps"), " 0: expected 1 to 1000")`.
     """
 
     def __init__(self, *parts: str) -> None:

@@ -146,7 +146,7 @@ def label_condition(engine: Engine, labels: Sequence[int], null: int) -> Conditi
 
 @dataclass(frozen=True)
 class KeptRegion:
-    """The part of a given picture that an edit keeps."""
+    """The part of a picture that an edit keeps."""
 
     latents: Array
     """The picture's latents, from the encode stage, once per picture of the batch, on the engine's device."""
@@ -167,8 +167,8 @@ class Sampler(Protocol[Info]):
     PRESETS: Mapping[str, Mapping[str, Any]]
     """Settings of the presets quality, balanced and fast for bundles that were not tuned; empty: it has no presets."""
 
-    def resolve_settings(self, model: Info, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings by name as JSON values: the given ones, and the released code's for the others.
+    def resolve_settings(self, model: Info, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings by name as JSON values: the overrides, and the released code's values for the others.
 
         FarError for values that are out of range or do not fit each other.
         """

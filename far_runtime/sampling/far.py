@@ -39,10 +39,10 @@ zoo's model the presets' ratios to the official settings were 0.94, 0.95 and 1.0
 may need more steps, which far tune finds."""
 
 
-def resolve_settings(model: FarInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: FarInfo, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """All settings, as `resolve_level_settings` returns them."""
     official = official_levels(model.grid, model.masked)
-    return resolve_level_settings(resolve_values("far", model, given), official, model.grid, model.masked)
+    return resolve_level_settings(resolve_values("far", model, overrides), official, model.grid, model.masked)
 
 
 def resolve_level_settings(

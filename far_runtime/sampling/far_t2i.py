@@ -20,11 +20,11 @@ from far_runtime.sampling.schedule import OFFICIAL_GRID, Schedule, floored, make
 OFFICIAL_LEVELS = (0, 2, 3, 4, 5, 6, 7, 8, 10, 13)
 
 
-def resolve_settings(model: FarT2iInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: FarT2iInfo, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """FAR's settings, with a guidance that is the same at every level."""
     official = OFFICIAL_LEVELS if model.grid == OFFICIAL_GRID else range(model.grid)
     # Levels always rise here, as those of the unmasked FAR do.
-    return far.resolve_level_settings(resolve_values("far_t2i", model, given), official, model.grid, masked=False)
+    return far.resolve_level_settings(resolve_values("far_t2i", model, overrides), official, model.grid, masked=False)
 
 
 def schedule_of(settings: Mapping[str, Any]) -> Schedule:

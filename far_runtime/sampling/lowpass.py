@@ -69,16 +69,16 @@ makes a matrix [grid, grid] from grid and level."""
 
 
 @lru_cache(maxsize=64)
-def lowpass_matrices(grid: int, kind: str = "spatial") -> NDArray[np.float32]:
+def lowpass_matrices(grid: int, filter_name: str = "spatial") -> NDArray[np.float32]:
     """Matrices M [grid + 1, grid, grid] that low-pass latents x [..., grid, grid] to level k: M[k] x M[k]^T.
 
-    Level 0 is all zeros, level `grid` the identity. Level k between them averages down to k x k and goes back up by
-    bicubic resampling, or is another one of FILTERS (FAR section 3.2; `processingpregt_latent` in the official
-    models/far.py).
+    Level 0 is all zeros, level `grid` the identity. Level k between them is `filter_name`, one of FILTERS: by default
+    it averages down to k x k and goes back up by bicubic resampling (FAR section 3.2; `processingpregt_latent` in the
+    official models/far.py).
     """
     matrices = np.zeros((grid + 1, grid, grid))
     for level in range(1, grid):
-        matrices[level] = FILTERS[kind](grid, level)
+        matrices[level] = FILTERS[filter_name](grid, level)
     matrices[grid] = np.eye(grid)
     rounded = matrices.astype(np.float32)
     rounded.flags.writeable = False

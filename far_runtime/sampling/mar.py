@@ -28,13 +28,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 fast had the ratios 1.02 and 1.41 to 50 steps (docs/performance.md)."""
 
 
-def resolve_settings(model: MarInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: MarInfo, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """All settings as JSON values; FarError for values that cannot be.
 
     steps and solver: one value, or one per iteration (steps "50:5" fall as in DiSA, arXiv 2505.20297). guidance: rises
     with the share of known tokens under guidance_schedule "linear".
     """
-    values = resolve_values("mar", model, given)
+    values = resolve_values("mar", model, overrides)
     return {**values, **resolve_steps(values, values["iterations"], "iterations")}
 
 
@@ -51,7 +51,7 @@ def masked_counts(tokens: int, iterations: int) -> tuple[int, ...]:
 def plan(model: MarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
     """One step for every iteration over the tokens that an edit does not keep.
 
-    The linear guidance of an iteration is 1 + (guidance - 1) (share of the tokens known after it); in the last one the
+    The linear guidance of an iteration is 1 + (guidance - 1) (share of the tokens drawn after it); in the last one the
     official code still counts one token as masked. With fewer tokens to draw than iterations, each iteration draws one.
     """
     tokens = model.tokens

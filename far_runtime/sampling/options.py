@@ -82,8 +82,8 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="preset",
             metavar="NAME",
-            help="Named settings: official, quality, balanced or fast. Settings that are given beside it replace its "
-            "own. far tune finds those of a bundle.",
+            help="Named settings: official, quality, balanced or fast. The other settings override them. far tune "
+            "finds the presets of a bundle.",
         ),
         Setting(
             name="levels",
@@ -96,7 +96,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="iterations",
             metavar="N",
-            help="MAR: iterations, from 1 to the number of tokens.",
+            help="MAR: number of iterations, at most that of the tokens.",
             type=int,
             official={"mar": 64},
             lowest=1,
@@ -172,7 +172,8 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="guidance_schedule",
             metavar="linear|constant",
-            help="MAR: whether guidance rises with the share of tokens that are known (linear) or is constant.",
+            help="MAR: whether guidance rises with the share of tokens that are drawn (linear) or stays the same "
+            "(constant).",
             official={"mar": "linear"},
             choices=("linear", "constant"),
             changed_by="no preset",
@@ -216,9 +217,9 @@ def settings_of(system: str) -> tuple[str, ...]:
     return tuple(name for name, setting in SETTINGS.items() if system in setting.official)
 
 
-def resolve_values(system: str, model: ModelInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a system by name: the given values, and the official ones for those that are missing or None.
+def resolve_values(system: str, model: ModelInfo, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a system by name: the overrides, and the official values for those that are missing or None.
 
-    Values of settings with `per_step` are returned as given. FarError for a wrong type or a number out of range.
+    Values of settings with `per_step` are returned unchanged. FarError for a wrong type or a number out of range.
     """
-    return {name: SETTINGS[name].resolve(given.get(name), system, model) for name in settings_of(system)}
+    return {name: SETTINGS[name].resolve(overrides.get(name), system, model) for name in settings_of(system)}

@@ -21,24 +21,24 @@ def sampler_of(manifest: Manifest) -> Sampler[Any]:
     return SAMPLERS[manifest.system]
 
 
-def resolve_settings(manifest: Manifest, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def resolve_settings(manifest: Manifest, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All sampling settings of a bundle by name, as JSON values.
 
-    A setting that is not given, or None, has its value from the preset if `preset` is given, else from the manifest,
-    else from the released code. FarError for settings that the system does not take, for values that are out of range
-    or do not fit each other, and where a step has no graph.
+    A setting that is missing from `overrides`, or None there, has the value of the preset if `preset` is among them,
+    else of the manifest, else of the released code. FarError for settings that the system does not take, for values
+    that are out of range or do not fit each other, and where a step has no graph.
     """
-    return resolve_plan(manifest, given)[0]
+    return resolve_plan(manifest, overrides)[0]
 
 
 def resolve_plan(
-    manifest: Manifest, given: Mapping[str, Any] | None = None, kept: int = 0
+    manifest: Manifest, overrides: Mapping[str, Any] | None = None, kept: int = 0
 ) -> tuple[dict[str, Any], Plan]:
     """The settings of `resolve_settings`, and the plan that they make.
 
     `kept`: cells of each picture that an edit keeps. FarError as `resolve_settings` raises it.
     """
-    chosen = {name: value for name, value in (given or {}).items() if value is not None}
+    chosen = {name: value for name, value in (overrides or {}).items() if value is not None}
     preset = chosen.pop("preset", None)
     defaults = manifest.default_settings if preset is None else preset_of(manifest, preset).settings
     _check_steps_fit(chosen, defaults, "the bundle's default" if preset is None else f"preset {preset}")
@@ -62,16 +62,16 @@ def _check_steps_fit(chosen: Mapping[str, Any], defaults: Mapping[str, Any], sou
 
 
 def resolve_system_settings(
-    system: str, model: ModelInfo, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    system: str, model: ModelInfo, overrides: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All settings of a system: the given ones, else the defaults, else the released code's. FarError as
+    """All settings of a system: the overrides, else the defaults, else the released code's values. FarError as
     `resolve_settings` raises it."""
-    check_setting_names(system, given)
+    check_setting_names(system, overrides)
     try:
-        return SAMPLERS[system].resolve_settings(model, {**(defaults or {}), **given})
+        return SAMPLERS[system].resolve_settings(model, {**(defaults or {}), **overrides})
     except (TypeError, ValueError, OverflowError) as error:
         raise FarError(
-            f"sampling settings {dict(given)}: {error}; give numbers, as far generate --help shows"
+            f"sampling settings {dict(overrides)}: {error}; give numbers, as far generate --help shows"
         ) from error
 
 
@@ -97,10 +97,10 @@ def without_guidance(manifest: Manifest, settings: Mapping[str, Any], kept: int 
     return dict(settings), plan_of(manifest, settings, kept)
 
 
-def check_setting_names(system: str, given: Iterable[str]) -> None:
+def check_setting_names(system: str, overrides: Iterable[str]) -> None:
     """FarError for a setting that the system does not take."""
     known = [SettingName(name) for name in settings_of(system)]
-    unknown = [SettingName(name) for name in given if name not in known]
+    unknown = [SettingName(name) for name in overrides if name not in known]
     if unknown:
         raise FarError(
             join_texts(unknown, ", "), f": a {system} model has no such setting; it takes ", join_texts(known, ", ")

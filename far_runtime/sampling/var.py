@@ -20,12 +20,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {}
 """VAR has no diffusion steps to save."""
 
 
-def resolve_settings(model: VarInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(model: VarInfo, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """All settings as JSON values; FarError for values that cannot be.
 
     guidance: rises from 0 at the first scale to this at the last; 0 is none. top_k 1: always the likeliest token.
     """
-    return resolve_values("var", model, given)
+    return resolve_values("var", model, overrides)
 
 
 def plan(model: VarInfo, settings: Mapping[str, Any], kept: int = 0) -> Plan:
@@ -80,7 +80,7 @@ def sample(
     """The feature map [B, L, C] (on the engine's device) that the decode stage takes.
 
     The latents of `kept` are the encoder's features [B, L, C]. Where the mask, resized to a scale, keeps a token, the
-    embedding of the given picture replaces the drawn one; a scale of one token is always kept.
+    embedding of the edited picture replaces the drawn one; a scale of one token is always kept.
     """
     scales, batch = model.patch_nums, condition.batch
     copies = plan[0].calls[0].rows
@@ -162,7 +162,7 @@ def empty_cache(engine: Engine, model: VarInfo, rows: int) -> dict[str, Array]:
 def kept_index(keep: NDArray[np.bool_], scales: Sequence[int], scale: int) -> NDArray[np.int64]:
     """The place stage's index [B, T] at scale number `scale`, for cells [B, h, w] that are kept.
 
-    A kept token comes from the given picture's tokens of all scales, another one from the drawn tokens behind them.
+    Kept tokens are taken from the edited picture's tokens of all scales, the others from the drawn tokens behind them.
     """
     start, end = token_ranges(scales)[scale]
     places = np.arange(end - start)
