@@ -16,11 +16,11 @@ def test_every_level_is_area_down_and_bicubic_up(grid: int) -> None:
     tokens = cells.transpose(0, 2, 3, 1).reshape(2, grid * grid, 3)
     for level in range(1, grid):
         small = torch.nn.functional.interpolate(torch.from_numpy(cells), size=(level, level), mode="area")
-        wanted = torch.nn.functional.interpolate(small, size=(grid, grid), mode="bicubic").numpy()
+        expected = torch.nn.functional.interpolate(small, size=(grid, grid), mode="bicubic").numpy()
         matrix = lowpass_matrices(grid)[level]
-        assert np.abs(matrix @ cells @ matrix.T - wanted).max() < 2e-6
+        assert np.abs(matrix @ cells @ matrix.T - expected).max() < 2e-6
         filtered = lowpass(tokens, level).reshape(2, grid, grid, 3).transpose(0, 3, 1, 2)
-        assert np.abs(filtered - wanted).max() < 2e-6
+        assert np.abs(filtered - expected).max() < 2e-6
 
 
 @pytest.mark.parametrize("grid", [8, 16])
@@ -30,9 +30,9 @@ def test_the_fourier_filter_keeps_the_lowest_frequencies(grid: int) -> None:
     for level in range(1, grid, 2):  # an odd number of frequencies: the mean and whole pairs
         kept = frequency <= level // 2
         assert kept.sum() == level
-        wanted = np.fft.ifft2(np.fft.fft2(cells) * np.outer(kept, kept)).real
+        expected = np.fft.ifft2(np.fft.fft2(cells) * np.outer(kept, kept)).real
         matrix = lowpass_matrices(grid, "fourier")[level].astype(np.float64)
-        assert np.abs(matrix @ cells @ matrix.T - wanted).max() < 1e-6
+        assert np.abs(matrix @ cells @ matrix.T - expected).max() < 1e-6
     halved = lowpass_matrices(grid, "fourier")[2] @ np.cos(2 * np.pi * np.arange(grid) / grid)
     assert np.allclose(halved, 0.5 * np.cos(2 * np.pi * np.arange(grid) / grid), atol=1e-6)
 

@@ -62,7 +62,7 @@ class Recorder:
 
 
 def draw(
-    grid: int, seeds: list[int], kept: KeptRegion | None = None, **given: Any
+    grid: int, seeds: list[int], kept: KeptRegion | None = None, **overrides: Any
 ) -> tuple[Recorder, np.ndarray, list]:
     """The recorder, the final latents [B, L, C], and every step with the state that it ended with."""
     engine, states = Recorder(), []
@@ -72,7 +72,7 @@ def draw(
             states.append((step, state.copy()))
 
     condition = label_condition(engine, [1] * len(seeds), CLASSES)
-    settings = mar.resolve_settings(mar_info(grid), {"steps": 2, **given})
+    settings = mar.resolve_settings(mar_info(grid), {"steps": 2, **overrides})
     plan = mar.plan(mar_info(grid), settings, 0 if kept is None else int(kept.keep[0].sum()))
     latents = mar.sample(engine, mar_info(grid), plan, condition, SeedNoise(seeds), on_step, kept)
     return engine, latents, states
@@ -141,14 +141,14 @@ def test_a_sample_lands_at_its_tokens_in_rising_order(size: tuple[int, int], see
 
 
 @given(sizes, st.floats(1.1, 10), st.sampled_from(["linear", "constant"]))
-def test_guidance_rises_with_what_is_known_or_stays(size: tuple[int, int], scale: float, kind: str) -> None:
+def test_guidance_rises_with_the_drawn_tokens_or_stays(size: tuple[int, int], scale: float, schedule: str) -> None:
     grid, iterations = size
     tokens = grid * grid
-    given = {"iterations": iterations, "guidance": scale, "guidance_schedule": kind}
-    steps = mar.plan(mar_info(grid), mar.resolve_settings(mar_info(grid), given))
+    overrides = {"iterations": iterations, "guidance": scale, "guidance_schedule": schedule}
+    steps = mar.plan(mar_info(grid), mar.resolve_settings(mar_info(grid), overrides))
     masked = [max(count, 1) for count in masked_counts(tokens, iterations)]  # the last one counts as one, officially
     rising = [1 + (scale - 1) * (tokens - count) / tokens for count in masked]
-    assert [step.guidance for step in steps] == pytest.approx(rising if kind == "linear" else [scale] * iterations)
+    assert [step.guidance for step in steps] == pytest.approx(rising if schedule == "linear" else [scale] * iterations)
     assert [step.name for step in steps] == [f"iteration {i + 1}" for i in range(iterations)]
     assert [step.index for step in steps] == list(range(iterations))
 
@@ -159,8 +159,8 @@ def test_without_guidance_there_is_no_unconditional_half(guidance: float, rows: 
     assert {len(call["labels"]) for call in engine.transformer} == {rows}
     assert {len(call["condition"]) for call in engine.denoise} == {rows}
     assert {call.rows for step, _ in states for call in step.calls} == {rows // 2}
-    wanted = [[1, 1, CLASSES, CLASSES][:rows]] * 5
-    assert [call["labels"].tolist() for call in engine.transformer] == wanted
+    expected = [[1, 1, CLASSES, CLASSES][:rows]] * 5
+    assert [call["labels"].tolist() for call in engine.transformer] == expected
 
 
 def test_diffusion_steps_may_fall_over_the_iterations() -> None:
@@ -182,8 +182,8 @@ def test_temperature_is_the_factor_of_the_noise_at_every_iteration() -> None:
 
 
 def test_the_official_settings_are_the_defaults() -> None:
-    wanted = {"iterations": 64, "steps": 100, "guidance": 2.9, "guidance_schedule": "linear", "temperature": 1.0}
-    assert mar.resolve_settings(mar_info(16), {}) == wanted | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
+    expected = {"iterations": 64, "steps": 100, "guidance": 2.9, "guidance_schedule": "linear", "temperature": 1.0}
+    assert mar.resolve_settings(mar_info(16), {}) == expected | {"solver": "ddpm", "start": None, "guidance_floor": 1.0}
     assert mar.resolve_settings(mar_info(4), {})["iterations"] == 16  # as many as there are tokens
 
 
@@ -195,8 +195,8 @@ def test_kept_tokens_are_seen_from_the_start_and_never_drawn(
     tokens, batch = grid * grid, len(seeds)
     cells = data.draw(st.sets(st.integers(0, tokens - 1), max_size=tokens))
     keep = np.isin(np.arange(tokens), sorted(cells)).reshape(1, grid, grid).repeat(batch, axis=0)
-    given = -1 - np.arange(batch * tokens * CHANNELS, dtype=np.float32).reshape(batch, tokens, CHANNELS)
-    engine, latents, _ = draw(grid, seeds, KeptRegion(given, keep), iterations=iterations)
+    latents_before = -1 - np.arange(batch * tokens * CHANNELS, dtype=np.float32).reshape(batch, tokens, CHANNELS)
+    engine, latents, _ = draw(grid, seeds, KeptRegion(latents_before, keep), iterations=iterations)
     drawn = [call["predicted"] for call in engine.transformer]
     assert len(drawn) == min(iterations, tokens - len(cells))
     for row in range(batch):
@@ -204,11 +204,11 @@ def test_kept_tokens_are_seen_from_the_start_and_never_drawn(
         assert places == sorted(set(range(tokens)) - cells)
         assert all(set(call["visible"][row].tolist()) >= cells for call in engine.transformer)
     kept = keep.reshape(batch, tokens)
-    assert np.array_equal(latents[kept], given[kept]) and (latents[~kept] > 0).all()
+    assert np.array_equal(latents[kept], latents_before[kept]) and (latents[~kept] > 0).all()
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("overrides", "reason"),
     [
         (
             {"iterations": 0},
@@ -222,6 +222,6 @@ def test_kept_tokens_are_seen_from_the_start_and_never_drawn(
         ({"iterations": 4, "steps": "5:0"}, "steps 5:0: 0 diffusion steps; expected 1 to 1000"),
     ],
 )
-def test_settings_that_cannot_be(given: dict[str, Any], reason: str) -> None:
+def test_settings_that_cannot_be(overrides: dict[str, Any], reason: str) -> None:
     with pytest.raises(FarError, match=reason):
-        mar.resolve_settings(mar_info(4), given)
+        mar.resolve_settings(mar_info(4), overrides)

@@ -29,7 +29,7 @@ FAR, MASKED_FAR = far_info(16), far_info(16, masked=True)
 
 
 def temperatures(schedule: Schedule) -> list[float]:
-    return [one.temperature for one in schedule.diffusion]
+    return [step.temperature for step in schedule.diffusion]
 
 
 def test_official_levels() -> None:
@@ -39,10 +39,10 @@ def test_official_levels() -> None:
 
 
 def test_official_unmasked_schedule() -> None:
-    made = make_schedule(resolve_settings(FAR, {}), masked=False)
-    assert [one.steps for one in made.diffusion] == [100] * 10
-    assert {one.solver for one in made.diffusion} == {"ddpm"}
-    assert made.guidance == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8])
+    schedule = make_schedule(resolve_settings(FAR, {}), masked=False)
+    assert [step.steps for step in schedule.diffusion] == [100] * 10
+    assert {step.solver for step in schedule.diffusion} == {"ddpm"}
+    assert schedule.guidance == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8])
     cosines = [
         0.98768834,
         0.95105652,
@@ -55,17 +55,17 @@ def test_official_unmasked_schedule() -> None:
         0.15643447,
         0,
     ]
-    assert temperatures(made) == pytest.approx([0.8 + 0.2 * (1 - cosine) for cosine in cosines])
-    steps = plan_of(FAR, made)
+    assert temperatures(schedule) == pytest.approx([0.8 + 0.2 * (1 - cosine) for cosine in cosines])
+    steps = plan_of(FAR, schedule)
     assert [step.constants["lowpass"] for step in steps] == list(UNMASKED)
     assert {step.constants["count"] for step in steps} == {256}
 
 
 def test_official_masked_schedule() -> None:
-    made = make_schedule(resolve_settings(MASKED_FAR, {}), masked=True)
-    assert made.guidance == pytest.approx([1 + 2 * i / 11 for i in range(11)])
-    assert temperatures(made) == pytest.approx([0.85 + 0.15 * i / 11 for i in range(11)])
-    steps = plan_of(MASKED_FAR, made)
+    schedule = make_schedule(resolve_settings(MASKED_FAR, {}), masked=True)
+    assert schedule.guidance == pytest.approx([1 + 2 * i / 11 for i in range(11)])
+    assert temperatures(schedule) == pytest.approx([0.85 + 0.15 * i / 11 for i in range(11)])
+    steps = plan_of(MASKED_FAR, schedule)
     assert [step.constants["count"] for step in steps] == [0, 3, 11, 24, 41, 63, 89, 118, 150, 184, 220]
     assert [step.constants["lowpass"] for step in steps] == [16, 16, 12, 4, 5, 6, 7, 8, 9, 10, 11]
     assert [step.constants["level"] for step in steps] == [step.number for step in steps] == list(MASKED)
@@ -78,17 +78,17 @@ def test_frequency_aware_steps_rise_linearly_to_about_70_on_average() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "count", "wanted"),
+    ("steps", "count", "expected"),
     [(25, 3, (25, 25, 25)), ("25", 2, (25, 25)), ("5:5", 1, (5,)), ("9,8,7", 3, (9, 8, 7)), ([1, 1000], 2, (1, 1000))],
 )
-def test_ways_to_write_steps(given: object, count: int, wanted: tuple[int, ...]) -> None:
-    assert parse_steps(given, count) == wanted  # type: ignore[arg-type]
+def test_ways_to_write_steps(steps: object, count: int, expected: tuple[int, ...]) -> None:
+    assert parse_steps(steps, count) == expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("given", ["", "many", "1:2:3", "0", "1001", "4:0", "1,2", "1.5"])
-def test_other_steps_are_refused(given: str) -> None:
+@pytest.mark.parametrize("steps", ["", "many", "1:2:3", "0", "1001", "4:0", "1,2", "1.5"])
+def test_other_steps_are_refused(steps: str) -> None:
     with pytest.raises(FarError, match="steps"):
-        parse_steps(given, 3)
+        parse_steps(steps, 3)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_levels_that_do_not_rise_come_with_a_list_that_does(levels: list[int], m
     try:
         check_levels(levels, 16, masked)
     except FarError as error:
-        told = re.fullmatch(r"levels .*: levels must rise .*; use levels ([\d,]+), say", str(error))
-        assert told is not None
-        suggested = parse_levels(told[1])
+        advice = re.fullmatch(r"levels .*: levels must rise .*; use levels ([\d,]+), say", str(error))
+        assert advice is not None
+        suggested = parse_levels(advice[1])
         assert set(suggested) == set(levels)
         check_levels(suggested, 16, masked)
 

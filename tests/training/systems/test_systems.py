@@ -157,7 +157,7 @@ def test_bad_input_is_named(
     assert "--heads 3" in refused(*inputs["var"], "--heads", 3, *tail)
     assert "--classes" in refused(*inputs["var"], "--classes", 2, *tail)
     assert "--scales" in refused(*inputs["vqvae"], "--scales", "1,2", *tail)
-    assert "--iterations 17" in refused(*inputs["mar"], "--sheet-iterations", 17, *tail)
+    assert "iterations 17: expected" in refused(*inputs["mar"], "--sheet-iterations", 17, *tail)
     assert "cache-text" in refused(*inputs["far_t2i"][:-1], pictures, *tail)
     assert "--resume" in refused(*inputs["mar"], "-o", runs["mar"], "--steps", 5)
     again = refused(*inputs["mar"], "-o", runs["mar"], "--steps", 5, "--resume", "--mask-least", 0.5)
