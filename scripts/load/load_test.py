@@ -21,15 +21,17 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
 from far_runtime.cli.option_names import with_options
+from far_runtime.cli.serve import is_loopback
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import check_file, whole_file
 from report import comparison, machine, report
 from run import Plan
-from serve_process import check_loopback, serving
+from serve_process import serving
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 120})
@@ -68,8 +70,8 @@ def load_test(
         raise FarError("give either a BUNDLE to serve or the --url of a running server")
     if url and compare_batching:
         raise FarError("--compare-batching starts both of its servers: give a BUNDLE in place of --url")
-    if url and not elsewhere:
-        check_loopback(url)
+    if url and not elsewhere and not is_loopback(urlsplit(url).hostname or ""):
+        raise FarError(f"--url {url}: is another machine; test a server there only if it is yours, with --elsewhere")
     if not (key.isascii() and key.isprintable()):
         raise FarError("--key: has characters that a header cannot carry; give it as it is in the server's file")
     if file:

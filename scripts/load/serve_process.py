@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -122,12 +120,3 @@ class ServerStats:
             refused=refused,
             batches={int(size): count for size, count in counts.items() if count and size != float("inf")},
         )
-
-
-def check_loopback(url: str) -> None:
-    """Raise FarError for an address of another machine."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-            return
-    raise FarError(f"--url {url}: is another machine; test a server there only if it is yours, with --elsewhere")

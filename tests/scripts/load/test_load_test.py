@@ -1,176 +1,84 @@
-"""The load test: the same seed asks the same, what goes wrong is put down by kind, and the report says so."""
+"""The load test as a command: on a real server, on servers that fail, and with options that cannot be."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import httpx2 as httpx
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from clients import GENERATE, STREAM, Load, Outcome, Workload
+import load_test as command
+from clients import Outcome, Workload
 from far_runtime.errors import FarError
 from load_test import load_test
 from report import comparison, report
 from run import Plan, Result
-from serve_process import ServerStats, check_loopback, serving
+from serve_process import ServerStats, serving
 
 OPTIONS = ["--engine", "onnxruntime", "--threads", "1", "--no-check"]
-ABOUT = {"condition": "labels", "count": 10}
+MODEL = {"condition": "labels", "count": 10}
 _FILE = io.BytesIO()
 Image.new("RGB", (2, 2)).save(_FILE, "png")
 PNG = base64.b64encode(_FILE.getvalue()).decode()
 
 
-def load_of(answer: Callable[[httpx.Request], httpx.Response], streams: float = 0.0, **settings: Any) -> Load:
-    """A load on a server that answers in this way."""
-    client = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://127.0.0.1")
-    return Load(client, Workload(0, ABOUT, streams, 1), **settings)
-
-
-def test_a_seed_asks_the_same_whatever_the_number_of_clients() -> None:
-    one, two, other = (Workload(seed, ABOUT, 0.5, 4, {"steps": 1}) for seed in (0, 0, 1))
-    asked = [one.request(i) for i in range(200)]
-    assert asked == [two.request(i) for i in range(200)]
-    assert asked != [other.request(i) for i in range(200)]
-    assert {route for route, _ in asked} == {GENERATE, STREAM}
-    assert {body["n"] for _, body in asked} == {1, 2, 3, 4}
-    assert {body["label"] for _, body in asked} == set(range(10))
-    text = Workload(0, {"condition": "text", "count": None}, 0, 1, {}, ("a cat",))
-    assert text.request(0)[1]["prompt"] == "a cat"
-
-
-def test_what_goes_wrong_is_put_down_by_kind() -> None:
-    error = {"error": {"code": "queue_full"}}
-    events = {"an end": "event: done\ndata: {}\n\n", "none": "event: level\ndata: {}\n\n"}
-
-    def gone(request: httpx.Request) -> httpx.Response:
-        raise httpx.RemoteProtocolError("incomplete")
-
-    cases: list[tuple[Any, float, str]] = [
-        (lambda request: httpx.Response(429, json=error, headers={"retry-after": "0"}), 0.0, "429 queue_full"),
-        (lambda request: httpx.Response(500, json={"error": {"code": "internal_error"}}), 1.0, "500 internal_error"),
-        (lambda request: httpx.Response(502, text="<html>"), 0.0, "a malformed response: JSONDecodeError"),
-        (lambda request: httpx.Response(200, json={"data": []}), 0.0, "a malformed response: ValueError"),
-        (gone, 0.0, "RemoteProtocolError"),
-        (sse("event: error\ndata: " + '{"error": {"code": "deadline"}}' + "\n\n"), 1.0, "in a stream: deadline"),
-        (sse(events["none"]), 1.0, "a stream that broke off"),
-        (sse(events["an end"]), 1.0, "a malformed response: ValueError"),
-    ]
-    for answer, streams, expected in cases:
-        load = load_of(answer, streams, max_requests=1)
-        asyncio.run(load.closed_loop(1))
-        assert [one.error for one in load.outcomes] == [expected]
-
-
-def sse(text: str) -> Callable[[httpx.Request], httpx.Response]:
-    return lambda request: httpx.Response(200, text=text, headers={"content-type": "text/event-stream"})
-
-
-def test_seconds_of_the_open_loop_count_from_when_a_request_was_due() -> None:
-    """A loop that is held up for a fifth of a second sends late; the answers come at once."""
-    held = [True]
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if held[0]:
-            held[0] = False
-            time.sleep(0.2)  # the whole loop
-        return httpx.Response(500, json={"error": {"code": "x"}})
-
-    load = load_of(answer, max_requests=40)
-    asyncio.run(load.open_loop(400))
-    assert len(load.outcomes) == 40
-    late = [one.seconds for one in load.outcomes if one.seconds > 0.1]
-    assert len(late) > 10
-
-
-def test_a_run_on_a_real_server_is_reported(tiny: Any) -> None:
+def test_a_real_server_is_tested(tiny: Any) -> None:
     plan = Plan(0, 0.5, 2, {"steps": 1}, clients=3, seconds=60, requests=24, check=4, warm_up=0.5)
     with serving(tiny.bundle, OPTIONS) as address:
-        made = asyncio.run(plan.run(address))
+        result = asyncio.run(plan.run(address))
         opened = asyncio.run(Plan(0, 0.5, 2, {"steps": 1}, rate=50, seconds=60, requests=10, warm_up=0.1).run(address))
-        turns = asyncio.run(
+        pairs = asyncio.run(
             Plan(0, 0, 1, {"steps": 1}, seconds=60, requests=4, warm_up=0.1).compare(address, address, 2)
         )
-    numbers, lines, failed = report(made)
+    numbers, lines, failed = report(result)
     assert not failed
-    assert made.after is not None
+    assert result.after is not None
     assert (numbers["requests"], numbers["errors"], numbers["refused"]) == (24, {}, 0)
-    drawn = sum(Workload(0, ABOUT, 0.5, 2).request(i)[1]["n"] for i in range(24))
-    assert numbers["pictures"] == drawn == made.after.pictures - made.warm.pictures
-    assert len(made.differences) == 4
-    assert max(made.differences) <= 1
-    assert made.broken == ()
-    assert made.after.memory > 1e6
+    expected = sum(Workload(0, MODEL, 0.5, 2).request(i)[1]["n"] for i in range(24))
+    assert numbers["pictures"] == expected == result.after.pictures - result.warm.pictures
+    assert len(result.differences) == 4
+    assert max(result.differences) <= 1
+    assert result.after.memory > 1e6
     latencies = numbers["latencies"]
     assert latencies["whole answer"]["n"] == 24
     assert latencies["first level of a stream"]["n"] == latencies["streams"]["n"] > 0
     assert latencies["first level of a stream"]["p50"] < latencies["streams"]["p50"]
     assert sum(numbers["batches"].values()) > 0
     assert any("largest difference" in line for line in lines)
-    assert len(opened.outcomes) == 10
-    numbers, lines, failed = comparison(turns)
+    assert [outcome.error for outcome in opened.outcomes] == [""] * 10
+    numbers, lines, failed = comparison(pairs)
     assert len(numbers["ratios"]) == 2
     assert not failed
 
 
-def test_refusals_are_no_errors_and_the_server_counts_them_too(tiny: Any) -> None:
+def test_rejections_are_no_errors_and_the_server_counts_them_too(tiny: Any) -> None:
     with serving(tiny.bundle, [*OPTIONS, "--queue", "1", "--max-batch", "1"]) as address:
-        made = asyncio.run(Plan(0, 0, 1, {"steps": 100}, clients=6, seconds=2, check=0, warm_up=0.1).run(address))
-    numbers, _, failed = report(made)
+        result = asyncio.run(Plan(0, 0, 1, {"steps": 100}, clients=6, seconds=2, check=0, warm_up=0.1).run(address))
+    numbers, _, failed = report(result)
     assert not failed
     assert numbers["refused"] > 0
-    assert made.after is not None
-    assert made.after.refused["queue"] >= numbers["refused"]
-
-
-STATS = ServerStats(1e8, 10.0, 1.0, 0.0, {}, {})
-
-
-def result(*outcomes: Outcome, after: ServerStats | None = STATS, broken: tuple[str, ...] = ()) -> Result:
-    return Result(list(outcomes), 2.0, STATS, STATS, after, [1e8, 1e8], [], broken)
-
-
-DRAWN, REFUSED = Outcome(seconds=0.5, pictures=3), Outcome(seconds=0.1, error="429 queue_full")
-
-
-def test_a_run_without_a_picture_has_failed() -> None:
-    numbers, lines, failed = report(result(REFUSED, REFUSED))
-    assert failed
-    assert (numbers["refused"], numbers["errors"]) == (2, {})
-    assert lines[-1] == "FAILED: no picture came"
-    assert not report(result(DRAWN, REFUSED))[2]
-
-
-def test_a_comparison_of_servers_that_drew_nothing_is_reported() -> None:
-    numbers, lines, failed = comparison([(result(DRAWN), result(REFUSED)), (result(DRAWN), result(DRAWN))])
-    assert failed
-    assert numbers["ratios"] == [None, 1.0]
-    assert "FAILED: round 1, one by one: no picture came" in lines
-    numbers, lines, failed = comparison([(result(DRAWN), result())])
-    assert failed
-    assert numbers["ratio"] is None
-    assert any(line.startswith("batched: p50") for line in lines)
-    assert not any(line.startswith("one by one: p50") for line in lines)
-    json.dumps(numbers, allow_nan=False)
+    assert result.after is not None
+    assert result.after.refused["queue"] >= numbers["refused"]
 
 
 class Pretender(BaseHTTPRequestHandler):
-    """What load_test asks a server for, with `pictures` answers that are right; later ones are 429, or, where it
-    `leaves`, none at all."""
+    """Answers what load_test asks of a server."""
 
     pictures: ClassVar[int]
-    leaves: ClassVar[bool]
+    """How many pictures it sends; later requests are rejected with 429."""
+
+    disconnects: ClassVar[bool]
+    """Whether later requests are not answered at all."""
 
     def do_GET(self) -> None:
         if self.gone():
@@ -180,7 +88,7 @@ class Pretender(BaseHTTPRequestHandler):
         elif self.headers["authorization"] != "Bearer a key":
             self.reply(401, b"{}")
         else:
-            self.reply(200, json.dumps({"data": [{"far": ABOUT}]}).encode())
+            self.reply(200, json.dumps({"data": [{"far": MODEL}]}).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -193,7 +101,7 @@ class Pretender(BaseHTTPRequestHandler):
             self.reply(429, b'{"error": {"code": "queue_full"}}')
 
     def gone(self) -> bool:
-        self.close_connection = self.leaves and self.pictures <= 0
+        self.close_connection = self.disconnects and self.pictures <= 0
         return self.close_connection
 
     def reply(self, status: int, body: bytes) -> None:
@@ -206,53 +114,71 @@ class Pretender(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def pretender() -> Iterator[str]:
-    Pretender.pictures, Pretender.leaves = 10**9, False
+@pytest.fixture(scope="module")
+def pretender_address() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Pretender) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
 
 
-def load(monkeypatch: Any, url: str, file: Path, *arguments: str) -> Any:
+@pytest.fixture
+def pretender(pretender_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a pretender, which is not warmed up."""
+
     async def cold(*arguments: Any) -> None:
         pass
 
     monkeypatch.setattr(Plan, "_warm_up", cold)
-    made = CliRunner(env={"FAR_KEY": "a key"}).invoke(
+    Pretender.pictures, Pretender.disconnects = 10**9, False
+    return pretender_address
+
+
+def load(url: str, file: Path, *arguments: str) -> Any:
+    result = CliRunner(env={"FAR_KEY": "a key"}).invoke(
         load_test, ["--url", url, "--json", str(file), "--streams", "0", "--n", "1", "--clients", "1", *arguments]
     )
-    return made, json.loads(file.read_text())
+    return result, json.loads(file.read_text())
+
+
+def test_a_test_that_passes_exits_with_0(pretender: str, tmp_path: Path) -> None:
+    result, numbers = load(pretender, tmp_path / "numbers.json", "--requests", "5", "--check", "2", "--minutes", "2")
+    assert result.exit_code == 0, result.output
+    assert (numbers["requests"], numbers["pictures"], numbers["differences"]) == (5, 5, [0, 0])
+    assert "5 requests in" in result.output
+    assert (numbers["plan"]["seconds"], numbers["plan"]["rate"], numbers["plan"]["streams"]) == (120, None, 0)
+    _, numbers = load(pretender, tmp_path / "numbers.json", "--requests", "3", "--rate", "100", "--streams", "0.5")
+    assert (numbers["plan"]["rate"], numbers["plan"]["streams"]) == (100, 0.5)
 
 
 @pytest.mark.parametrize(
-    ("leaves", "said"),
+    ("disconnects", "failures"),
     [
         (True, ["/metrics cannot be read at the end: RemoteProtocolError", "not drawn again: RemoteProtocolError"]),
-        (False, ["a picture was not drawn again: 429 queue_full"]),
+        (False, ["a picture was not drawn again: 429 queue_full", "a picture was not drawn again: 429 queue_full"]),
     ],
 )
 def test_a_server_that_fails_at_the_end_is_reported(
-    pretender: str, monkeypatch: Any, tmp_path: Path, leaves: bool, said: list[str]
+    pretender: str, tmp_path: Path, disconnects: bool, failures: list[str]
 ) -> None:
-    Pretender.pictures, Pretender.leaves = 4, leaves
-    made, numbers = load(monkeypatch, pretender, tmp_path / "numbers.json", "--requests", "5", "--check", "2")
-    assert made.exit_code == 1
+    Pretender.pictures, Pretender.disconnects = 4, disconnects
+    result, numbers = load(pretender, tmp_path / "numbers.json", "--requests", "5", "--check", "2")
+    assert result.exit_code == 1
     assert (numbers["requests"], numbers["pictures"]) == (5, 4)
-    for what in said:
-        assert what in made.output
-        assert any(what in one for one in numbers["broken"])
+    assert len(numbers["broken"]) == len(failures)
+    for failure, told in zip(failures, numbers["broken"], strict=True):
+        assert failure in told
+        assert failure in result.output
     assert "a key" not in json.dumps(numbers)
 
 
-def test_a_server_that_refuses_everything_fails(pretender: str, monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_server_that_rejects_everything_fails(pretender: str, tmp_path: Path) -> None:
     Pretender.pictures = 0
-    made, numbers = load(monkeypatch, pretender, tmp_path / "numbers.json", "--requests", "3")
-    assert made.exit_code == 1
-    assert "FAILED: no picture came" in made.output
+    result, numbers = load(pretender, tmp_path / "numbers.json", "--requests", "3")
+    assert result.exit_code == 1
+    assert "FAILED: no picture came" in result.output
     assert numbers["refused"] == 3
 
 
@@ -262,56 +188,53 @@ def test_a_key_is_asked_for(pretender: str) -> None:
             CliRunner().invoke(load_test, ["--url", pretender, "--key", key], catch_exceptions=False)
 
 
-def test_a_round_that_cannot_begin_leaves_the_earlier_ones(monkeypatch: Any) -> None:
-    left = [result(DRAWN), result(DRAWN), None]
+def test_batching_is_compared_with_a_server_that_draws_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
 
-    async def run(plan: Plan, address: str, key: str = "") -> Result:
-        if (made := left.pop(0)) is None:
-            raise FarError("gone")
-        return made
+    @contextlib.contextmanager
+    def fake_serving(bundle: Path, options: Any) -> Iterator[str]:
+        started.append([str(bundle), *options])
+        yield f"server {len(started)}"
 
-    monkeypatch.setattr(Plan, "run", run)
-    turns = asyncio.run(Plan(0, 0, 1).compare("a", "b", 3))
-    _, lines, failed = comparison(turns)
-    assert failed
-    assert len(turns) == 1
-    assert lines[-1] == "FAILED: round 1, one by one: round 2: gone"
+    stats = ServerStats(memory=1e8, files=1.0, cpu=1.0, pictures=0.0, refused={}, batches={})
+    result = Result([Outcome(seconds=1.0, pictures=1)], 2.0, stats, stats, stats, [1e8], [])
+
+    async def compare(plan: Plan, *arguments: Any) -> list[tuple[Result, Result]]:
+        assert arguments == ("server 1", "server 2", 2, "")
+        return [(result, result)]
+
+    monkeypatch.setattr(command, "serving", fake_serving)
+    monkeypatch.setattr(Plan, "compare", compare)
+    arguments = ["bundle", "--compare-batching", "--rounds", "2", "--", "--threads", "1"]
+    ran = CliRunner().invoke(load_test, arguments, catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert started == [["bundle", "--threads", "1"], ["bundle", "--threads", "1", "--max-batch", "1"]]
+    assert "batching draws 1.00 times as many" in ran.output
+
+
+NOBODY = "no far serve answers there"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "either a BUNDLE"),
         (["here", "--url", "http://127.0.0.1:1"], "either a BUNDLE"),
-        (["--url", "http://example.org"], "--elsewhere"),
+        (["--url", "http://example.org"], "is another machine; .*--elsewhere"),
+        (["--url", "http://127.0.0.1.example.org:1"], "is another machine"),
+        (["--url", "http://[::2]:1"], "is another machine"),
+        (["--url", "http://nowhere.invalid:1", "--elsewhere"], NOBODY),
+        (["--url", "http://127.0.0.1:1"], NOBODY),
+        (["--url", "http://localhost:1"], NOBODY),
+        (["--url", "http://127.1.2.3:1"], NOBODY),
+        (["--url", "http://[::1]:1"], NOBODY),
         (["--url", "http://127.0.0.1:1", "--compare-batching"], "give a BUNDLE"),
         (["--url", "http://127.0.0.1:1", "--ask", "[1]"], "JSON object"),
         (["--url", "http://127.0.0.1:1", "--json", "."], "--json"),
-        (["--url", "http://127.0.0.1:1"], "no far serve answers"),
+        (["--url", "http://127.0.0.1:1", "--key", "é"], "characters that a header cannot carry"),
         (["nowhere"], "did not start: .*no such bundle"),
     ],
 )
-def test_what_is_wrong_is_said(arguments: list[str], said: str) -> None:
-    with pytest.raises(FarError, match=said):
+def test_options_that_cannot_be_are_an_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(FarError, match=message):
         CliRunner().invoke(load_test, arguments, catch_exceptions=False)
-
-
-@pytest.mark.parametrize("url", ["http://localhost:1", "http://127.1.2.3", "http://[::1]:80"])
-def test_this_machine_is_known(url: str) -> None:
-    check_loopback(url)
-
-
-def test_metrics_are_read() -> None:
-    text = """
-# TYPE far_batch_size histogram
-far_batch_size_bucket{le="1.0",model="a"} 2.0
-far_batch_size_bucket{le="2.0",model="a"} 2.0
-far_batch_size_bucket{le="4.0",model="a"} 5.0
-far_batch_size_bucket{le="+Inf",model="a"} 5.0
-# TYPE far_pictures counter
-far_pictures_total{model="a"} 14.0
-# TYPE process_resident_memory_bytes gauge
-process_resident_memory_bytes 1000.0
-"""
-    seen = ServerStats.parse(text)
-    assert (seen.batches, seen.pictures, seen.memory, seen.files) == ({1: 2, 4: 3}, 14, 1000, 0)
