@@ -25,7 +25,7 @@ LOOP = LoopSettings(lr=1.2e-3, schedule="cosine", ema=0.995, weight_decay=0.0, b
 @click.option(
     "--redrawn",
     type=FOLDER,
-    help="Latents that FAR drew of the pictures in --data (far train redraw-latents); some are decoded in training.",
+    help="Redrawn latents of the pictures in --data (far train redraw-latents), to decode some of them.",
 )
 @click.option(
     "--redrawn-share",
@@ -47,7 +47,10 @@ def vae_command(
     freeze_encoder: bool,
     **values: Any,
 ) -> None:
-    """Train a KL-VAE; RUN/vae.safetensors is what FAR, MAR and the exporter read."""
+    """Train a KL-VAE.
+
+    RUN/vae.safetensors is what FAR, MAR and the exporter read.
+    """
     from far_models.checkpoint.load import load_checkpoint
     from far_models.kl_vae import VAEConfig
     from far_training.loop.trainer import train as run_loop
@@ -75,7 +78,10 @@ def vae_command(
 @loop_options(LOOP)
 @threads_option
 def vqvae_command(settings: LoopSettings, multipliers: str, scales: str | None, **values: Any) -> None:
-    """Train VAR's VQ-VAE; RUN/vqvae.safetensors is what VAR and the exporter read."""
+    """Train VAR's VQ-VAE.
+
+    RUN/vqvae.safetensors is what VAR and the exporter read.
+    """
     from far_models.vq_vae import VQVAEConfig
     from far_training.loop.trainer import train as run_loop
     from far_training.systems.vqvae import default_scales, vqvae_task

@@ -21,9 +21,9 @@ OFFICIAL_TOKENS = 300
 @click.option("--half", is_flag=True, help="Store latents in float16.")
 @threads_option
 def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batch: int, half: bool) -> None:
-    """Encode all pictures and their mirror images once, so that training needs no encoder.
+    """Encode all pictures once, so that training needs no encoder.
 
-    A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE gives tokens (for VAR). Start an interrupted run again
+    Mirror images are encoded too. A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE gives tokens (for VAR). Start an interrupted run again
     to go on with it. Several processes (accelerate launch) share the work.
     """
     from far_models.checkpoint.load import load_checkpoint

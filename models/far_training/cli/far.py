@@ -54,7 +54,10 @@ def far_command(
     levels: str,
     **values: Any,
 ) -> None:
-    """Train FAR on latents; RUN/far.safetensors is what the exporter reads."""
+    """Train FAR on latents.
+
+    RUN/far.safetensors is what the exporter reads.
+    """
     from far_models.checkpoint.save import load_initial_weights
     from far_models.far import PRESETS
     from far_training.loop.trainer import train as run_loop

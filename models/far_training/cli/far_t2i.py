@@ -31,7 +31,10 @@ from far_training.systems.settings import FART2ILossSettings
 def far_t2i_command(
     settings: LoopSettings, data: Path, text: Path, vae_file: Path, size: int, init: Path | None, **values: Any
 ) -> None:
-    """Train FAR-T2I on latents and prompts; RUN/far_t2i.safetensors is what the exporter reads."""
+    """Train FAR-T2I on latents and prompts.
+
+    RUN/far_t2i.safetensors is what the exporter reads.
+    """
     from far_models.checkpoint.save import load_initial_weights
     from far_models.far_t2i import FART2IConfig
     from far_training.data.prompts import open_text_cache

@@ -36,7 +36,10 @@ def mar_command(
     sheet_iterations: int | None,
     **values: Any,
 ) -> None:
-    """Train MAR on latents; RUN/mar.safetensors is what the exporter reads."""
+    """Train MAR on latents.
+
+    RUN/mar.safetensors is what the exporter reads.
+    """
     from far_models.checkpoint.save import load_initial_weights
     from far_models.mar import PRESETS
     from far_runtime.model_info import MarInfo

@@ -51,9 +51,10 @@ from far_training.systems.settings import VARHybridLossSettings, VARLossSettings
 @loop_options(LoopSettings(weight_decay=0.05, clip=2.0))
 @threads_option
 def var_command(settings: LoopSettings, tokens: str, residual: bool, **values: Any) -> None:
-    """Train VAR on a VQ-VAE's tokens; RUN/var.safetensors is what the exporter reads.
+    """Train VAR on a VQ-VAE's tokens.
 
-    With --tokens continuous it trains a hybrid, which draws sample sheets but is not exported.
+    RUN/var.safetensors is what the exporter reads. With --tokens continuous the command trains a hybrid, which draws
+    sample sheets but is not exported.
     """
     if tokens == "discrete":
         if not residual:
