@@ -23,8 +23,8 @@ OFFICIAL_TOKENS = 300
 def cache_latents_command(data: Path, vae_file: Path, out: Path, size: int, batch: int, half: bool) -> None:
     """Encode all pictures once, so that training needs no encoder.
 
-    Mirror images are encoded too. A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE gives tokens (for VAR). Start an interrupted run again
-    to go on with it. Several processes (accelerate launch) share the work.
+    Mirror images are encoded too. A KL-VAE gives latents (for FAR, MAR and FAR-T2I), a VQ-VAE gives tokens (for VAR).
+    Start an interrupted run again to go on with it. Several processes (accelerate launch) share the work.
     """
     from far_models.checkpoint.load import load_checkpoint
     from far_models.pictures import open_pictures
