@@ -17,7 +17,7 @@ import click
 from far_export.evaluate.feature_cache import FeatureCache
 from far_export.evaluate.features import load_efficientnet
 from far_export.tune.distance import Scorer
-from far_models.checkpoint.config import parse_overrides
+from far_models.checkpoint.settings import parse_overrides
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.settings import plan_of, resolve_settings
 from far_runtime.storage.atomic import user_cache

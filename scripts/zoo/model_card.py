@@ -29,9 +29,9 @@ from card_runs import TITLES, Run, open_run, run_table, runs_of_card
 from emoji_sources import EMOJIBASE, STYLES, Package
 from far_export.cli.demo import PROMPTS
 from far_export.stages import SYSTEMS
-from far_models.checkpoint.config import parse_overrides
 from far_models.checkpoint.load import load_checkpoint
 from far_models.checkpoint.save import export_checkpoint
+from far_models.checkpoint.settings import parse_overrides
 from far_models.pictures import PictureSet, open_pictures
 from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
