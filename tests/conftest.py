@@ -15,7 +15,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
@@ -40,14 +39,12 @@ A_DAY = 86400
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny FAR with random weights: both variants as .pth, the unmasked one as .safetensors with class names; a tiny
-    MAR and a tiny FAR-T2I as .pth; two tiny text encoders; a VAE; and four bundles. Files that a test changes are to be
-    copied first.
+    """A folder of tiny models of every system with random weights, and of their bundles, which `far export` makes when
+    a test asks for them; a test that changes a file copies it first.
 
-    4 x 4 latents of 4 channels, 16 x 16 pixels, 10 classes. `bundle` is made from the safetensors file, with one
-    transformer graph for all levels; `masked_bundle` from the masked .pth, with one graph for each of its levels, 0 and
-    2; `mar_bundle` takes 4 iterations; `t2i_bundle` reads 8 text tokens through the text encoder `bert`. All take 3
-    diffusion steps by default.
+    FAR comes masked and unmasked as .pth, and unmasked as .safetensors with class names. FAR, MAR and FAR-T2I have
+    4 x 4 latents of 4 channels, 16 x 16 pixels, 10 classes, and bundles with 3 diffusion steps by default. VAR has
+    scales of 1, 2, 3 and 4 tokens a side, 8 x 8 pixels, 5 classes.
     """
 
     folder: Path
@@ -85,31 +82,51 @@ class Tiny:
         return self.folder / "vae.ckpt"
 
     @property
+    def var(self) -> Path:
+        return self.folder / "var_d1.pth"
+
+    @property
+    def vqvae(self) -> Path:
+        return self.folder / "vq_vae.pth"
+
+    @property
     def bundle(self) -> Path:
-        return self._bundle("bundle", self.safetensors, steps="3")
+        """From the .safetensors file, with one transformer graph for all levels."""
+        return self._bundle("bundle", self.safetensors, "--default-steps", 3)
 
     @property
     def masked_bundle(self) -> Path:
-        return self._bundle("bundle_mask", self.masked, form="per-level", levels=[0, 2], steps="3")
+        """With a transformer graph for each of its levels, 0 and 2."""
+        levels = ("--levels", "per-level", "--default-levels", "0,2")
+        return self._bundle("bundle_mask", self.masked, *levels, "--default-steps", 3)
 
     @property
     def mar_bundle(self) -> Path:
-        return self._bundle("bundle_mar", self.mar, iterations=4, steps="3")
+        """With 4 iterations by default."""
+        return self._bundle("bundle_mar", self.mar, "--default", "iterations=4", "--default-steps", 3)
 
     @property
     def t2i_bundle(self) -> Path:
-        return self._bundle("bundle_t2i", self.t2i, self.bert, steps="3")
+        """With 8 text tokens through the text encoder `bert`."""
+        return self._bundle("bundle_t2i", self.t2i, "--text-encoder", self.bert, "--default-steps", 3)
 
-    def _bundle(
-        self, name: str, checkpoint: Path, text_encoder: Path | None = None, form: str = "shared", **defaults: Any
-    ) -> Path:
-        """Made when it is first asked for."""
+    @property
+    def var_bundle(self) -> Path:
+        """With top-k 5 of 20 codes by default."""
+        arguments = ("--config", "patch_nums=[1,2,3,4]", "--default", "top_k=5")
+        return self._bundle("bundle_var", self.var, *arguments, vae=self.vqvae)
+
+    def _bundle(self, name: str, checkpoint: Path, *arguments: object, vae: Path | None = None) -> Path:
         target = self.folder / name
         with locked(self.folder / f"{name}.lock"):
             if not target.exists():
-                from far_export.export import export_bundle
+                from click.testing import CliRunner
 
-                export_bundle(checkpoint, self.vae, target, levels=form, text_encoder=text_encoder, defaults=defaults)
+                from far_runtime.cli.main import cli
+
+                command = ["export", checkpoint, "--vae", vae or self.vae, "-o", target, *arguments]
+                result = CliRunner().invoke(cli, [str(part) for part in command], catch_exceptions=False)
+                assert result.exit_code == 0, result.output
         return target
 
 
@@ -181,6 +198,24 @@ def make_checkpoints(tiny: Tiny) -> None:
     metadata = {"config": json.dumps(asdict(config)), "classes": json.dumps(TINY_CLASSES)}
     save_file(far.state_dict(), tiny.safetensors, metadata)
     torch.save({"model": vae.state_dict()}, tiny.vae)
+    make_var_checkpoints(tiny)
+
+
+def make_var_checkpoints(tiny: Tiny) -> None:
+    """Flat state dicts, as the official files are."""
+    import torch
+
+    from far_models.var import VAR, VARConfig
+    from far_models.vq_vae import VQVAE, VQVAEConfig
+
+    scales = (1, 2, 3, 4)
+    torch.manual_seed(0)
+    var = VAR(VARConfig(patch_nums=scales, channels=32, vocabulary=20, classes=5, width=64, depth=1, heads=1))
+    vqvae = VQVAE(VQVAEConfig(ch=32, multipliers=(1, 1), blocks=1, channels=32, vocabulary=20, patch_nums=scales))
+    for path, model in ((tiny.var, var), (tiny.vqvae, vqvae)):
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        torch.save(model.state_dict(), path)
 
 
 WORDS = ("a", "red", "green", "apple", "lion", "user", "prompt", "and", "of", "the", "cat", "city", "street")

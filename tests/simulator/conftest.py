@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,45 +67,14 @@ def simulation(simulate: Any) -> Simulation:
     return made
 
 
-@pytest.fixture(scope="session")
-def var_bundle(tiny: Any) -> Path:
-    """A tiny VAR with random weights, kept beside the other tiny bundles."""
-    target: Path = tiny.folder / "bundle_var"
-    with (tiny.folder / "bundle_var.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            make_var_bundle(target)
-    return target
-
-
-def make_var_bundle(target: Path) -> None:
-    import torch
-
-    from far_export.export import export_bundle
-    from far_models.var import VAR, VARConfig
-    from far_models.vq_vae import VQVAE, VQVAEConfig
-
-    scales = (1, 2, 3, 4)
-    torch.manual_seed(0)
-    var = VAR(VARConfig(patch_nums=scales, channels=32, vocabulary=20, classes=5, width=64, depth=1, heads=1))
-    vqvae = VQVAE(VQVAEConfig(ch=32, multipliers=(1, 1), blocks=1, channels=32, vocabulary=20, patch_nums=scales))
-    paths = target.with_name("var_d1.pth"), target.with_name("vq_vae.pth")
-    for path, model in zip(paths, (var, vqvae), strict=True):
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        torch.save(model.state_dict(), path)
-    export_bundle(*paths, target, overrides={"patch_nums": list(scales)})
-
-
 SYSTEMS = ("far", "far_mask", "mar", "far_t2i", "var")
 
 
 @pytest.fixture(params=SYSTEMS)
 def system_bundle(request: pytest.FixtureRequest, tiny: Any) -> Path:
     """The tiny bundle of each system."""
-    if request.param == "var":
-        return Path(request.getfixturevalue("var_bundle"))
-    bundles = {"far": "bundle", "far_mask": "masked_bundle", "mar": "mar_bundle", "far_t2i": "t2i_bundle"}
+    bundles = {"far": "bundle", "far_mask": "masked_bundle", "mar": "mar_bundle", "far_t2i": "t2i_bundle",
+               "var": "var_bundle"}  # fmt: skip
     return Path(getattr(tiny, bundles[request.param]))
 
 

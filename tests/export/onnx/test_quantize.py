@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -29,35 +29,12 @@ if TYPE_CHECKING:
 ONE = EngineOptions(threads=1)
 
 
-def var_bundle(folder: Path) -> Path:
-    """A tiny VAR with random weights."""
-    import torch
-
-    from far_export.export import export_bundle
-    from far_models.var import VAR, VARConfig
-    from far_models.vq_vae import VQVAE, VQVAEConfig
-
-    scales = (1, 2, 3)
-    torch.manual_seed(0)
-    var = VAR(VARConfig(patch_nums=scales, channels=32, vocabulary=20, classes=5, width=64, depth=1, heads=1))
-    vqvae = VQVAE(VQVAEConfig(ch=32, multipliers=(1, 1), blocks=1, channels=32, vocabulary=20, patch_nums=scales))
-    paths = folder / "var_d1.pth", folder / "vq_vae.pth"
-    for path, model in zip(paths, (var, vqvae), strict=True):
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        torch.save(model.state_dict(), path)
-    return export_bundle(*paths, folder / "var", overrides={"patch_nums": list(scales)}, editing=False).path
-
-
 @pytest.fixture(scope="module", params=["far", "mask", "mar", "t2i", "var"])
 def pair(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
     """A tiny FP32 bundle of a system and the same in INT8."""
     folder = tmp_path_factory.mktemp(request.param)
-    sources: dict[str, Any] = {
-        "far": lambda: tiny.bundle, "mask": lambda: tiny.masked_bundle, "mar": lambda: tiny.mar_bundle,
-        "t2i": lambda: tiny.t2i_bundle, "var": lambda: var_bundle(folder),
-    }  # fmt: skip
-    source = open_bundle(sources[request.param]())
+    bundles = {"far": "bundle", "mask": "masked_bundle", "mar": "mar_bundle", "t2i": "t2i_bundle", "var": "var_bundle"}
+    source = open_bundle(getattr(tiny, bundles[request.param]))
     return source, quantised(source, folder / "int8")
 
 

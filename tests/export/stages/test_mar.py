@@ -3,7 +3,9 @@ picture."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,13 @@ import torch
 from PIL import Image
 
 from far_export.compare import compare
+from far_export.export import declare, load
 from far_export.load import load_pair
+from far_export.options import ExportOptions
 from far_export.stages.flops import count_flops
 from far_export.torch_engine import TorchEngine
 from far_export.verify.reference import reference_stages
-from far_runtime.bundle import open_bundle
+from far_runtime.bundle import open_bundle, write_manifest
 from far_runtime.cli.main import main
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
@@ -116,15 +120,17 @@ def far(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str
 def test_from_checkpoint_to_a_repeated_picture(
     tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its graphs are those of the bundle that all tests share; the rest is declared as for any export."""
     monkeypatch.chdir(tmp_path)
-    code, out, err = far(
-        capfd, "export", tiny.mar, "--vae", tiny.vae, "-o", "bundle", "--default", "iterations=5",
-        "--default", "guidance_schedule=constant", "--default-steps", "4:2", "--default-guidance", 2, "--no-editing",
-    )  # fmt: skip
-    assert code == 0, err
-    manifest = open_bundle("bundle").manifest
-    assert manifest.system == "mar" and manifest.model.record["masked"] and manifest.model.condition == "labels"
-    assert [graph.stage for graph in manifest.graphs] == ["transformer", "denoise", "place", "decode"]
+    defaults = {"iterations": 5, "guidance_schedule": "constant", "steps": "4:2", "guidance": 2.0}
+    options = ExportOptions(defaults=defaults, editing=False)
+    declared, stages = declare(load(tiny.mar, tiny.vae, options), options)
+    assert declared.system == "mar" and declared.model.masked and declared.model.condition == "labels"
+    assert [stage.stage for stage in stages] == ["transformer", "denoise", "place", "decode"]
+    shutil.copytree(tiny.mar_bundle, "bundle", ignore=shutil.ignore_patterns("engines"))
+    exported = open_bundle("bundle").manifest
+    assert [graph.stage for graph in exported.graphs] == [*(stage.stage for stage in stages), "encode"]
+    write_manifest(Path("bundle"), replace(exported, default_settings=declared.default_settings))
 
     code, out, _ = far(capfd, "inspect", "bundle")
     assert code == 0
