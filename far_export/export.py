@@ -21,7 +21,7 @@ from far_export.verify.acceptance import check_pictures
 from far_models.checkpoint.load import Checkpoint
 from far_runtime import __version__
 from far_runtime.bundle import Bundle, Manifest, open_bundle, record_of, write_manifest
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.model_info import ModelInfo
 from far_runtime.sampling.settings import resolve_system_settings
 from far_runtime.storage.atomic import whole_folder
@@ -94,10 +94,17 @@ def declare(networks: Networks, options: ExportOptions) -> tuple[Manifest, list[
     classes = tuple(options.classes) or model.classes
     if classes and len(classes) != info.classes:
         raise FarError(
-            f"{len(classes)} class names for a model with {info.classes} classes; use --classes with one name a class"
+            f"{len(classes)} class names for a model with {info.classes} classes; use ",
+            SettingName("classes"),
+            " with one name for each class",
         )
     if options.levels == "per-level" and "levels" not in settings:
-        raise FarError(f"--levels per-level: a {system.name} model has no levels; leave --levels out")
+        raise FarError(
+            SettingName("levels"),
+            f" per-level: a {system.name} model has no levels; leave ",
+            SettingName("levels"),
+            " out",
+        )
     stages = system.stages(model.model, vae.model, info, settings if options.levels == "per-level" else None)
     if options.editing:
         stages += system.editing(model.model, vae.model, info)

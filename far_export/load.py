@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from far_export.stages import SYSTEMS
 from far_models.checkpoint.load import Checkpoint, load_checkpoint
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def load_pair(
     model = load_checkpoint(checkpoint, weights, overrides, expect)
     if model.system not in SYSTEMS:
         raise FarError(
-            f"{checkpoint}: is a {model.system} checkpoint; expected {' or '.join(SYSTEMS)} (a VAE belongs after --vae)"
+            f"{checkpoint}: is a {model.system} checkpoint; expected {' or '.join(SYSTEMS)} (a VAE is given with ",
+            SettingName("vae"),
+            ")",
         )
     decoder = load_checkpoint(vae, expect=SYSTEMS[model.system].vae)
     model_channels, vae_channels = model.model.config.channels, decoder.model.config.channels
@@ -46,7 +48,10 @@ def check_weights(model: Checkpoint, requested: str | None) -> None:
     """FarError where weights were requested by name and the file has a single set without a name."""
     if requested is not None and model.source["weights"] != requested:
         raise FarError(
-            f"--weights {requested}: {model.source['file']} has a single set of weights; leave --weights out"
+            SettingName("weights"),
+            f" {requested}: {model.source['file']} has a single set of weights; leave ",
+            SettingName("weights"),
+            " out",
         )
 
 
@@ -56,7 +61,10 @@ def text_part(model: Checkpoint, info: ModelInfo, text_encoder: str | Path | Non
     if text_encoder is None:
         return None
     if not info.takes_text:
-        raise FarError(f"--text-encoder {text_encoder}: a {model.system} model draws from class labels; leave it out")
+        raise FarError(
+            SettingName("text_encoder"),
+            f" {text_encoder}: a {model.system} model draws from class labels; leave it out",
+        )
     from far_export.stages.text import load_text_part
 
     return load_text_part(text_encoder, model.model.config)

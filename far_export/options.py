@@ -9,7 +9,7 @@ from typing import Any
 
 from far_export.verify.acceptance import verifying_engine
 from far_runtime.bundle import CALIBRATION_PICTURES, PRECISIONS
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,15 @@ class ExportOptions:
             raise FarError(f"precision {self.precision!r}: unknown; known: {', '.join(PRECISIONS)}")
         if self.calibrate is not None and self.precision != "int8":
             raise FarError(
-                f"--calibrate {self.calibrate}: only int8 is calibrated; leave it out, or add --precision int8"
-            )
+                SettingName("calibrate"), f" {self.calibrate}: only int8 is calibrated; leave it out, or add ",
+                SettingName("precision"), " int8",
+            )  # fmt: skip
         if self.precision != "fp32":
             verifying_engine(self.precision)
         elif self.verify_steps is not None:
             raise FarError(
-                f"--verify-steps {self.verify_steps}: an fp32 export draws no picture to verify; leave it out"
+                SettingName("verify_steps"),
+                f" {self.verify_steps}: an fp32 export draws no picture to verify; leave it out",
             )
 
     @property

@@ -1,4 +1,4 @@
-"""`far evaluate`: how good a bundle's pictures are, or the pictures of a benchmark's prompts."""
+"""`far evaluate`: metrics of a bundle's pictures, or the pictures of a benchmark's prompts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DEFAULT_COUNT = 50_000
     "references",
     multiple=True,
     metavar="DIR[:PART]|FILE.npz",
-    help="Pictures, or statistics (adm_in256_stats.npz), to compare with; may be repeated. PART: train, held_out or "
-    "all, of a folder with split.json.",
+    help="Folder of pictures to compare with, or a file of their statistics (adm_in256_stats.npz); may be repeated. "
+    "PART is train, held_out or all, for a folder with split.json.",
 )
 @click.option(
     "--count",
     type=click.IntRange(min=1),
-    help=f"Pictures to draw, every class equally often. Default: {DEFAULT_COUNT}; with --prompts, prompts: all (COCO: "
-    "30,000).",
+    help=f"Number of pictures to draw, every class equally often; with --prompts, number of prompts. Default: "
+    f"{DEFAULT_COUNT} pictures, all prompts (30,000 of COCO).",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Picture i has the seed SEED + i."
@@ -49,28 +49,30 @@ DEFAULT_COUNT = 50_000
     "--prompts",
     type=PATH,
     metavar="FILE",
-    help="Draw a benchmark's prompts into the folders that its scorer reads: GenEval's evaluation_metadata.jsonl, "
-    "COCO's captions_val2014.json, or a text file with a prompt a line.",
+    help="File of prompts: GenEval's evaluation_metadata.jsonl, COCO's captions_val2014.json, or a text file with one "
+    "prompt on each line. The pictures stand in the folders that the benchmark's scorer reads.",
 )
-@click.option("--samples", type=click.IntRange(min=1), help="Pictures of each prompt. Default: 1; GenEval: 4.")
+@click.option("--samples", type=click.IntRange(min=1), help="Pictures of each prompt. Default: 1, or 4 for GenEval.")
 @click.option(
     "--inception",
     type=PATH,
     metavar="FILE",
-    help="Your Inception weights, for FID: inception-2015-12-05.pt (TorchScript, which is a program: take it from a "
-    "source that you trust), or pt_inception-2015-12-05-6726825d.pth where torch-fidelity is installed. Default: the "
-    "features of efficientnet-lite0, whose figures are no FID.",
+    help="Inception weights, for FID: inception-2015-12-05.pt (TorchScript, which is a program: take it from a source "
+    "that you trust), or pt_inception-2015-12-05-6726825d.pth where torch-fidelity is installed. Default: "
+    "efficientnet-lite0, whose features give no FID.",
 )
 @click.option(
     "--floor",
     type=PATH,
     metavar="VAE",
-    help="VAE checkpoint: also measure its reconstructions of the references' pictures, the best that can be had.",
+    help="VAE checkpoint: also measure its reconstructions of the references' pictures (rFID), the best that the model "
+    "can reach.",
 )
 @click.option(
     "--images",
     is_flag=True,
-    help="Keep the pictures, in OUT/pictures; else only their features. With --prompts: always.",
+    help="Keep the pictures, in the folder pictures of the output, and not only their features. With --prompts they "
+    "are always kept.",
 )
 @click.option(
     "-o",
@@ -78,12 +80,16 @@ DEFAULT_COUNT = 50_000
     type=PATH,
     default=Path("evaluation"),
     show_default=True,
-    help="Folder of figures and of what was drawn, from which a run that was ended goes on.",
+    help="Folder of the metrics and of what was drawn, from which a run that was stopped goes on.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(1, MAX_BATCH), default=8, show_default=True, help="Pictures computed together."
+    "--batch-size",
+    type=click.IntRange(1, MAX_BATCH),
+    default=8,
+    show_default=True,
+    help="Number of pictures that are drawn together.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 @sampling_options
 @engine_options(BEST)
 def evaluate(

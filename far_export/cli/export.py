@@ -1,4 +1,4 @@
-"""`far export`: a checkpoint and its VAE into a bundle."""
+"""`far export`: a checkpoint and its VAE as a bundle."""
 
 from __future__ import annotations
 
@@ -11,51 +11,57 @@ from far_runtime.bundle import CALIBRATION_PICTURES, PRECISIONS
 FILE = click.Path(path_type=Path)
 
 
-@click.command(short_help="Checkpoint and VAE into a bundle of ONNX stages (needs torch).")
+@click.command(short_help="Export a checkpoint and its VAE as a bundle of ONNX stages (needs torch).")
 @click.argument("checkpoint", type=FILE)
-@click.option("--vae", type=FILE, required=True, help="KL-VAE checkpoint: kl16.ckpt, or .safetensors.")
+@click.option("--vae", type=FILE, required=True, help="Checkpoint of the VAE that the model was trained with.")
 @click.option(
     "-o",
     "--output",
     type=FILE,
     required=True,
-    help="Folder of the bundle; an older bundle in it is replaced at the end.",
+    help="Folder of the bundle. An older bundle in it is replaced once the new one is complete.",
 )
 @click.option(
     "--weights",
     type=click.Choice(["model_ema", "model"]),
-    help="Which weights of a .pth. Default: model_ema, or model where there is no model_ema.",
+    help="Which weights of a .pth file to take. Default: model_ema, or model in a file without model_ema.",
 )
 @click.option(
     "--levels",
     type=click.Choice(["shared", "per-level"]),
     default="shared",
     show_default=True,
-    help="One transformer graph that takes the level, or one per level with its constants folded in, which takes more "
-    "memory on a CPU.",
+    help="shared: one transformer graph that takes the level as an input. per-level: a graph for each level, with the "
+    "level's constants folded in, which takes more memory on a CPU.",
 )
 @click.option(
     "--config",
     "config",
     multiple=True,
     metavar="NAME=VALUE|FILE",
-    help="Settings that the weights do not show, as heads=12 or a JSON file; may be repeated.",
+    help="A setting of the network that its weights do not show, like heads=12, or a JSON file of such settings; may "
+    "be repeated.",
 )
-@click.option("--classes", type=FILE, help="Class names: a JSON list, or a text file with one name a line.")
-@click.option("--default-levels", metavar="0,2,3,...", help="Level list that the bundle uses by default.")
 @click.option(
-    "--default-steps", metavar="100|40:100|...", help="Diffusion steps per level that the bundle uses by default."
+    "--classes", type=FILE, help="File of the class names: a JSON list, or a text file with one name on each line."
 )
-@click.option("--default-guidance", type=float, help="Guidance that the bundle uses by default.")
+@click.option("--default-levels", metavar="0,2,3,...", help="Levels that the bundle draws by default.")
+@click.option(
+    "--default-steps", metavar="100|40:100|...", help="Diffusion steps of the levels that the bundle takes by default."
+)
+@click.option("--default-guidance", type=float, help="Guidance scale that the bundle takes by default.")
 @click.option(
     "--default",
     "others",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Any other sampling setting that the bundle uses by default, as iterations=32; may be repeated.",
+    help="Another sampling setting that the bundle takes by default, like iterations=32; may be repeated.",
 )
 @click.option(
-    "--editing/--no-editing", default=True, show_default=True, help="With or without the stages that far edit needs."
+    "--editing/--no-editing",
+    default=True,
+    show_default=True,
+    help="Whether the bundle gets the stages that far edit needs.",
 )
 @click.option(
     "--text-encoder",
@@ -68,21 +74,21 @@ FILE = click.Path(path_type=Path)
     type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
-    help="Of the matrix products and convolutions; norms, softmax and the solver's state stay FP32.",
+    help="Precision of matrix products and convolutions; norms, softmax and the solver's state stay FP32.",
 )
 @click.option(
     "--calibrate",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"Pictures that int8 is calibrated on. Default: {CALIBRATION_PICTURES}.",
+    help=f"Number of pictures that int8 is calibrated on. Default: {CALIBRATION_PICTURES}.",
 )
 @click.option(
     "--verify-steps",
     metavar="N|A:B|N,N,...",
-    help="Diffusion steps of the picture that a bundle below fp32 is verified with at the end. Default: the bundle's "
-    "own; fewer take less time with a large model.",
+    help="Diffusion steps of the picture by which a bundle below fp32 is verified at the end. Default: the bundle's "
+    "own; fewer save time with a large model.",
 )
-@click.option("--presets", type=FILE, help="Presets that far tune --save wrote for these weights.")
+@click.option("--presets", type=FILE, help="File of presets that far tune --save wrote for these weights.")
 def export(
     checkpoint: Path,
     vae: Path,
@@ -102,19 +108,18 @@ def export(
     verify_steps: str | None,
     presets: Path | None,
 ) -> None:
-    """Export CHECKPOINT (official checkpoint-last.pth, or .safetensors) with its VAE as a bundle that runs without
-    torch."""
+    """Export CHECKPOINT (an official checkpoint-last.pth, or a .safetensors file) and its VAE as a bundle, which draws
+    pictures without torch."""
     from far_export.export import export_bundle
     from far_export.tune.presets import read_presets
     from far_models.checkpoint.load import parse_overrides
     from far_runtime.conditioning.subjects import takes_text
     from far_runtime.sampling.schedule import parse_levels
 
-    levels_given = list(parse_levels(default_levels)) if default_levels else None
-    named = {"levels": levels_given, "steps": default_steps, "guidance": default_guidance}
-    defaults = {name: value for name, value in named.items() if value is not None} | parse_overrides(
-        others, "--default"
-    )
+    level_list = list(parse_levels(default_levels)) if default_levels else None
+    options = {"levels": level_list, "steps": default_steps, "guidance": default_guidance}
+    defaults = {name: value for name, value in options.items() if value is not None}
+    defaults |= parse_overrides(others, "--default")
     bundle = export_bundle(
         checkpoint,
         vae,
@@ -140,7 +145,7 @@ def export(
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names from a JSON list (.json) or a text file with one name a line; FarError where it is neither."""
+    """Class names from a JSON list (.json) or a text file with one name on each line; FarError for any other file."""
     import json
 
     from far_runtime.errors import FarError

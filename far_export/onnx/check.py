@@ -17,7 +17,7 @@ from far_export.onnx.tensor_ranges import tensor_ranges
 from far_export.stages.stage import Stage
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines import open_engine
-from far_runtime.errors import CheckFailed
+from far_runtime.errors import CheckFailed, SettingName
 
 SIZES = {"batch": 2, "rows": 4}
 """Lengths of axes in the check; other ones than in tracing."""
@@ -79,15 +79,20 @@ def check_graphs(bundle: Bundle, cases: dict[str, GraphCase]) -> str:
                     + ("a precision of a larger range, bf16 or fp32" if graph.precision == "fp16" else "fp32")
                 )
             if not error <= graph.tolerance:
-                raise CheckFailed(
-                    f"graph {graph.name}: {spec.name} differs from the torch module by {error:.2e} relative, "
-                    f"{graph.tolerance:.0e} is allowed at {graph.precision}; "
-                    + ("" if graph.precision == "fp32" else "use --precision fp32; if that fails too, ")
-                    + "this is a fault of the export: please report it with the versions of torch and onnxscript"
-                )
+                raise _mismatch(graph, spec.name, error)
             worst = max(worst, error)
     library = "OpenVINO" if name == "openvino" else "ONNX Runtime"
     return f"graphs passed the ONNX checker; {library} agrees with torch within {worst:.1e} relative"
+
+
+def _mismatch(graph: Graph, output: str, error: float) -> CheckFailed:
+    instead = () if graph.precision == "fp32" else ("use ", SettingName("precision"), " fp32; if that fails too, ")
+    return CheckFailed(
+        f"graph {graph.name}: {output} differs from the torch module by {error:.2e} relative, {graph.tolerance:.0e} is "
+        f"allowed at {graph.precision}; ",
+        *instead,
+        "this is a fault of the export: please report it with the versions of torch and onnxscript",
+    )
 
 
 def _on_openvino(bundle: Bundle, cases: dict[str, GraphCase]) -> Iterator[tuple[Graph, list[NDArray[Any]]]]:

@@ -34,7 +34,7 @@ from far_export.onnx.calibration import calibrate
 from far_export.onnx.writer import INLINE_BYTES, WeightFile
 from far_export.tolerances import LIMITS
 from far_runtime.bundle import MANIFEST, WEIGHTS, Bundle, Graph, Manifest, record_of
-from far_runtime.errors import CheckFailed
+from far_runtime.errors import CheckFailed, SettingName
 
 MATRICES = ("MatMul", "Gemm")
 CONVOLUTIONS = ("Conv",)
@@ -72,7 +72,9 @@ def quantize_bundle(folder: Path, manifest: Manifest, count: int, report: Callab
         if graph.stage in STAGES
     }
     if not any(candidates[graph.name] for graph in manifest.graphs if STAGES.get(graph.stage) is MATRICES):
-        raise CheckFailed(f"{folder}: no matrix product to quantise; export it with --precision fp32")
+        raise CheckFailed(
+            f"{folder}: no matrix product to quantise; export it with ", SettingName("precision"), " fp32"
+        )
     tensors = {name: list(dict.fromkeys(m.activation for m in matmuls)) for name, matmuls in candidates.items()}
     ranges = calibrate(bundle, tensors, count, report)
     quantised = {

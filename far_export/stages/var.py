@@ -18,7 +18,7 @@ from far_models.islands import island
 from far_models.var import VAR, VARConfig
 from far_models.vq_vae import VQVAE
 from far_runtime.bundle import TensorSpec
-from far_runtime.errors import FarError
+from far_runtime.errors import FarError, SettingName
 from far_runtime.model_info import VarInfo
 from far_runtime.sampling.var import cache_names
 
@@ -151,7 +151,8 @@ def matching_vqvae(var: VAR, vqvae: VQVAE) -> VQVAE:
     if (config.channels, config.vocabulary) != (vae.channels, vae.vocabulary):
         raise FarError(
             f"the model was trained on {config.vocabulary} codes of {config.channels} channels, the VQ-VAE has "
-            f"{vae.vocabulary} of {vae.channels}; give the model's own with --vae"
+            f"{vae.vocabulary} of {vae.channels}; give the model's own with ",
+            SettingName("vae"),
         )
     return vqvae.with_scales(config.patch_nums)
 
