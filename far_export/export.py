@@ -35,8 +35,12 @@ class Networks:
     """The loaded networks of a bundle."""
 
     model: Checkpoint
+    """The generator."""
+
     vae: Checkpoint
     text: TextPart | None
+    """The text encoder, None where there is none."""
+
     info: ModelInfo
     """The manifest's `model`."""
 

@@ -14,7 +14,7 @@ from far_runtime.errors import FarError, SettingName
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Everything that `export_bundle` takes beside the checkpoint, the VAE and the folder."""
+    """What `export_bundle` can be asked for."""
 
     weights: str | None = None
     """Which weights of a .pth file: "model_ema" or "model". None: model_ema, or model where there is no model_ema."""

@@ -166,7 +166,11 @@ class Comparison:
     """What the drawn pictures are compared with, and by which features."""
 
     network: FeatureExtractor
+    """The network whose features are compared."""
+
     references: Sequence[Reference]
+    """What --reference named, in that order."""
+
     floor: Floor | None
     """The VAE whose reconstructions are measured too."""
 

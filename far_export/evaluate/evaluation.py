@@ -48,7 +48,11 @@ class ReferenceMetrics:
     """Frechet distance over the 48 leading principal components of the reference's features."""
 
     precision: float | None = None
+    """Share of the drawn pictures that lie in the manifold of the reference's."""
+
     recall: float | None = None
+    """Share of the reference's pictures that lie in the manifold of the drawn ones."""
+
     floor: float | None = None
     """`frechet` of the VAE's reconstructions of the reference's pictures (rFID)."""
 
@@ -96,6 +100,8 @@ class Evaluation:
     """Standard deviation of the inception score over the splits."""
 
     against: tuple[ReferenceMetrics, ...]
+    """Metrics against every reference."""
+
     missing: tuple[str, ...] = ()
     """Why there is no inception score."""
 

@@ -59,6 +59,7 @@ class FeatureExtractor:
     """Whether it is Inception, so that its metrics may be called FID and inception score."""
 
     network: Network
+    """The network, on the device of `best_device`."""
 
     def __call__(self, images: NDArray[np.uint8]) -> ExtractedFeatures:
         """Features and class probabilities of pictures uint8 [N, H, W, 3]."""

@@ -23,6 +23,8 @@ class Floor:
     """A VAE whose reconstructions are compared with the pictures that they are made of."""
 
     vae: nn.Module
+    """The VAE, on the device of `best_device`."""
+
     digest: str
     """SHA-256 of its checkpoint."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "held_out", "all")
 READ_BATCH = 256
-"""Pictures that are read, and whose features are kept, together."""
+"""Number of pictures that are read at a time, and whose features are kept in one file."""
 
 Pixels = NDArray[np.uint8]
 ReadPictures = Callable[[NDArray[np.int64]], Pixels]
@@ -36,6 +36,8 @@ class Reference:
     """What drawn pictures are compared with."""
 
     name: str
+    """The name of its folder, with ":" and the part where there are parts, or of its file."""
+
     count: int | None
     """Number of its pictures, None where only their statistics are known."""
 
@@ -43,10 +45,14 @@ class Reference:
     """SHA-256 of its content."""
 
     statistics: Statistics
+    """Statistics of its features."""
+
     features: NDArray[np.float32] | None = None
     """[N, D] of its pictures, of evenly spaced ones where there are more than 10,000; None without pictures."""
 
     read: ReadPictures | None = None
+    """Reads its pictures, None without pictures."""
+
     note: str = ""
     """What was not taken from it, and why."""
 

@@ -31,8 +31,10 @@ class Run:
     """A folder of pictures that are drawn batch by batch."""
 
     folder: Path
+    """Where the run's record and the features are kept."""
+
     facts: Mapping[str, Any]
-    """All that a picture depends on beside its number."""
+    """All that a picture depends on, except its number."""
 
     count: int
     """Number of pictures."""

@@ -20,6 +20,8 @@ class System:
     """How the models of one system are exported."""
 
     name: str
+    """The name in the manifest, and the key in SYSTEMS."""
+
     vae: str
     """The system of the VAE's checkpoint: "klvae" or "vqvae"."""
 

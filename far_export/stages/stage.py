@@ -21,10 +21,14 @@ class Input:
     """An input of a stage."""
 
     name: str
+    """The name of the module's parameter and of the graph's input."""
+
     shape: tuple[int | str, ...]
     """A text names an axis of any length."""
 
     dtype: str = "float32"
+    """ "float32", "int64" or "uint8"."""
+
     below: int | str = 1
     """Exclusive bound of an integer input's values, or the axis whose length is the bound."""
 
@@ -42,8 +46,14 @@ class Stage:
     """The name by which the loop runs it."""
 
     module: nn.Module
+    """Called with the inputs by name; gives a tensor, or a tuple of tensors in the order of the outputs."""
+
     inputs: tuple[Input, ...]
+    """In the order of the graph's inputs."""
+
     outputs: tuple[TensorSpec, ...]
+    """In the order of the graph's outputs."""
+
     profile: Mapping[str, tuple[int, int, int]]
     """Smallest, usual and largest length of every axis of any length: TensorRT's min, opt and max."""
 

@@ -55,6 +55,8 @@ class ChosenPreset:
     """The preset's name."""
 
     candidate: Candidate
+    """The settings, scored with the first seeds."""
+
     confirmation: Candidate
     """The same settings scored with other seeds."""
 

@@ -23,6 +23,8 @@ class Candidate:
     """A schedule that pictures were drawn with, and its distances to the reference set."""
 
     settings: Settings
+    """All settings that the pictures were drawn with."""
+
     flops: float
     """FLOPs of a picture."""
 
@@ -177,7 +179,7 @@ class Search:
         return {**self.base, **({"levels": chosen} if chosen else {}), "solver": solver, "steps": steps}
 
     def _fewer_levels(self) -> Iterator[tuple[int, ...]]:
-        """The coarse half, every other, and the coarsest three of the official list."""
+        """The coarser half of the official levels, every other one, and the coarsest three."""
         levels = self.space.levels
         if len(levels) >= 4:
             half = len(levels) // 2
