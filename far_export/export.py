@@ -73,7 +73,7 @@ def export_bundle(checkpoint: str | Path, vae: str | Path, output: str | Path, *
         del stages, networks  # the checks load the weights a second time: let the first copy go
         export.report(check_graphs(Bundle(folder, manifest), cases))
         if export.precision == "int8":
-            quantise(folder, manifest, export)
+            quantize(folder, manifest, export)
         if export.precision != "fp32":
             accept(folder, load(checkpoint, vae, export), fp16_stages, export)
     return open_bundle(target, check=False)
@@ -155,7 +155,7 @@ def write(
     return manifest
 
 
-def quantise(folder: Path, manifest: Manifest, options: ExportOptions) -> None:
+def quantize(folder: Path, manifest: Manifest, options: ExportOptions) -> None:
     """Quantise the FP32 bundle in `folder` to int8 in place."""
     from far_export.onnx.quantize import quantize_bundle
 

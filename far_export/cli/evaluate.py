@@ -297,7 +297,7 @@ def _draw(
                     say(f"warning: {warning}")
             return generation.images
 
-        return run.drawn(draw, progress), facts, choice
+        return run.complete(draw, progress), facts, choice
 
 
 def _evaluate(drawn: ExtractedFeatures, comparison: Comparison, facts: Mapping[str, Any]) -> Evaluation:

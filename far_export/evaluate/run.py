@@ -52,8 +52,8 @@ class Run:
         """Write down what is drawn; FarError where the folder holds a run of something else."""
         claim(self.folder / RUN, self.facts)
 
-    def drawn(self, draw: Draw, reporting: Reporting = silent) -> ExtractedFeatures | None:
-        """The features of all pictures (None without a network); pictures that are missing are drawn."""
+    def complete(self, draw: Draw, reporting: Reporting = silent) -> ExtractedFeatures | None:
+        """Draw the pictures that are missing; returns the features of all pictures, None without a network."""
         table = self._kept()
         missing = self._missing(table)
         done = self.count - sum(map(len, missing))
