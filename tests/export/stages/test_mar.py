@@ -125,7 +125,7 @@ def test_from_checkpoint_to_a_repeated_picture(
     defaults = {"iterations": 5, "guidance_schedule": "constant", "steps": "4:2", "guidance": 2.0}
     options = ExportOptions(defaults=defaults, editing=False)
     declared, stages = declare(load(tiny.mar, tiny.vae, options), options)
-    assert declared.system == "mar" and declared.model.masked and declared.model.condition == "labels"
+    assert declared.system == "mar" and declared.model.record["masked"] and declared.model.condition == "labels"
     assert [stage.stage for stage in stages] == ["transformer", "denoise", "place", "decode"]
     shutil.copytree(tiny.mar_bundle, "bundle", ignore=shutil.ignore_patterns("engines"))
     exported = open_bundle("bundle").manifest
