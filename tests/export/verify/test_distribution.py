@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,9 +18,13 @@ from far_export.cli.verify import verify
 from far_export.evaluate.feature_cache import FeatureCache
 from far_export.evaluate.features import extract_features, load_efficientnet
 from far_export.evaluate.metrics import frechet_from_features, principal_components
+from far_export.load import load_pair
 from far_export.verify import distribution
 from far_export.verify.distribution import DistributionResult, compare_distributions
+from far_export.verify.reference import reference_stages
+from far_runtime.bundle import open_bundle
 from far_runtime.errors import CheckFailed, FarError
+from far_runtime.sampling.settings import resolve_settings
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -149,6 +153,26 @@ def test_a_cache_folder_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
 def test_too_few_pictures_are_refused() -> None:
     with pytest.raises(FarError, match="expected 96 or more"):
         compare_distributions(noise, noise, 10)
+
+
+def test_features_are_kept_by_all_that_the_pictures_depend_on(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[dict[str, Any]] = []
+    monkeypatch.setattr(distribution, "FeatureCache", lambda folder, key: keys.append(key))
+    monkeypatch.setattr(distribution, "compare_distributions", lambda *_, **__: None)
+    bundle = open_bundle(tiny.bundle)
+    stages = reference_stages(bundle.manifest, *(loaded.model for loaded in load_pair(tiny.safetensors, tiny.vae)))
+    settings = resolve_settings(bundle.manifest)
+
+    def key(settings: dict[str, Any], count: int = 100) -> str:
+        distribution.check_distribution(bundle, stages, "onnxruntime", settings, count)
+        return json.dumps(keys[-1], sort_keys=True)
+
+    first = key(settings)
+    assert key(dict(settings)) == first
+    assert key({**settings, "guidance": 2.5}) != first and key(settings, count=101) != first
+    with torch.no_grad():
+        next(stages[0].module.parameters()).add_(1)
+    assert key(settings) != first
 
 
 def test_far_verify_prints_the_distances_and_fails_beyond_the_limit(
