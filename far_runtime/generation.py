@@ -52,16 +52,6 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class PlannedPicture:
-    """A picture that is to be drawn."""
-
-    metadata: PictureMetadata
-    """Everything that decides its bits."""
-    plan: Plan
-    """The steps of the loop under its settings."""
-
-
-@dataclass(frozen=True)
 class Generation:
     """Pictures with the record of how they were made, in the order of the subjects."""
 

@@ -134,31 +134,31 @@ def model_info(system: str, record: Mapping[str, Any], source: str = "manifest.j
     return MODEL_INFOS.get(system, ModelInfo).read(record, source)
 
 
-def _read(kind: type[Record], record: Mapping[str, Any], where: str) -> Record:
+def _read(record_type: type[Record], record: Mapping[str, Any], where: str) -> Record:
     """A dataclass of this module from its JSON object; `where` names the object in errors."""
     if not isinstance(record, Mapping):
         raise FarError(f"{where} is {record!r}; expected an object; {AGAIN}")
-    hints, values = get_type_hints(kind), {}
-    for entry in fields(kind):  # type: ignore[arg-type]
+    hints, values = get_type_hints(record_type), {}
+    for entry in fields(record_type):  # type: ignore[arg-type]
         if entry.name == "record":
             values["record"] = dict(record)
         elif entry.name in record:
             values[entry.name] = _checked(hints[entry.name], record[entry.name], f"{where}.{entry.name}")
         elif entry.default is MISSING:
             raise FarError(f"{where} has no {entry.name!r}; {AGAIN}")
-    return kind(**values)
+    return record_type(**values)
 
 
-def _checked(kind: Any, value: Any, where: str) -> Any:
-    """A value of the type `kind` from JSON; FarError for one of another type."""
-    if kind == TextSettings | None:
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    """A value of the type `hint` from JSON; FarError for one of another type."""
+    if hint == TextSettings | None:
         return None if value is None else _read(TextSettings, value, where)
-    if kind in (int, bool, str) and type(value) is kind:
+    if hint in (int, bool, str) and type(value) is hint:
         return value
-    if kind == tuple[int, ...] and isinstance(value, list | tuple) and all(type(number) is int for number in value):
+    if hint == tuple[int, ...] and isinstance(value, list | tuple) and all(type(number) is int for number in value):
         return tuple(value)
     names = {int: "a whole number", bool: "true or false", str: "a text", tuple[int, ...]: "a list of whole numbers"}
-    raise FarError(f"{where} is {value!r}; expected {names[kind]}; {AGAIN}")
+    raise FarError(f"{where} is {value!r}; expected {names[hint]}; {AGAIN}")
 
 
 def _to_json(value: Any, before: Any) -> Any:

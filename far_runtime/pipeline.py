@@ -25,17 +25,17 @@ from far_runtime.generation import (
     LevelRecorder,
     OnLevel,
     OnProgress,
-    PlannedPicture,
     Watch,
     concatenate,
     progress_reporter,
 )
 from far_runtime.images.kept import KeptImage, kept_cells
 from far_runtime.images.metadata import PictureMetadata
+from far_runtime.planning import PlannedPicture, plan_batches, resolve_plans
 from far_runtime.sampling.base import Plan, Step, merge_guidance
 from far_runtime.sampling.latent_checks import check_finite, unsteady
 from far_runtime.sampling.noise import SeedNoise
-from far_runtime.sampling.settings import batch_key, check_system, resolve_plan, sampler_of, without_guidance
+from far_runtime.sampling.settings import batch_key, check_system, sampler_of, without_guidance
 
 DEFAULT_BATCH = 8
 
@@ -95,7 +95,7 @@ class Pipeline:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -134,8 +134,9 @@ class Pipeline:
         and settings that cannot be.
         """
         resolved = self._checked(subjects, seeds, negative, batch_size)
-        pictures = self._pictures(resolved, seeds, self._plans(sampling, len(resolved)), batch_size)
-        return self._generate(pictures, Watch(on_progress, on_level, save_levels))
+        plans = resolve_plans(self.bundle.manifest, sampling, len(resolved))
+        batches = plan_batches(resolved, seeds, plans, batch_size, self.surroundings())
+        return self._generate(batches, Watch(on_progress, on_level, save_levels))
 
     def edit(
         self,
@@ -163,13 +164,13 @@ class Pipeline:
         resolved = self._checked(subjects, seeds, negative, batch_size)
         cells = kept_cells(self.bundle, image, keep)
         kept = int(cells.sum())
-        plans = self._plans(sampling, len(resolved), kept)
+        plans = resolve_plans(self.bundle.manifest, sampling, len(resolved), kept)
         if all(is_null(self.bundle.manifest, subject) for subject in resolved):
             plans = [without_guidance(self.bundle.manifest, settings, kept) for settings, _ in plans]
-        pictures = self._pictures(resolved, seeds, plans, batch_size, edited)
+        batches = plan_batches(resolved, seeds, plans, batch_size, self.surroundings(), edited)
         encoded = self.engine.run("encode", {"pixels": self.engine.put(image[None])})["latents"]
         source = KeptImage(self.engine.get(encoded).copy(), cells)
-        return self._generate(pictures, Watch(on_progress, on_level, save_levels), source)
+        return self._generate(batches, Watch(on_progress, on_level, save_levels), source)
 
     def like(
         self, picture: PictureMetadata, on_progress: OnProgress | None = None, save_levels: bool = False
@@ -234,50 +235,6 @@ class Pipeline:
                 f" {DEFAULT_BATCH}, say",
             )
         return resolved
-
-    def _plans(self, sampling: Mapping[str, Any], count: int, kept: int = 0) -> list[tuple[dict[str, Any], Plan]]:
-        """The resolved settings and the plan of every picture, derived once for each scale of guidance."""
-        scales = sampling.get("guidance")
-        if not isinstance(scales, list | tuple | np.ndarray):
-            return [resolve_plan(self.bundle.manifest, sampling, kept)] * count
-        if len(scales) != count:
-            raise FarError(f"{len(scales)} scales of guidance for {count} pictures; give one, or one per picture")
-        numbers = [float(scale) for scale in scales]
-        by_scale = {
-            scale: resolve_plan(self.bundle.manifest, {**sampling, "guidance": scale}, kept) for scale in set(numbers)
-        }
-        return [by_scale[scale] for scale in numbers]
-
-    def _pictures(
-        self,
-        subjects: Sequence[Subject],
-        seeds: Sequence[int],
-        plans: Sequence[tuple[dict[str, Any], Plan]],
-        batch_size: int,
-        edited: Mapping[str, str] | None = None,
-    ) -> list[list[PlannedPicture]]:
-        """The pictures of a call, batch by batch."""
-        count, surroundings = len(subjects), self.surroundings()
-        pictures = [
-            PlannedPicture(
-                PictureMetadata(
-                    label=subject.label,
-                    name=subject.name,
-                    negative=subject.negative,
-                    seed=seed,
-                    sampling=dict(settings),
-                    batch=min(batch_size, count - i // batch_size * batch_size),
-                    index=i % batch_size,
-                    edited=dict(edited or {}),
-                    **surroundings,
-                ),
-                plan,
-            )
-            for i, (subject, seed, (settings, plan)) in enumerate(
-                zip(subjects, SeedNoise([int(seed) for seed in seeds]).seeds, plans, strict=True)
-            )
-        ]
-        return [pictures[start : start + batch_size] for start in range(0, count, batch_size)]
 
     def _generate(
         self, batches: Sequence[Sequence[PlannedPicture]], watch: Watch, source: KeptImage | None = None

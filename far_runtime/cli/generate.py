@@ -109,7 +109,7 @@ def generate(
     from far_runtime.bundle import open_bundle
     from far_runtime.cli.outputs import Outputs, check_sheet, level_files, write
     from far_runtime.conditioning.subjects import default_subjects, resolve_subjects
-    from far_runtime.images.writing import name_of, read_settings
+    from far_runtime.images.writing import name_of, read_metadata
     from far_runtime.pipeline import Pipeline
     from far_runtime.progress import generation_bars
     from far_runtime.sampling.presets import preset_of
@@ -120,7 +120,7 @@ def generate(
     original = None
     if like is not None:
         _refuse_beside_like(ctx)
-        original = read_settings(like)
+        original = read_metadata(like)
         engine_options = replace(engine_options, threads=engine_options.threads or original.threads)
     outputs.check_distinct((), like)
     engine = engine or _engine_of(original)

@@ -58,7 +58,7 @@ def in_paint(picture: ImageFile, mask: ImageFile, size: int) -> Edit:
     if not (np.asarray(mask.image) >= _HALF).any():
         raise FarError(
             f"{mask.path}: nothing to change: no pixel is white (black and transparent ones are kept); paint "
-            f"white what is to be drawn anew"
+            f"white what to draw again"
         )
     change = np.asarray(ImageOps.fit(mask.image, (size, size), Image.Resampling.BOX)) >= _HALF
     if not change.any():

@@ -18,7 +18,7 @@ class KeptImage:
     """An image of which an edit keeps some cells."""
 
     latents: NDArray[np.float32]
-    """What the encode stage made of the image [1, ...]."""
+    """What the encode stage returns for the image [1, ...]."""
     cells: NDArray[np.bool_]
     """[1, h, w], True where a cell of the latents is kept."""
 
@@ -42,5 +42,5 @@ def kept_cells(bundle: Bundle, image: NDArray[np.uint8], keep: NDArray[np.bool_]
     if not bundle.manifest.has_stage("encode"):
         raise FarError(f"{bundle.path}: has no encode stage, so it cannot edit; export it again without --no-editing")
     if keep.all():
-        raise FarError("the mask keeps every pixel, so there is nothing to change; mark what is to be drawn anew")
+        raise FarError("the mask keeps every pixel, so there is nothing to change; mark what to draw again")
     return np.asarray(keep.reshape(1, grid, size // grid, grid, size // grid).all(axis=(2, 4)))

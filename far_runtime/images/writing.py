@@ -38,14 +38,14 @@ _FONT_SIZE, _GAP, _CAPTION_WIDTH = 14, 6, 200
 _PAPER, _INK = (255, 255, 255), (60, 60, 60)
 
 
-def save_picture(path: Path, pixels: Pixels, settings: PictureMetadata) -> None:
+def save_picture(path: Path, pixels: Pixels, metadata: PictureMetadata) -> None:
     """Write pixels [H, W, 3] and their metadata to a PNG file; FarError where it cannot be written."""
-    _save_png(path, Image.fromarray(pixels), settings.to_dict())
+    _save_png(path, Image.fromarray(pixels), metadata.to_dict())
 
 
-def save_sheet(path: Path, sheet: Image.Image, settings: Sequence[PictureMetadata]) -> None:
+def save_sheet(path: Path, sheet: Image.Image, metadata: Sequence[PictureMetadata]) -> None:
     """Write a contact sheet to a PNG file, with the metadata of all its pictures."""
-    _save_png(path, sheet, {"pictures": [metadata.to_dict() for metadata in settings]})
+    _save_png(path, sheet, {"pictures": [picture.to_dict() for picture in metadata]})
 
 
 def _save_png(path: Path, image: Image.Image, record: dict[str, Any]) -> None:
@@ -59,20 +59,20 @@ def _text(record: dict[str, Any]) -> PngInfo:
     return text
 
 
-def picture_bytes(pixels: Pixels, kind: str = "png", settings: PictureMetadata | None = None) -> bytes:
+def picture_bytes(pixels: Pixels, file_format: str = "png", metadata: PictureMetadata | None = None) -> bytes:
     """The bytes of a file with pixels [H, W, 3]: png (with the metadata), webp (lossless) or jpeg."""
     file = io.BytesIO()
     image = Image.fromarray(pixels)
-    if kind == "png":
-        image.save(file, "PNG", pnginfo=None if settings is None else _text(settings.to_dict()))
-    elif kind == "webp":
+    if file_format == "png":
+        image.save(file, "PNG", pnginfo=None if metadata is None else _text(metadata.to_dict()))
+    elif file_format == "webp":
         image.save(file, "WEBP", lossless=True)
     else:
         image.save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
-def read_settings(path: Path) -> PictureMetadata:
+def read_metadata(path: Path) -> PictureMetadata:
     """The metadata that `save_picture` put into a PNG file; FarError for any other file."""
     try:
         with Image.open(path) as image:
@@ -119,9 +119,9 @@ def read_settings(path: Path) -> PictureMetadata:
         ) from error
 
 
-def file_name(settings: PictureMetadata) -> str:
+def file_name(metadata: PictureMetadata) -> str:
     """The file name of a single picture, such as 207-golden-retriever-seed-0.png."""
-    return name_of(settings.subject, settings.seed)
+    return name_of(metadata.subject, metadata.seed)
 
 
 def name_of(subject: Subject, seed: int) -> str:

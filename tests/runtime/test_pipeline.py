@@ -50,9 +50,9 @@ def test_a_picture_of_a_batch_is_the_picture_alone(
 
 
 def test_seeds_and_labels_make_a_difference(any_pipeline: Pipeline) -> None:
-    made = any_pipeline.generate([1, 1, 2], [0, 1, 0])
-    assert relative_error(made.latents[1], made.latents[0]) > 0.1
-    assert relative_error(made.latents[2], made.latents[0]) > 1e-3
+    generation = any_pipeline.generate([1, 1, 2], [0, 1, 0])
+    assert relative_error(generation.latents[1], generation.latents[0]) > 0.1
+    assert relative_error(generation.latents[2], generation.latents[0]) > 1e-3
 
 
 @pytest.mark.parametrize("changed", [{"guidance": 1.0}, {"temperature": 0.5}, {"steps": 4}, {"steps": "2:3"}])
@@ -161,21 +161,21 @@ def test_steps_of_the_bundles_own_levels_are_not_taken_for_others(pipeline: Pipe
 
 
 def test_settings_say_where_each_picture_was_computed(pipeline: Pipeline) -> None:
-    made = pipeline.generate([1, "tabby", 1, 1, 1], [0, 1, 2, 3, 4], batch_size=3)
-    assert [(one.batch, one.index) for one in made.settings] == [(3, 0), (3, 1), (3, 2), (2, 0), (2, 1)]
-    assert [(one.label, one.name, one.seed) for one in made.settings[:2]] == [(1, "red fox", 0), (6, "tabby", 1)]
-    assert made.settings[0].bundle == pipeline.bundle.manifest.id
-    assert made.settings[0].engine == "onnxruntime:cpu"
+    generation = pipeline.generate([1, "tabby", 1, 1, 1], [0, 1, 2, 3, 4], batch_size=3)
+    assert [(one.batch, one.index) for one in generation.settings] == [(3, 0), (3, 1), (3, 2), (2, 0), (2, 1)]
+    assert [(one.label, one.name, one.seed) for one in generation.settings[:2]] == [(1, "red fox", 0), (6, "tabby", 1)]
+    assert generation.settings[0].bundle == pipeline.bundle.manifest.id
+    assert generation.settings[0].engine == "onnxruntime:cpu"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
 def test_like_repeats_every_picture_bit_for_bit(any_pipeline: Pipeline, batch_size: int) -> None:
     labels, seeds = [3, 1, 4, 1, 5], [9, 2, 6, 5, 3]
-    made = any_pipeline.generate(labels, seeds, batch_size=batch_size, steps="2:4", guidance=2.5, temperature=0.9)
-    for i, recorded in enumerate(made.settings):
+    generation = any_pipeline.generate(labels, seeds, batch_size=batch_size, steps="2:4", guidance=2.5, temperature=0.9)
+    for i, recorded in enumerate(generation.settings):
         again = any_pipeline.like(recorded)
-        assert np.array_equal(again.images[0], made.images[i])
-        assert np.array_equal(again.latents[0], made.latents[i])
+        assert np.array_equal(again.images[0], generation.images[i])
+        assert np.array_equal(again.latents[0], generation.latents[i])
         assert again.settings == (recorded,)
 
 
@@ -197,38 +197,38 @@ class RowsRoundDifferently:
 
 def test_like_computes_the_picture_in_its_old_place_of_a_batch(any_pipeline: Pipeline) -> None:
     uneven = Pipeline(any_pipeline.bundle, RowsRoundDifferently(any_pipeline.engine))
-    made = uneven.generate([3, 1, 4, 1, 5], [9, 2, 6, 5, 3], batch_size=3)
-    for i, recorded in enumerate(made.settings):
-        assert np.array_equal(uneven.like(recorded).images[0], made.images[i])
-        assert not np.array_equal(uneven.generate([recorded.label], [recorded.seed]).images[0], made.images[i])
+    generation = uneven.generate([3, 1, 4, 1, 5], [9, 2, 6, 5, 3], batch_size=3)
+    for i, recorded in enumerate(generation.settings):
+        assert np.array_equal(uneven.like(recorded).images[0], generation.images[i])
+        assert not np.array_equal(uneven.generate([recorded.label], [recorded.seed]).images[0], generation.images[i])
 
 
 def test_level_pictures_are_the_low_passed_samples(far_pipeline: Pipeline) -> None:
-    made = far_pipeline.generate([1, 2, 3], [0, 0, 0], batch_size=2, save_levels=True)
-    levels = made.settings[0].sampling["levels"]
-    assert made.step_names == tuple(f"level {level}" for level in levels)
-    assert made.level_latents is not None and made.level_images is not None
-    assert made.level_latents.shape == (3, len(levels), 16, 4)
-    assert np.array_equal(made.level_latents[:, -1], made.latents)
-    assert np.array_equal(made.level_images[:, -1], made.images)
+    generation = far_pipeline.generate([1, 2, 3], [0, 0, 0], batch_size=2, save_levels=True)
+    levels = generation.settings[0].sampling["levels"]
+    assert generation.step_names == tuple(f"level {level}" for level in levels)
+    assert generation.level_latents is not None and generation.level_images is not None
+    assert generation.level_latents.shape == (3, len(levels), 16, 4)
+    assert np.array_equal(generation.level_latents[:, -1], generation.latents)
+    assert np.array_equal(generation.level_images[:, -1], generation.images)
     for i, following in enumerate(levels[1:]):
-        seen = far_pipeline.decode(lowpass(made.level_latents[:2, i], following))
-        assert np.array_equal(made.level_images[:2, i], seen)
+        seen = far_pipeline.decode(lowpass(generation.level_latents[:2, i], following))
+        assert np.array_equal(generation.level_images[:2, i], seen)
 
 
 def test_iteration_pictures_fill_up_with_tokens(mar_pipeline: Pipeline) -> None:
-    made = mar_pipeline.generate([1, 2, 3], [0, 5, 0], batch_size=2, save_levels=True)
-    assert made.level_latents is not None and made.level_images is not None
-    assert made.step_names == ("iteration 1", "iteration 2", "iteration 3", "iteration 4")
-    drawn = (made.level_latents != 0).all(axis=-1)
+    generation = mar_pipeline.generate([1, 2, 3], [0, 5, 0], batch_size=2, save_levels=True)
+    assert generation.level_latents is not None and generation.level_images is not None
+    assert generation.step_names == ("iteration 1", "iteration 2", "iteration 3", "iteration 4")
+    drawn = (generation.level_latents != 0).all(axis=-1)
     assert drawn.sum(axis=-1).tolist() == [[2, 5, 10, 16]] * 3
     for before, after in pairwise(range(4)):  # what has been drawn stays as it is
-        here, there = made.level_latents[:, before], made.level_latents[:, after]
+        here, there = generation.level_latents[:, before], generation.level_latents[:, after]
         assert np.array_equal(here[drawn[:, before]], there[drawn[:, before]])
         assert (here[~drawn[:, before]] == 0).all()
-    assert np.array_equal(made.level_latents[:, -1], made.latents)
-    assert np.array_equal(made.level_images[:, -1], made.images)
-    assert np.array_equal(made.level_images[:2, 1], mar_pipeline.decode(made.level_latents[:2, 1]))
+    assert np.array_equal(generation.level_latents[:, -1], generation.latents)
+    assert np.array_equal(generation.level_images[:, -1], generation.images)
+    assert np.array_equal(generation.level_images[:2, 1], mar_pipeline.decode(generation.level_latents[:2, 1]))
 
 
 def test_level_pictures_change_nothing(any_pipeline: Pipeline) -> None:
@@ -248,10 +248,10 @@ def test_progress_counts_every_diffusion_step_once(pipeline: Pipeline) -> None:
 
 
 def test_a_slice_of_a_generation_keeps_what_belongs_together(pipeline: Pipeline) -> None:
-    made = pipeline.generate([1, 2], [5, 6], save_levels=True)
-    second: Generation = made[1:]
+    generation = pipeline.generate([1, 2], [5, 6], save_levels=True)
+    second: Generation = generation[1:]
     assert second.settings[0].seed == 6
-    assert second.level_images is not None and np.array_equal(second.level_images[0, -1], made.images[1])
+    assert second.level_images is not None and np.array_equal(second.level_images[0, -1], generation.images[1])
 
 
 @pytest.mark.parametrize(

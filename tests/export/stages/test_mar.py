@@ -25,7 +25,7 @@ from far_runtime.bundle import open_bundle, write_manifest
 from far_runtime.cli.main import main
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import Engine, EngineOptions
-from far_runtime.images.writing import read_settings
+from far_runtime.images.writing import read_metadata
 from far_runtime.sampling.flops import row_flops
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def test_from_checkpoint_to_a_repeated_picture(
     assert [path.name for path in originals] == [f"{label}-seed-{seed}.png" for label in (3, 9) for seed in (0, 1)]
     wanted = {"iterations": 5, "steps": [4, 4, 3, 2, 2], "guidance": 2.0, "guidance_schedule": "constant"}
     official = {"temperature": 1.0, "solver": "ddpm", "start": None, "guidance_floor": 1.0}
-    assert read_settings(originals[0]).sampling == wanted | official
+    assert read_metadata(originals[0]).sampling == wanted | official
 
     code, out, err = far(capfd, "generate", "bundle", "--like", originals[3], "-o", "again.png")
     assert (code, err) == (0, "")

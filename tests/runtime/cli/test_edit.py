@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from far_runtime.bundle import MANIFEST, manifest_checksum
-from far_runtime.images.writing import KEY, read_settings
+from far_runtime.images.writing import KEY, read_metadata
 from far_runtime.pipeline import Pipeline
 
 CHANGE = (slice(4, 12), slice(6, 16))
@@ -70,11 +70,11 @@ def test_outside_of_the_mask_nothing_changes(far: Any, tiny: Any, inputs: Path, 
 def test_pictures_say_what_they_were_edited_from(far: Any, tiny: Any, inputs: Path) -> None:
     of = {name: hashlib.sha256((inputs / f"{name}.png").read_bytes()).hexdigest() for name in ("in", "mask")}
     far("edit", tiny.bundle, "--image", "in.png", "--mask", "mask.png", "--label", "tabby", "-q")
-    settings = read_settings(inputs / "out.png")
+    settings = read_metadata(inputs / "out.png")
     assert (settings.label, settings.name, settings.sampling["guidance"]) == (6, "tabby", 3.0)
     assert settings.edited == {"image": of["in"], "mask": of["mask"], "feather": "1"}
     far("edit", tiny.bundle, "--image", "in.png", "--outpaint", "top=3,left=4", "--feather", 0, "--each", "each", "-q")
-    settings = read_settings(inputs / "each" / "10-no-class-seed-0.png")
+    settings = read_metadata(inputs / "each" / "10-no-class-seed-0.png")
     assert (settings.label, settings.name, settings.sampling["guidance"]) == (10, "no class", 1.0)
     assert settings.edited == {"image": of["in"], "outpaint": "left=4,top=3", "feather": "0"}
     inner = Image.open(inputs / "in.png").crop((0, 0, 16, 16))
@@ -101,7 +101,7 @@ def test_a_white_mask_is_plain_generation(far: Any, tiny: Any, inputs: Path) -> 
 def test_sampling_settings_count(far: Any, tiny: Any, inputs: Path) -> None:
     far("edit", tiny.bundle, "--image", "in.png", "--mask", "mask.png", "--label", 3, "--steps", "2:4", "--guidance", 2,
         "--levels", "0,1,3", "-q")  # fmt: skip
-    sampling = read_settings(inputs / "out.png").sampling
+    sampling = read_metadata(inputs / "out.png").sampling
     assert (sampling["levels"], sampling["guidance"]) == ([0, 1, 3], 2.0)
 
 

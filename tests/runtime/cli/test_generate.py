@@ -17,7 +17,7 @@ from far_runtime.bundle import MANIFEST, manifest_checksum
 from far_runtime.cli.outputs import Outputs, level_files
 from far_runtime.errors import FarError
 from far_runtime.images.metadata import PictureMetadata
-from far_runtime.images.writing import KEY, read_settings, save_picture
+from far_runtime.images.writing import KEY, read_metadata, save_picture
 from far_runtime.pipeline import Pipeline
 
 
@@ -60,7 +60,7 @@ def test_pictures_are_those_of_the_pipeline(far: Any, tiny: Any, pipeline: Pipel
     for seed in (0, 1):
         path = tmp_path / "each" / f"3-crane-seed-{seed}.png"
         assert np.array_equal(pixels(path), made.images[seed])
-        assert read_settings(path) == made.settings[seed]
+        assert read_metadata(path) == made.settings[seed]
 
 
 def test_other_labels_and_counts_change_no_picture(far: Any, tiny: Any, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_single_picture_is_written_as_it_is(far: Any, tiny: Any, tmp_path: Pat
     result = far("generate", tiny.bundle, "--label", "tabby", "--label", 6, "-o", "one.png", "--each", "each")
     assert result.code == 0
     assert np.array_equal(pixels(tmp_path / "one.png"), pixels(tmp_path / "each" / "6-tabby-seed-0.png"))
-    assert read_settings(tmp_path / "one.png").label == 6
+    assert read_metadata(tmp_path / "one.png").label == 6
 
 
 def test_quiet_says_nothing(far: Any, tiny: Any) -> None:
@@ -115,7 +115,7 @@ def test_like_repeats_pictures_of_every_batch_position(far: Any, tiny: Any, tmp_
     far("generate", bundle, "--label", 1, "--label", 8, "--count", 2, "--seed", 11, "--batch-size", 3,
         "--guidance", 2.2, "--temperature", 0.95, "--steps", "2:3", "--each", "each")  # fmt: skip
     originals = sorted((tmp_path / "each").iterdir())
-    assert sorted((read_settings(path).batch, read_settings(path).index) for path in originals) == [
+    assert sorted((read_metadata(path).batch, read_metadata(path).index) for path in originals) == [
         (1, 0), (3, 0), (3, 1), (3, 2),
     ]  # fmt: skip
     for original in originals:
@@ -123,7 +123,7 @@ def test_like_repeats_pictures_of_every_batch_position(far: Any, tiny: Any, tmp_
         assert result.code == 0 and result.err == "", result.err
         assert f"{original}: repeated bit for bit" in result.out
         assert np.array_equal(pixels(tmp_path / "again.png"), pixels(original))
-        assert read_settings(tmp_path / "again.png") == read_settings(original)
+        assert read_metadata(tmp_path / "again.png") == read_metadata(original)
 
 
 def test_like_warns_when_the_surroundings_differ(far: Any, tiny: Any, tmp_path: Path) -> None:

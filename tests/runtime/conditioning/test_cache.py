@@ -17,17 +17,17 @@ from far_runtime.pipeline import Pipeline
 
 @given(st.lists(st.integers(0, 8), max_size=40), st.integers(0, 5))
 def test_a_memo_keeps_the_last_ones_that_fit(keys: list[int], fitting: int) -> None:
-    memo, made, size = LruArrays(fitting * 40), [], 40
+    memo, computed, size = LruArrays(fitting * 40), [], 40
 
     def make(key: int) -> np.ndarray:
-        made.append(key)
+        computed.append(key)
         return np.full(size // 4, key, np.float32)
 
     for i, key in enumerate(keys):
         recent = list(dict.fromkeys(reversed(keys[:i])))[:fitting]
-        before = len(made)
+        before = len(computed)
         assert (memo.get(key, lambda key=key: make(key)) == key).all()
-        assert (len(made) == before) == (key in recent)
+        assert (len(computed) == before) == (key in recent)
         assert memo.size == 40 * len(memo) <= memo.limit
 
 
@@ -52,11 +52,11 @@ class RowsDiffer:
         outputs = self.engine.run(stage, inputs, constants)
         if stage == "transformer":
             self.runs += 1
-            made = self.get(outputs["condition"])
-            if len(made) < self.smallest_batch:
+            condition = self.get(outputs["condition"])
+            if len(condition) < self.smallest_batch:
                 raise FarError("its engine takes 2 to 8")
-            rows = np.arange(len(made), dtype=np.float32)[:, None, None]
-            outputs["condition"] = self.put(made + np.float32(0.01) * (len(made) + rows))
+            rows = np.arange(len(condition), dtype=np.float32)[:, None, None]
+            outputs["condition"] = self.put(condition + np.float32(0.01) * (len(condition) + rows))
         return outputs
 
 
@@ -91,9 +91,9 @@ def test_a_bound_that_nothing_fits_only_costs_time(any_pipeline: Pipeline) -> No
 
 def test_an_engine_that_takes_no_single_picture_draws_all_the_same(any_pipeline: Pipeline) -> None:
     large = RowsDiffer(any_pipeline.engine, smallest=2)
-    made = Pipeline(any_pipeline.bundle, large).generate([3, 1], [0, 1])
+    drawn = Pipeline(any_pipeline.bundle, large).generate([3, 1], [0, 1])
     plain = Pipeline(any_pipeline.bundle, RowsDiffer(any_pipeline.engine), cache_bytes=0).generate([3, 1], [0, 1])
-    assert np.array_equal(made.latents, plain.latents)
+    assert np.array_equal(drawn.latents, plain.latents)
 
 
 def test_an_engine_that_fails_is_not_taken_for_one_of_larger_batches(pipeline: Pipeline) -> None:

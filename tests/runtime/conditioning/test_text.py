@@ -100,21 +100,21 @@ def contexts(
 
 
 def test_every_text_is_encoded_once_and_no_text_is_the_null_condition(pipeline: Pipeline) -> None:
-    own, both, rows = contexts(pipeline, ["a lion", "a cat", "a lion", " "], ["", "a cat", "", ""])
+    cond, cond_uncond, rows = contexts(pipeline, ["a lion", "a cat", "a lion", " "], ["", "a cat", "", ""])
     assert rows == [("text", 2), ("context", 4), ("context", 8)]
-    assert np.array_equal(own, both[:4])
-    assert np.array_equal(own[0], own[2])
-    assert not np.allclose(own[0], own[1], atol=1e-3)
-    null = own[3]
+    assert np.array_equal(cond, cond_uncond[:4])
+    assert np.array_equal(cond[0], cond[2])
+    assert not np.allclose(cond[0], cond[1], atol=1e-3)
+    null = cond[3]
     for row in (4, 6, 7):
-        assert np.array_equal(both[row], null)
-    assert np.array_equal(both[5], own[1])  # a negative prompt stands where the null condition would
+        assert np.array_equal(cond_uncond[row], null)
+    assert np.array_equal(cond_uncond[5], cond[1])  # a negative prompt stands where the null condition would
 
 
 def test_without_any_text_no_encoder_runs(pipeline: Pipeline) -> None:
-    own, both, rows = contexts(pipeline, ["", ""], ["", ""])
+    cond, cond_uncond, rows = contexts(pipeline, ["", ""], ["", ""])
     assert rows == [("context", 2), ("context", 4)]
-    assert np.array_equal(both[2:], own)
+    assert np.array_equal(cond_uncond[2:], cond)
 
 
 def test_a_bundle_without_a_text_encoder_takes_no_prompts(pipeline: Pipeline) -> None:
@@ -127,10 +127,10 @@ def test_a_bundle_without_a_text_encoder_takes_no_prompts(pipeline: Pipeline) ->
 
 def test_pictures_follow_prompt_negative_prompt_and_seed(pipeline: Pipeline) -> None:
     prompts = ["a lion", "a red apple", ""]
-    made = pipeline.generate(prompts, [0, 0, 0])
-    assert made.images.shape == (3, 16, 16, 3)
-    assert [picture.name for picture in made.settings] == prompts
-    first, second, third = made.latents
+    generation = pipeline.generate(prompts, [0, 0, 0])
+    assert generation.images.shape == (3, 16, 16, 3)
+    assert [picture.name for picture in generation.settings] == prompts
+    first, second, third = generation.latents
     assert not np.allclose(first, second, rtol=1e-3)
     assert not np.allclose(first, third, rtol=1e-3)
     negative = pipeline.generate(["a lion"], [0], negative="the city")
@@ -138,13 +138,13 @@ def test_pictures_follow_prompt_negative_prompt_and_seed(pipeline: Pipeline) -> 
     assert negative.settings[0].negative == "the city"
     alone = pipeline.generate(["a red apple"], [0]).latents[0]
     assert np.linalg.norm(alone - second) <= 1e-4 * np.linalg.norm(second)  # the batch does not matter
-    again = pipeline.like(made.settings[1])
-    assert np.array_equal(again.images[0], made.images[1])
+    again = pipeline.like(generation.settings[1])
+    assert np.array_equal(again.images[0], generation.images[1])
 
 
 def test_a_cut_prompt_warns(pipeline: Pipeline) -> None:
-    made = pipeline.generate(["the red and green cat of the city street"], [0])
-    assert [warning.split(";")[0] for warning in made.warnings] == [
+    generation = pipeline.generate(["the red and green cat of the city street"], [0])
+    assert [warning.split(";")[0] for warning in generation.warnings] == [
         "prompt 'the red and green cat of the city street': 11 tokens, the model reads 8"
     ]
 

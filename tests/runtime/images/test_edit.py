@@ -52,8 +52,10 @@ class Recorder:
 
     def run(self, stage: str, inputs: Any, constants: Any = None) -> dict[str, Any]:
         outputs = self.engine.run(stage, inputs, constants)
-        taken, given = ({name: self.get(value).copy() for name, value in part.items()} for part in (inputs, outputs))
-        self.calls.append((stage, taken, given))
+        inputs_read, outputs_read = (
+            {name: self.get(value).copy() for name, value in part.items()} for part in (inputs, outputs)
+        )
+        self.calls.append((stage, inputs_read, outputs_read))
         return outputs
 
     def of(self, stage: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -111,13 +113,13 @@ def relative_error(a: Any, b: Any) -> float:
 
 
 def test_kept_latents_are_the_encoders_after_every_step(editor: Pipeline) -> None:
-    made = editor.edit([subject(editor)] * 2, [0, 1], IMAGE, KEEP, save_levels=True)
+    generation = editor.edit([subject(editor)] * 2, [0, 1], IMAGE, KEEP, save_levels=True)
     image, kept = encoded(editor, IMAGE)[0], CELLS.reshape(-1)
-    assert made.level_latents is not None
-    assert made.level_latents.shape[:2] == (2, len(made.step_names))
-    for state in made.level_latents.reshape(-1, GRID * GRID, image.shape[-1]):
+    assert generation.level_latents is not None
+    assert generation.level_latents.shape[:2] == (2, len(generation.step_names))
+    for state in generation.level_latents.reshape(-1, GRID * GRID, image.shape[-1]):
         assert np.array_equal(state[kept], image[kept])
-    for latents in made.latents:
+    for latents in generation.latents:
         assert np.array_equal(latents[kept], image[kept])
         assert (latents[~kept] != image[~kept]).any(axis=-1).all()
     assert np.abs(image).max() > 0.01
@@ -126,11 +128,11 @@ def test_kept_latents_are_the_encoders_after_every_step(editor: Pipeline) -> Non
 def test_seeds_subjects_and_the_kept_part_make_a_difference(editor: Pipeline) -> None:
     drawn = ~CELLS.reshape(-1)
     subjects = [subject(editor), subject(editor), null_subject(editor.bundle.manifest)]
-    made = editor.edit(subjects, [0, 1, 0], IMAGE, KEEP).latents[:, drawn]
+    latents = editor.edit(subjects, [0, 1, 0], IMAGE, KEEP).latents[:, drawn]
     other = editor.edit(subjects, [0, 1, 0], picture_of(1), KEEP).latents[:, drawn]
-    assert relative_error(made[1], made[0]) > 0.1
-    assert relative_error(made[2], made[0]) > 1e-4
-    assert relative_error(other[0], made[0]) > 1e-4
+    assert relative_error(latents[1], latents[0]) > 0.1
+    assert relative_error(latents[2], latents[0]) > 1e-4
+    assert relative_error(other[0], latents[0]) > 1e-4
 
 
 def test_a_picture_of_a_batch_is_the_picture_alone(editor: Pipeline) -> None:
@@ -154,8 +156,8 @@ def test_an_edit_that_keeps_nothing_is_plain_generation(editor: Pipeline) -> Non
 def test_a_cell_with_one_changed_pixel_is_drawn_anew(editor: Pipeline) -> None:
     keep = np.ones_like(KEEP)
     keep[6, 11] = False  # in the cell (1, 2)
-    made, kept = editor.edit([subject(editor)], [0], IMAGE, keep).latents[0], encoded(editor, IMAGE)[0]
-    assert np.flatnonzero((made != kept).any(axis=-1)).tolist() == [1 * GRID + 2]
+    latents, kept = editor.edit([subject(editor)], [0], IMAGE, keep).latents[0], encoded(editor, IMAGE)[0]
+    assert np.flatnonzero((latents != kept).any(axis=-1)).tolist() == [1 * GRID + 2]
 
 
 def test_without_a_subject_there_is_nothing_to_guide_to(editor: Pipeline) -> None:
@@ -197,7 +199,7 @@ def test_kept_last_moves_tokens_and_no_more(seed: int, keep: Any) -> None:
 
 def test_var_puts_the_pictures_own_tokens_back_at_every_scale(var_editor: Pipeline) -> None:
     recording, recorder = recorded(var_editor)
-    made = recording.edit([3, 4], [0, 1], IMAGE, KEEP)
+    generation = recording.edit([3, 4], [0, 1], IMAGE, KEEP)
     own = recorder.of("tokenize")[0][1]["embeddings"]
     keep = np.repeat(CELLS[None], 2, axis=0)
     placed = [given["latents_out"] for _, given in recorder.of("place")]
@@ -206,26 +208,26 @@ def test_var_puts_the_pictures_own_tokens_back_at_every_scale(var_editor: Pipeli
         kept = kept_tokens(keep, scale)
         assert kept.any()
         assert np.array_equal(tokens[kept], own[:, start:end][kept])
-    assert not np.array_equal(made.images[0], made.images[1])
+    assert not np.array_equal(generation.images[0], generation.images[1])
     again = var_editor.edit([4], [1], IMAGE, KEEP)
-    assert relative_error(again.latents[0], made.latents[1]) < 1e-5
+    assert relative_error(again.latents[0], generation.latents[1]) < 1e-5
 
 
 def test_var_without_a_class_runs_unguided(var_editor: Pipeline) -> None:
     recording, recorder = recorded(var_editor)
     null = null_subject(var_editor.bundle.manifest)
-    made = recording.edit([null, Subject(5)], [0, 1], IMAGE, KEEP)
-    assert {one.sampling["guidance"] for one in made.settings} == {0.0}
+    generation = recording.edit([null, Subject(5)], [0, 1], IMAGE, KEEP)
+    assert {one.sampling["guidance"] for one in generation.settings} == {0.0}
     assert {len(given["hidden"]) for _, given in recorder.of("transformer")} == {2}
     with pytest.raises(FarError, match="label 5: out of range"):
         var_editor.edit([5], [0], IMAGE, KEEP)
 
 
 def test_settings_say_what_was_edited(pipeline: Pipeline) -> None:
-    made = pipeline.edit([1], [0], IMAGE, KEEP, edited={"image": "abc"})
-    assert made.settings[0].edited == {"image": "abc"}
+    generation = pipeline.edit([1], [0], IMAGE, KEEP, edited={"image": "abc"})
+    assert generation.settings[0].edited == {"image": "abc"}
     with pytest.raises(FarError, match="edited from another one"):
-        pipeline.like(made.settings[0])
+        pipeline.like(generation.settings[0])
 
 
 @pytest.mark.parametrize(
@@ -255,20 +257,20 @@ def test_a_bundle_without_the_encoder(bundle_copy: Path) -> None:
 
 @given(arrays.arrays(bool, (9, 9)), st.integers(0, 4))
 def test_composition_keeps_the_picture_to_the_last_bit(change: Any, feather: int) -> None:
-    given_one, drawn = picture_of(1, 9), np.stack([picture_of(2, 9), picture_of(3, 9)])
-    made = compose(drawn, Edit(given_one, change), feather)
-    assert made.shape == drawn.shape and made.dtype == np.uint8
-    assert (made[:, ~change] == given_one[~change]).all()
+    original, drawn = picture_of(1, 9), np.stack([picture_of(2, 9), picture_of(3, 9)])
+    composed = compose(drawn, Edit(original, change), feather)
+    assert composed.shape == drawn.shape and composed.dtype == np.uint8
+    assert (composed[:, ~change] == original[~change]).all()
     if feather == 0:
-        assert np.array_equal(made[:, change], drawn[:, change])
+        assert np.array_equal(composed[:, change], drawn[:, change])
 
 
 def test_feather_is_a_ramp_inside_of_the_change() -> None:
     change = np.zeros((9, 9), bool)
     change[:, 3:] = True
-    made = compose(np.full((1, 9, 9, 3), 240, np.uint8), Edit(np.zeros((9, 9, 3), np.uint8), change), 3)
-    assert made[0, 4, :, 0].tolist() == [0, 0, 0, 60, 120, 180, 240, 240, 240]
-    assert (made == made[:, :1]).all()  # the picture's own border is no seam
+    composed = compose(np.full((1, 9, 9, 3), 240, np.uint8), Edit(np.zeros((9, 9, 3), np.uint8), change), 3)
+    assert composed[0, 4, :, 0].tolist() == [0, 0, 0, 60, 120, 180, 240, 240, 240]
+    assert (composed == composed[:, :1]).all()  # the picture's own border is no seam
 
 
 # Fitting

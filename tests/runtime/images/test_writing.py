@@ -21,7 +21,7 @@ from far_runtime.images.writing import (
     file_name,
     grid_size,
     picture_grid,
-    read_settings,
+    read_metadata,
     save_animation,
     save_picture,
     save_sheet,
@@ -43,7 +43,7 @@ def test_a_picture_keeps_its_pixels_and_settings(tmp_path: Path) -> None:
     pixels = random_pixels(20, 30)
     save_picture(tmp_path / "a.png", pixels, SETTINGS)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), pixels)
-    assert read_settings(tmp_path / "a.png") == SETTINGS
+    assert read_metadata(tmp_path / "a.png") == SETTINGS
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -94,17 +94,17 @@ def png_with(path: Path, text: str | None) -> Path:
 )
 def test_a_png_without_proper_settings_is_refused(tmp_path: Path, text: str | None, reason: str) -> None:
     with pytest.raises(FarError, match=reason):
-        read_settings(png_with(tmp_path / "a.png", text))
+        read_metadata(png_with(tmp_path / "a.png", text))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(FarError, match="no PNG with settings, or cut short"):
-        read_settings(tmp_path / "a.png")
+        read_metadata(tmp_path / "a.png")
     with pytest.raises(FarError, match="no such file"):
-        read_settings(tmp_path / "b.png")
+        read_metadata(tmp_path / "b.png")
     with pytest.raises(FarError, match="no PNG with settings"):
-        read_settings(tmp_path)
+        read_metadata(tmp_path)
 
 
 def test_a_sheet_remembers_its_pictures_but_is_not_one(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_sheet_remembers_its_pictures_but_is_not_one(tmp_path: Path) -> None:
     record = json.loads(Image.open(tmp_path / "sheet.png").info[KEY])
     assert [PictureMetadata.from_dict(one) for one in record["pictures"]] == [SETTINGS, SETTINGS]
     with pytest.raises(FarError, match="a contact sheet of 2 pictures; like takes one"):
-        read_settings(tmp_path / "sheet.png")
+        read_metadata(tmp_path / "sheet.png")
 
 
 @pytest.mark.parametrize(("side", "scale"), [(16, 8), (64, 2), (100, 2), (128, 1), (256, 1)])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from far_runtime.conditioning.subjects import Subject
 from far_runtime.errors import FarError
-from far_runtime.images.writing import read_settings
+from far_runtime.images.writing import read_metadata
 from far_runtime.pipeline import Pipeline
 from far_runtime.sample.run import SampleRun
 from far_runtime.storage.lock import held
@@ -72,7 +72,7 @@ def test_every_seed_is_there_once_with_the_picture_of_the_pipeline(
         assert settings["batch"] == ([3, 3, 3, 1] * 6)[i] if i < 20 else 3
     file = tmp_path / "one.png"
     file.write_bytes(found["0000000009.png"])
-    assert read_settings(file).to_dict() == json.loads(found["0000000009.json"])
+    assert read_metadata(file).to_dict() == json.loads(found["0000000009.json"])
     again = far("generate", tiny.bundle, "--like", file, "-o", "again.png")
     assert "repeated bit for bit" in again.out
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from far_runtime.engines.base import EngineOptions
-from far_runtime.images.writing import read_settings
+from far_runtime.images.writing import read_metadata
 from far_runtime.pipeline import Pipeline
 from far_runtime.serve.auth import ApiKeys, RateLimiter
 from far_runtime.serve.batching import QueueConfig
@@ -58,7 +58,7 @@ def test_openais_client_lists_models_and_gets_the_picture_that_far_generate_draw
         file = tmp_path / f"{i}.png"
         file.write_bytes(base64.b64decode(picture.b64_json or ""))
         assert (pixels_of(picture.b64_json or "") == expected.images[i]).all()
-        settings = read_settings(file)
+        settings = read_metadata(file)
         assert (settings.label, settings.seed) == (3, 7 + i)
         assert settings.sampling == expected.settings[i].sampling
     with pytest.raises(openai.BadRequestError, match="no class of that name"):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from far_runtime.engines.base import EngineOptions
 from far_runtime.images.edit import Edit, compose
-from far_runtime.images.writing import read_settings
+from far_runtime.images.writing import read_metadata
 from far_runtime.pipeline import Pipeline
 from far_runtime.serve.auth import ApiKeys, RateLimiter
 from far_runtime.serve.batching import QueueConfig
@@ -77,7 +77,7 @@ def test_openais_client_edits_as_far_edit_does(address: str, tiny: Any, tmp_path
         found = np.asarray(Image.open(file))
         assert (found == expected[i]).all() and (found[~CHANGE] == PICTURE[~CHANGE]).all()
         assert (found != PICTURE).any()
-        settings = read_settings(file)
+        settings = read_metadata(file)
         assert settings.sampling == drawn.settings[i].sampling
         assert settings.edited.keys() == {"image", "mask", "feather"}
 
