@@ -125,13 +125,18 @@ class Pipeline:
         on_level: OnLevel | None = None,
         **sampling: Any,
     ) -> Generation:
-        """Draw one picture per subject and seed, `batch_size` at a time.
+        """Draw one picture for each subject and seed.
 
-        Subjects are labels by number or name, or prompts, whichever the bundle draws from; `negative` is a prompt to
-        lead away from. `sampling` has the system's settings (`settings_of`) by name, such as guidance=2.5; what is
-        None or absent is the bundle's default; guidance may be a sequence with a scale for each picture. A picture
-        depends on its own subject, seed and settings alone, up to the engine's rounding. Raises FarError for subjects
-        and settings that cannot be.
+        subjects: labels by number or name, or prompts, whichever the bundle draws from.
+        seeds: one for each subject.
+        negative: the prompt that guidance leads away from.
+        batch_size: pictures that are computed together.
+        on_progress, on_level, save_levels: as the fields of `Watch` say.
+        sampling: the system's settings by name, such as guidance=2.5. What is None or absent is the bundle's default.
+            guidance may be a sequence with a scale for each picture.
+
+        A picture depends on its own subject, seed and settings alone, up to the engine's rounding. Raises FarError for
+        subjects and settings that are invalid.
         """
         resolved = self._checked(subjects, seeds, negative, batch_size)
         plans = resolve_plans(self.bundle.manifest, sampling, len(resolved))
@@ -153,13 +158,18 @@ class Pipeline:
         on_level: OnLevel | None = None,
         **sampling: Any,
     ) -> Generation:
-        """Draw pictures that keep part of an image: its latents stand where every pixel of their cell is kept.
+        """Draw pictures that keep part of an image: its latents stay where every pixel of their cell is kept.
 
-        Subjects and the other arguments are those of `generate`. A subject may be `null_subject`, which lets the image
-        alone say what to draw; guidance, which would then lead nowhere, is left out if all are. The image is uint8
-        [H, W, 3] of the bundle's size; keep [H, W] is True where it stays. `edited` says what to record of where the
-        pictures came from. The pixels are the decoder's everywhere; far_runtime.images.edit puts the image's own back.
-        Raises FarError for a bundle without the encode stage, where all of the image is kept, and as `generate` does.
+        The other arguments are those of `generate`.
+
+        subjects: may be `null_subject`, which lets the image alone say what to draw. Guidance would then lead nowhere
+            and is left out if all subjects are null.
+        image: pixels uint8 [H, W, 3] of the bundle's size.
+        keep: [H, W], True where the image stays as it is.
+        edited: what the metadata says of the image, by name.
+
+        All pixels are the decoder's; `compose` of far_runtime.images.edit puts those of the image back. Raises FarError
+        as `generate` does, for a bundle without the encode stage, and where all of the image is kept.
         """
         resolved = self._checked(subjects, seeds, negative, batch_size)
         cells = kept_cells(self.bundle, image, keep)

@@ -136,9 +136,9 @@ def test_pictures_of_one_kind_are_guided_at_the_same_steps(pipeline: Pipeline) -
 
 def test_defaults_are_the_manifests(pipeline: Pipeline) -> None:
     usual = pipeline.generate([1], [0])
-    told = pipeline.generate([1], [0], guidance=3.0, temperature=1.0, steps=3, levels=[0, 1, 2, 3])
-    assert np.array_equal(usual.latents, told.latents)
-    assert usual.settings == told.settings
+    explicit = pipeline.generate([1], [0], guidance=3.0, temperature=1.0, steps=3, levels=[0, 1, 2, 3])
+    assert np.array_equal(usual.latents, explicit.latents)
+    assert usual.settings == explicit.settings
     wanted = {"levels": [0, 1, 2, 3], "steps": 3, "guidance": 3.0, "temperature": 1.0}
     assert usual.settings[0].sampling == wanted | {
         "solver": "ddpm",
@@ -319,7 +319,7 @@ def test_latents_that_are_not_finite_make_no_picture(pipeline: Pipeline) -> None
         Pipeline(pipeline.bundle, Broken(pipeline.engine)).generate([1], [0])
 
 
-def test_latents_beyond_all_measure_are_told_of(pipeline: Pipeline) -> None:
+def test_latents_that_are_far_too_large_give_a_warning(pipeline: Pipeline) -> None:
     plan = resolve_plan(pipeline.bundle.manifest)[1]
     latents = np.random.default_rng(0).standard_normal((2, 16, 4), np.float32)
     assert unsteady(plan, 2 * latents) == ()

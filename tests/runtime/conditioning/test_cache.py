@@ -16,8 +16,8 @@ from far_runtime.pipeline import Pipeline
 
 
 @given(st.lists(st.integers(0, 8), max_size=40), st.integers(0, 5))
-def test_a_memo_keeps_the_last_ones_that_fit(keys: list[int], fitting: int) -> None:
-    memo, computed, size = LruArrays(fitting * 40), [], 40
+def test_the_last_arrays_that_fit_are_kept(keys: list[int], fitting: int) -> None:
+    arrays, computed, size = LruArrays(fitting * 40), [], 40
 
     def make(key: int) -> np.ndarray:
         computed.append(key)
@@ -26,18 +26,26 @@ def test_a_memo_keeps_the_last_ones_that_fit(keys: list[int], fitting: int) -> N
     for i, key in enumerate(keys):
         recent = list(dict.fromkeys(reversed(keys[:i])))[:fitting]
         before = len(computed)
-        assert (memo.get(key, lambda key=key: make(key)) == key).all()
+        assert (arrays.get(key, lambda key=key: make(key)) == key).all()
         assert (len(computed) == before) == (key in recent)
-        assert memo.size == 40 * len(memo) <= memo.limit
+        assert arrays.size == 40 * len(arrays) <= arrays.limit
 
 
-def test_what_a_memo_gives_cannot_be_changed() -> None:
-    memo, array = LruArrays(100), np.zeros(3, np.float32)
-    kept = memo.get(1, lambda: array)
+def test_an_array_cannot_be_written_to() -> None:
+    arrays, array = LruArrays(100), np.zeros(3, np.float32)
+    kept = arrays.get(1, lambda: array)
     array[:] = 1
     assert (kept == 0).all()
     with pytest.raises(ValueError, match="read-only"):
         kept[0] = 1
+
+
+def test_what_is_not_finite_is_computed_again() -> None:
+    arrays = LruArrays(1024)
+    for value in (np.inf, np.nan):
+        assert not np.isfinite(arrays.get("a", lambda value=value: np.full(3, value, np.float32))).any()
+    assert arrays.get("a", lambda: np.ones(3, np.float32)).sum() == 3
+    assert arrays.get("a", lambda: np.zeros(3, np.float32)).sum() == 3
 
 
 class RowsDiffer:
