@@ -1,4 +1,4 @@
-"""What `far generate` writes, and where."""
+"""The files that `far generate` and `far edit` write."""
 
 from __future__ import annotations
 
@@ -26,15 +26,22 @@ from far_runtime.storage.atomic import check_distinct, check_file, check_folder
 
 @dataclass(frozen=True)
 class Outputs:
-    """Files to write. sheet: contact sheet, or the picture itself where there is only one. each: folder of single
-    pictures. levels: strip (PNG) and animation (WebP) of the way from low to high frequency."""
+    """The files of one generation."""
 
     sheet: Path
+    """PNG file: a contact sheet, or the picture itself where there is only one."""
+
     each: Path | None = None
+    """Folder for a PNG file per picture."""
+
     levels: tuple[Path, Path] | None = None
+    """Strip (PNG) and animation (WebP) of the steps from low to high frequency."""
 
     def check(self, rows: int, columns: int, height: int, width: int) -> None:
-        """FarError, naming the option, where something could not be written; makes folders that are missing."""
+        """FarError, naming the option, where a file cannot be written; makes missing folders.
+
+        The levels are an animation of `rows` x `columns` pictures of `height` x `width` pixels.
+        """
         check_sheet(self.sheet)
         check_file(self.sheet, "-o")
         if self.each is not None:
@@ -45,8 +52,10 @@ class Outputs:
                 check_file(path, "--save-levels")
 
     def check_distinct(self, names: Iterable[str], like: Path | None = None) -> None:
-        """FarError where one file would be written twice, or in place of the picture that --like repeats. names: those
-        of the files in `each`."""
+        """FarError where a file would be written twice, or would replace the picture that --like repeats.
+
+        names: file names in the folder `each`.
+        """
         files = [("-o", self.sheet), *(("--save-levels", path) for path in self.levels or ())]
         if self.each is not None:
             files += [("--each", self.each / name) for name in names]
@@ -63,7 +72,7 @@ def check_sheet(path: Path) -> None:
 
 
 def level_files(prefix: str, sheet: Path) -> tuple[Path, Path]:
-    """Strip and animation of --save-levels: PREFIX.png and .webp, DIR/levels.png and .webp, or beside the sheet."""
+    """Paths of strip and animation: PREFIX.png and .webp, DIR/levels.png and .webp, or beside the sheet."""
     if not prefix:
         path = sheet.with_name(f"{sheet.stem}-levels")
     elif prefix.endswith(("/", os.sep)) or Path(prefix).is_dir():
@@ -75,39 +84,44 @@ def level_files(prefix: str, sheet: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + ".png"), path.with_name(path.name + ".webp")
 
 
-def write(made: Generation, columns: int, outputs: Outputs) -> list[str]:
-    """Write everything, `columns` pictures to a row; returns a line about each file or folder."""
-    count = len(made.settings)
+def write(generation: Generation, columns: int, outputs: Outputs) -> list[str]:
+    """Write all files, with `columns` pictures in a row; returns a line about each file or folder."""
+    count = len(generation.settings)
     if count == 1:
-        save_picture(outputs.sheet, made.images[0], made.settings[0])
+        save_picture(outputs.sheet, generation.images[0], generation.settings[0])
     else:
-        save_sheet(outputs.sheet, _sheet(made, made.images, columns), made.settings)
+        save_sheet(outputs.sheet, _sheet(generation, generation.images, columns), generation.settings)
     lines = [f"{outputs.sheet}: {'the picture' if count == 1 else f'contact sheet of {count} pictures'}"]
     if outputs.each is not None:
-        for pixels, settings in zip(made.images, made.settings, strict=True):
+        for pixels, settings in zip(generation.images, generation.settings, strict=True):
             save_picture(outputs.each / file_name(settings), pixels, settings)
         lines.append(f"{outputs.each}: {count} PNG {'file' if count == 1 else 'files'}, each with its settings")
-    if outputs.levels is not None and made.level_images is not None:
-        lines += write_levels(made, columns, *outputs.levels)
+    if outputs.levels is not None and generation.level_images is not None:
+        lines += write_levels(generation, columns, *outputs.levels)
     return lines
 
 
-def write_levels(made: Generation, columns: int, strip: Path, animation: Path) -> list[str]:
-    """Write the way from low to high frequency, in the animation `columns` pictures to a row; returns a line about each
-    file. ValueError for pictures made without their levels."""
-    if made.level_images is None:
-        raise ValueError("these pictures were made without save_levels")
-    captions = [f"{one.caption}\nseed {one.seed}" for one in made.settings]
-    names = made.step_names[-made.level_images.shape[1] :]
-    save_plain(strip, picture_grid(made.level_images, captions, names))
-    save_animation(animation, [_sheet(made, made.level_images[:, i], columns) for i in range(len(names))])
+def write_levels(generation: Generation, columns: int, strip: Path, animation: Path) -> list[str]:
+    """Write the steps from low to high frequency; the animation has `columns` pictures in a row.
+
+    Returns a line about each file. ValueError for pictures that were drawn without `save_levels`.
+    """
+    if generation.level_images is None:
+        raise ValueError("these pictures were drawn without save_levels")
+    captions = [f"{metadata.caption}\nseed {metadata.seed}" for metadata in generation.settings]
+    names = generation.step_names[-generation.level_images.shape[1] :]
+    save_plain(strip, picture_grid(generation.level_images, captions, names))
+    save_animation(animation, [_sheet(generation, generation.level_images[:, i], columns) for i in range(len(names))])
     return [f"{strip}: the way to the picture in {len(names)} steps", f"{animation}: the same as an animation"]
 
 
-def _sheet(made: Generation, images: Pixels, columns: int) -> Image.Image:
-    """Contact sheet of images [N, H, W, 3]: a row per subject, a column per seed; no captions around a single one."""
+def _sheet(generation: Generation, images: Pixels, columns: int) -> Image.Image:
+    """Sheet of images uint8 [N, H, W, 3], a row per subject and a column per seed; a single one has no captions."""
     rows = images.reshape(-1, columns, *images.shape[1:])
     if len(images) == 1:
         return picture_grid(rows, [""], [""])
-    labels = [one.name if one.label is None else f"{one.label}\n{one.name}" for one in made.settings[::columns]]
-    return picture_grid(rows, labels, [f"seed {one.seed}" for one in made.settings[:columns]])
+    labels = [
+        metadata.name if metadata.label is None else f"{metadata.label}\n{metadata.name}"
+        for metadata in generation.settings[::columns]
+    ]
+    return picture_grid(rows, labels, [f"seed {metadata.seed}" for metadata in generation.settings[:columns]])
