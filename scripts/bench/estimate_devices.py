@@ -1,10 +1,10 @@
-"""A paper estimate of a picture's time on devices that are not here, from FLOP and bytes. Nothing is measured.
+"""Estimate the time of a picture on devices from FLOP and bytes; nothing is measured.
 
     python scripts/bench/estimate_devices.py BUNDLE [BUNDLE ...] [--batch 1]
 
-A call takes the longer of its arithmetic, at half of the device's FP16 (or INT8) rate without sparsity, and of reading
-its weights once at the device's memory bandwidth. Activations, launches and the host are not counted: a whole
-generation is one CUDA graph. Rates are the vendor's data sheets'.
+A call takes the longer of two times: its arithmetic at half of the device's FP16 or INT8 rate without sparsity, and
+reading its weights once at the device's memory bandwidth. Activations, kernel launches and the host are not counted,
+since a whole generation is one CUDA graph. Rates are those of the vendor's data sheets.
 """
 
 from __future__ import annotations
@@ -24,17 +24,23 @@ from far_runtime.sampling.presets import preset_names
 from far_runtime.sampling.settings import plan_of, resolve_settings
 
 SHARE = 0.5
-"""Of the rate that is reached: ours to guess, since no engine was run on these devices."""
+"""Share of the rate that is assumed to be reached; a guess, since no engine was run on these devices."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Dense rates in operations a second, and bytes a second."""
+    """A device by its data sheet."""
 
     name: str
+
     fp16: float
+    """Dense FP16 rate in operations per second."""
+
     int8: float
+    """Dense INT8 rate in operations per second."""
+
     bandwidth: float
+    """Memory bandwidth in bytes per second."""
 
 
 DEVICES = (
@@ -44,7 +50,7 @@ DEVICES = (
 
 
 def seconds(manifest: Manifest, plan: Sequence[Step], device: Device, precision: str, batch: int) -> float:
-    """Of a picture."""
+    """Estimated seconds of a picture."""
     have = {graph.stage for graph in manifest.graphs}
     calls = [
         *(call for step in plan for call in step.calls),
@@ -61,7 +67,7 @@ def seconds(manifest: Manifest, plan: Sequence[Step], device: Device, precision:
 
 
 def settings(manifest: Manifest, preset: str) -> Mapping[str, Any]:
-    """The preset over the official levels and iterations."""
+    """The settings of a preset with the official levels and iterations."""
     official = resolve_settings(manifest, {"preset": "official"})
     loop: dict[str, Any] = {name: official[name] for name in ("levels", "iterations") if name in official}
     return resolve_settings(manifest, {"preset": preset, **loop})
@@ -69,7 +75,7 @@ def settings(manifest: Manifest, preset: str) -> Mapping[str, Any]:
 
 @click.command(help=__doc__)
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size.")
 def main(bundles: tuple[Path, ...], batch: int) -> None:
     heads = [f"{device.name}, {precision}" for device in DEVICES for precision in ("FP16", "INT8")]
     click.echo(f"Estimates in ms a picture, batch {batch}\n")
@@ -78,12 +84,14 @@ def main(bundles: tuple[Path, ...], batch: int) -> None:
         manifest = open_bundle(path, check=False).manifest
         for preset in preset_names(manifest):
             plan = plan_of(manifest, settings(manifest, preset))
-            found = [
+            milliseconds = [
                 1000 * seconds(manifest, plan, device, precision, batch)
                 for device in DEVICES
                 for precision in ("fp16", "int8")
             ]
-            click.echo(f"| {path.parent.name} | {preset} | " + " | ".join(f"{one:.3g}" for one in found) + " |")
+            click.echo(
+                f"| {path.parent.name} | {preset} | " + " | ".join(f"{value:.3g}" for value in milliseconds) + " |"
+            )
 
 
 if __name__ == "__main__":

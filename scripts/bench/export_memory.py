@@ -44,8 +44,7 @@ def networks(preset: str) -> tuple[nn.Module, nn.Module]:
 
 
 def write_checkpoints(preset: str, folder: Path) -> int:
-    """Random checkpoints of a preset in the official layout in `folder`; returns the bytes of the generator's FP32
-    weights."""
+    """Write random checkpoints in the official layout into `folder`; returns the bytes of the generator in FP32."""
     model, vae = networks(preset)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -57,9 +56,12 @@ def write_checkpoints(preset: str, folder: Path) -> int:
     return sum(tensor.nbytes for tensor in weights.values())
 
 
-def short(preset: str) -> dict[str, Any]:
-    """Settings of an export whose picture, which verifies it below FP32, takes few steps. The head predicts v: with a
-    random head, two steps of epsilon prediction take latents beyond FP16's range, and the export is refused."""
+def quick_settings(preset: str) -> dict[str, Any]:
+    """Settings of an export with few steps, since the picture that verifies it is slow at these sizes.
+
+    The head predicts v: with a random head, two steps of epsilon prediction take latents beyond FP16's range, and the
+    export is refused.
+    """
     if preset in VAR:
         return {}
     few = {"iterations": 2} if preset in MAR_PRESETS else {"levels": [0, 2]}
@@ -67,24 +69,26 @@ def short(preset: str) -> dict[str, Any]:
 
 
 def export(folder: Path, preset: str, precision: str, target: Path) -> None:
-    """Export what `write_checkpoints` wrote into `target`, as `far export` does; int8 is calibrated on one picture:
-    memory does not grow with their number."""
+    """Export what `write_checkpoints` wrote into `target`, as `far export` does.
+
+    INT8 is calibrated on one picture, since memory does not grow with their number.
+    """
     from far_export.export import export_bundle
 
     calibrate = 1 if precision == "int8" else None
     export_bundle(
         folder / "checkpoint-last.pth", folder / "vae.pth", target, precision=precision, calibrate=calibrate,
-        report=click.echo, **short(preset),
+        report=click.echo, **quick_settings(preset),
     )  # fmt: skip
 
 
 def run_apart(function: object, *args: object) -> tuple[float, int]:
-    """Run function(*args) in a fresh process; returns its seconds and peak resident bytes."""
+    """Run function(*args) in a new process; returns its seconds and its peak resident memory in bytes."""
     context = multiprocessing.get_context("spawn")
-    before = time.monotonic()
+    started = time.monotonic()
     with context.Pool(1) as pool:
         peak = pool.apply(_measured, (function, args))
-    return time.monotonic() - before, peak
+    return time.monotonic() - started, peak
 
 
 def _measured(function: object, args: tuple[object, ...]) -> int:
@@ -93,9 +97,13 @@ def _measured(function: object, args: tuple[object, ...]) -> int:
 
 
 @click.command(help=__doc__)
-@click.option("--preset", type=click.Choice([*CONTINUOUS, *VAR]), default="far_huge", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option("--keep", type=click.Path(path_type=Path), help="Write the files here and leave them.")
+@click.option(
+    "--preset", type=click.Choice([*CONTINUOUS, *VAR]), default="far_huge", show_default=True, help="Model size."
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Precision of the bundle."
+)
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for checkpoints and bundle, kept afterwards.")
 def main(preset: str, precision: str, keep: Path | None) -> None:
     with tempfile.TemporaryDirectory() as aside:
         folder = keep or Path(aside)

@@ -2,11 +2,13 @@
 
     python scripts/bench/head.py [--pictures 1 --pictures 4] [--tokens 256] [--rounds 5]
 
-Forms: as it is exported; with the AdaLN modulations of all blocks and of the final layer as one matrix product, since
-all of them read SiLU(y); with three diffusion steps in one graph. The first two also quantised to INT8 (random
-weights, activations to +-8: for the time), on OpenVINO in f32 and with the bf16 hint; on ONNX Runtime in FP32 and INT8.
---tokens 4 or 8 are the calls of MAR at its early iterations. All in turn in one process, medians; the share is of the
-rate of a 2048 x 2048 product by OpenVINO in the same precision, measured in the same rounds.
+There are three forms: as exported; with the AdaLN modulations of all blocks and of the final layer as one matrix
+product, since all of them read SiLU(y); and with three diffusion steps in one graph. The first two are also quantised
+to INT8. Weights are random and activations are quantised at +-8, which is enough for timing. OpenVINO runs in f32 and
+with the bf16 hint, ONNX Runtime in FP32 and INT8. MAR calls the head with --tokens 4 or 8 in its early iterations.
+
+Times are medians over interleaved rounds in one process. The share is of the rate of a 2048 x 2048 product by OpenVINO
+in the same precision, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from far_models.far import FAR, PRESETS
 from far_models.head import DiffusionHead, modulate
 from far_runtime.bench.matmul_rate import openvino_product
 from far_runtime.bundle import Graph
-from settings import in_turn
+from timing import median_seconds
 
 RANGE = 8.0
 
@@ -65,8 +67,10 @@ class OneModulation(nn.Module):
 
 
 class SeveralSteps(nn.Module):
-    """Diffusion steps one after the other in one graph, for its time. Each has a timestep of its own, as in a schedule:
-    at one timestep all of them have the same modulations, which an engine then computes once."""
+    """Several diffusion steps in one graph, each at its own timestep.
+
+    At one timestep all steps would have the same modulations, which an engine may compute once.
+    """
 
     def __init__(self, step: DenoiseStageModule, count: int) -> None:
         super().__init__()
@@ -89,7 +93,7 @@ class SeveralSteps(nn.Module):
 
 
 def quantized(path: Path, stage: Stage) -> Path:
-    """The exported graph with the products in INT8 that an INT8 bundle has so, beside it."""
+    """The exported graph with the products in INT8 that an INT8 bundle quantises, in a file beside it."""
     graph = Graph(stage.name, stage.stage, path.name, tuple(one.spec for one in stage.inputs), stage.outputs, 1.0)
     products = matmuls_of(path, graph, PRESETS["far_base"].channels)
     ranges = {one.activation: RANGE for one in products}
@@ -99,20 +103,20 @@ def quantized(path: Path, stage: Stage) -> Path:
 
 
 def at_tokens(stage: Stage, before: int, tokens: int) -> Stage:
-    """The stage over another number of tokens a picture, its arithmetic with it."""
+    """The stage with `tokens` tokens per picture instead of `before`, in its shapes and its FLOPs."""
     inputs = tuple(replace(one, shape=tuple(tokens if n == before else n for n in one.shape)) for one in stage.inputs)
     outputs = tuple(replace(one, shape=tuple(tokens if n == before else n for n in one.shape)) for one in stage.outputs)
     return replace(stage, inputs=inputs, outputs=outputs, flops={"": stage.flops[""] * tokens / before})
 
 
 def inputs_of(stage: Stage, pictures: int) -> dict[str, Any]:
-    """Random inputs of a guided call; the scalars small, so that several steps stay finite."""
+    """Random inputs of a guided call; scalars are small, so that several steps stay finite."""
     made = stage.example({"batch": pictures, "rows": 2 * pictures})
     return {name: (tensor if tensor.dim() > 1 else 0.1 * tensor).numpy() for name, tensor in made.items()}
 
 
 def forms(tokens: int) -> dict[str, tuple[Stage, int]]:
-    """Stages of the forms over so many tokens a picture, and how many diffusion steps each makes."""
+    """Stage and number of diffusion steps of every form, with `tokens` tokens per picture."""
     torch.manual_seed(0)
     far = FAR(PRESETS["far_base"]).eval()
     for parameter in far.parameters():
@@ -129,6 +133,7 @@ def forms(tokens: int) -> dict[str, tuple[Stage, int]]:
 
 
 def openvino_call(path: Path, hint: str, inputs: dict[str, Any]) -> Callable[[], Any]:
+    """A call of the graph by OpenVINO with a precision hint."""
     import openvino as ov
 
     compiled = ov.Core().compile_model(str(path), "CPU", {**SETTINGS, "INFERENCE_PRECISION_HINT": hint})
@@ -139,6 +144,7 @@ def openvino_call(path: Path, hint: str, inputs: dict[str, Any]) -> Callable[[],
 
 
 def onnxruntime_call(path: Path, inputs: dict[str, Any]) -> Callable[[], Any]:
+    """A call of the graph by ONNX Runtime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -146,9 +152,17 @@ def onnxruntime_call(path: Path, inputs: dict[str, Any]) -> Callable[[], Any]:
 
 
 @click.command(help=__doc__)
-@click.option("--pictures", "counts", type=int, multiple=True, default=(1,), show_default=True)
-@click.option("--tokens", type=int, default=256, show_default=True, help="Tokens a picture that a call denoises.")
-@click.option("--rounds", type=int, default=5, show_default=True)
+@click.option(
+    "--pictures",
+    "counts",
+    type=int,
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Pictures of a call; may be repeated.",
+)
+@click.option("--tokens", type=int, default=256, show_default=True, help="Tokens of a picture that a call denoises.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Rounds; the times are medians over them.")
 def main(counts: Sequence[int], tokens: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as aside:
         made = forms(tokens)
@@ -179,7 +193,7 @@ def main(counts: Sequence[int], tokens: int, rounds: int) -> None:
                 key = f"{name}, onnxruntime"
                 ways[key] = onnxruntime_call(paths[name][0], inputs)
                 work[key] = ("int8" if name.startswith("int8") else "fp32", 2 * count * flops)
-            found = in_turn(ways, rounds)
+            found = median_seconds(ways, rounds)
             click.echo(
                 f"\n{count} pictures, {2 * tokens * count} rows\n\n"
                 "| form | ms | GFLOP/s | of the product |\n| --- | ---: | ---: | ---: |"

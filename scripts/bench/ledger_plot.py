@@ -2,7 +2,7 @@
 
     python scripts/bench/ledger_plot.py LEDGER.json [LEDGER.json ...] FILE.png
 
-LEDGER.json is what scripts/bench_ledger.py wrote; of a system that is in several files the last one counts.
+LEDGER.json is a file that scripts/bench_ledger.py --json has written. Of a system in several files the last one counts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ COLOURS = {
 }
 
 
-def bars_of(found: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds a picture by what draws it, in the order of COLOURS; of ours one picture at a time, the best bundle."""
-    seconds = {f"released, {name}": float(one["seconds"]) for name, one in found["released"].items()}
-    for row in found["rows"]:
+def bars_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds per picture by bar, in the order of COLOURS; of far-deploy one at a time with the best bundle."""
+    seconds = {f"released, {name}": float(timed["seconds"]) for name, timed in report["released"].items()}
+    for row in report["rows"]:
         name = f"ours, {row['preset']}"
         if row["batch"] == 1:
             seconds[name] = min(seconds.get(name, float("inf")), float(row["seconds"]))
@@ -41,8 +41,8 @@ def bars_of(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_ledgers(paths: Sequence[Path]) -> dict[str, Any]:
-    """The systems of ledgers, in the order of SYSTEMS; FarError for a file that is none."""
-    found: dict[str, Any] = {}
+    """The systems of all ledgers, in the order of SYSTEMS; FarError for a file that is not a ledger."""
+    reports: dict[str, Any] = {}
     for path in paths:
         try:
             read = json.loads(path.read_text())
@@ -50,19 +50,19 @@ def read_ledgers(paths: Sequence[Path]) -> dict[str, Any]:
             raise FarError(f"{path}: cannot be read as JSON ({error}); bench_ledger.py --json writes one") from None
         if not isinstance(read, dict) or not any(name in read for name in SYSTEMS):
             raise FarError(f"{path}: has none of {', '.join(SYSTEMS)}; give what bench_ledger.py --json wrote")
-        found |= read
-    return {name: found[name] for name in SYSTEMS if name in found}
+        reports |= read
+    return {name: reports[name] for name in SYSTEMS if name in reports}
 
 
 def save_plot(result: Mapping[str, Any], path: Path) -> None:
-    """Draw and write, whole or not at all; FarError where matplotlib is missing or `path` is no PNG or SVG."""
+    """Draw the chart and write it atomically; FarError where matplotlib is missing or `path` is no PNG or SVG."""
     check_plot(path)
     systems = [(name, result[name]) for name in SYSTEMS if name in result]
     figure = new_figure(11, 4.6)
     axes = figure.subplots()
     width, shown = 0.86 / len(COLOURS), set()
-    for group, (_, found) in enumerate(systems):
-        bars = bars_of(found)
+    for group, (_, report) in enumerate(systems):
+        bars = bars_of(report)
         for i, (name, seconds) in enumerate(bars.items()):
             x = group + (i - (len(bars) - 1) / 2) * width
             label = None if name in shown else name
@@ -73,7 +73,7 @@ def save_plot(result: Mapping[str, Any], path: Path) -> None:
             )
     axes.set_yscale("log")
     axes.margins(y=0.12)
-    ticks = [f"{name}\n{found['ratio']:.1f} x ({found['preset']})" for name, found in systems]
+    ticks = [f"{name}\n{report['ratio']:.1f} x ({report['preset']})" for name, report in systems]
     axes.set_xticks(range(len(systems)), ticks, fontsize=9)
     axes.set_title("seconds a picture, one at a time (logarithmic)", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,8 +2,8 @@
 
     python scripts/bench/scaling.py BUNDLE [--engine NAME] [--rounds 5] [--plot FILE.png] [--json FILE]
 
-Resolution is that of small random models of the bundle's kind, with 4, 8, 16 and 32 latents a side. All of a kind are
-drawn in turn, medians; beside each stands what a straight line through the first and the last point gives.
+Resolution is that of small random FAR models with 4, 8, 16 and 32 latents a side. Times are medians over interleaved
+rounds; beside each stands the straight line through the first and the last point.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 
 from far_runtime.pipeline import Pipeline
 from far_runtime.plotting import new_figure, save_figure
-from settings import in_turn
+from timing import median_seconds
 
 STEPS = (1, 2, 4, 8, 16)
 BATCHES = (1, 2, 4, 8, 16)
@@ -52,8 +52,8 @@ def write_model(grid: int, folder: Path) -> Path:
 
 
 def measure(bundle: Path, engine: str, rounds: int) -> dict[str, dict[int, float]]:
-    """Seconds by what is varied and its size: a picture, or (batch) all of a batch."""
-    found = {}
+    """Seconds of a batch, by what is varied and by its value."""
+    seconds = {}
     with Pipeline.from_bundle(bundle, engine) as pipeline:
         few = {"solver": "dpmpp-2m", "steps": 4}
         levels = list(pipeline.bundle.manifest.default_settings["levels"])
@@ -62,31 +62,32 @@ def measure(bundle: Path, engine: str, rounds: int) -> dict[str, dict[int, float
             chosen = {**few, **sampling}
             return lambda: pipeline.generate([1] * count, range(count), batch_size=count, **chosen)
 
-        found["levels"] = in_turn({n: draw(levels=levels[:n]) for n in range(1, len(levels) + 1)}, rounds)
-        found["diffusion steps"] = in_turn({n: draw(steps=n) for n in STEPS}, rounds)
-        found["pictures at once"] = in_turn({n: draw(n) for n in BATCHES}, rounds)
+        seconds["levels"] = median_seconds({n: draw(levels=levels[:n]) for n in range(1, len(levels) + 1)}, rounds)
+        seconds["diffusion steps"] = median_seconds({n: draw(steps=n) for n in STEPS}, rounds)
+        seconds["pictures at once"] = median_seconds({n: draw(n) for n in BATCHES}, rounds)
     with tempfile.TemporaryDirectory() as aside:
         opened = {grid: Pipeline.from_bundle(write_model(grid, Path(aside)), engine) for grid in GRIDS}
-        ways = {
-            grid * grid: lambda one=one: one.generate([1], [0], levels=[0, 1, 2, 3], **few)
-            for grid, one in opened.items()
+        functions = {
+            grid * grid: lambda pipeline=pipeline: pipeline.generate([1], [0], levels=[0, 1, 2, 3], **few)
+            for grid, pipeline in opened.items()
         }
-        found["tokens"] = in_turn(ways, rounds)
-    return found
+        seconds["tokens"] = median_seconds(functions, rounds)
+    return seconds
 
 
-def line_through(found: Mapping[int, float]) -> dict[int, float]:
+def line_through(seconds: Mapping[int, float]) -> dict[int, float]:
     """The straight line through the first and the last point."""
-    (first, low), *_, (last, high) = found.items()
-    return {size: low + (high - low) * (size - first) / (last - first) for size in found}
+    (first, low), *_, (last, high) = seconds.items()
+    return {size: low + (high - low) * (size - first) / (last - first) for size in seconds}
 
 
 def save_plot(result: Mapping[str, Mapping[int, float]], title: str, path: Path) -> None:
+    """A curve for each thing that is varied, with its straight line."""
     figure = new_figure(12, 3.2, dpi=120)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    for axes, (name, found) in zip(figure.subplots(1, len(result)), result.items(), strict=True):
-        axes.plot(list(found), list(found.values()), marker="o", color="#2463c9", markersize=4)
-        straight = line_through(found)
+    for axes, (name, seconds) in zip(figure.subplots(1, len(result)), result.items(), strict=True):
+        axes.plot(list(seconds), list(seconds.values()), marker="o", color="#2463c9", markersize=4)
+        straight = line_through(seconds)
         axes.plot(list(straight), list(straight.values()), color="#8a8f98", linewidth=0.8, linestyle="--")
         axes.set(xlabel=name, ylabel="seconds", ylim=(0, None))
     save_figure(figure, path)
@@ -94,16 +95,18 @@ def save_plot(result: Mapping[str, Mapping[int, float]], title: str, path: Path)
 
 @click.command(help=__doc__)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--engine", default="openvino", show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--plot", type=click.Path(path_type=Path))
-@click.option("--json", "file", type=click.Path(path_type=Path))
+@click.option("--engine", default="openvino", show_default=True, help="Engine that draws.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds; the times are medians."
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Write the curves as a PNG or SVG.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all times, in seconds.")
 def main(bundle: Path, engine: str, rounds: int, plot: Path | None, file: Path | None) -> None:
     result = measure(bundle, engine, rounds)
-    for name, found in result.items():
-        straight = line_through(found)
+    for name, times in result.items():
+        straight = line_through(times)
         click.echo(f"\n| {name} | seconds | straight line |\n| ---: | ---: | ---: |")
-        for size, seconds in found.items():
+        for size, seconds in times.items():
             click.echo(f"| {size} | {seconds:.3f} | {straight[size]:.3f} |")
     if plot is not None:
         save_plot(result, f"{bundle.name} on {engine}", plot)

@@ -1,12 +1,12 @@
-"""Memory and time of a bundle's transformer graphs on the CPU: graphs per level against one for all levels, with and
-without ONNX Runtime's packed copies of the weights.
+"""Memory and time of a bundle's transformer graphs on the CPU, with and without ONNX Runtime's prepacked weights.
 
     python scripts/bench/sessions.py BUNDLE... [--engine onnxruntime] [--engine openvino] [--rounds 3]
 
-For every bundle and way: opens all of the transformer's graphs in a process of its own and runs each step's call for
-one guided picture. A JSON line each: seconds to open them and run them first, seconds of the step's calls after that
-(best round, summed over the steps), and resident memory, split into the process's own and the pages of mapped files.
-Times of different processes hold only on an idle machine.
+Compares bundles with a graph per level and bundles with one graph for all levels. For every bundle, engine and setting,
+a process opens all transformer graphs and runs the call of each step for one guided picture. Prints a JSON line per
+process: seconds to open the graphs and run them once (first_s), seconds of the calls after that (steps_s: best round,
+summed over the steps), and resident memory, split into the process's own and the pages of mapped files. Times of
+different processes can be compared on an idle machine only.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from far_runtime.engines.base import EngineOptions
 from far_runtime.sampling.base import Step
 from far_runtime.sampling.settings import plan_of, resolve_settings
 
-WAYS = {"onnxruntime": ("packed", "unpacked"), "openvino": ("",)}
+PACKING = {"onnxruntime": ("packed", "unpacked"), "openvino": ("",)}
 
 
 def inputs_of(bundle: Bundle, step: Step) -> dict[str, np.ndarray[Any, Any]]:
-    """Inputs of the transformer's call at a step, for one picture with guidance: zeros, since time does not depend on
-    them and zero is a valid index."""
+    """Inputs of the transformer's call at a step, for one picture with guidance.
+
+    They are zeros: the time does not depend on them, and zero is a valid index.
+    """
     call = next(call for call in step.calls if call.stage == "transformer")
     sizes = {"batch": 1, "rows": 2, **call.sizes}
     graph = bundle.manifest.graph("transformer", step.constants)
@@ -43,8 +45,7 @@ def inputs_of(bundle: Bundle, step: Step) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def memory() -> dict[str, int]:
-    """Resident megabytes of this process: `own` (anonymous), `files` (mapped files; pages that several mappings share
-    count once, as the kernel's Pss does)."""
+    """Resident memory of this process in MB: in all, its own (anonymous), and of mapped files (Pss)."""
     lines = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]]
     kilobytes = {line[0].rstrip(":"): int(line[1]) for line in lines}
     return {
@@ -54,16 +55,16 @@ def memory() -> dict[str, int]:
     }
 
 
-def measure(path: str, name: str, way: str, threads: int, rounds: int) -> dict[str, Any]:
+def measure(path: str, name: str, packing: str, threads: int, rounds: int) -> dict[str, Any]:
     """Open all transformer graphs of a bundle and run every step."""
     bundle = open_bundle(path, check=False)
     engine: Any = open_engine(bundle, name, EngineOptions(threads=threads))
-    if way:
-        usual = engine._session_options
+    if packing:
+        session_options = engine._session_options
 
         def options_of(graph: Any) -> Any:
-            options = usual(graph)
-            options.add_session_config_entry("session.disable_prepacking", str(int(way == "unpacked")))
+            options = session_options(graph)
+            options.add_session_config_entry("session.disable_prepacking", str(int(packing == "unpacked")))
             return options
 
         engine._session_options = options_of
@@ -84,22 +85,24 @@ def measure(path: str, name: str, way: str, threads: int, rounds: int) -> dict[s
     graphs = sum(graph.stage == "transformer" for graph in bundle.manifest.graphs)
     grown = {key: after[key] - before[key] for key in after}
     return {
-        "bundle": Path(path).name, "engine": f"{engine.name} {engine.version}", "weights": way, "graphs": graphs,
+        "bundle": Path(path).name, "engine": f"{engine.name} {engine.version}", "weights": packing, "graphs": graphs,
         "steps": len(calls), "first_s": round(first, 2), "steps_s": round(sum(best), 3), **grown,
     }  # fmt: skip
 
 
 @click.command(help=__doc__)
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(exists=True))
-@click.option("--engine", "engines", multiple=True, type=click.Choice([*WAYS]), default=("onnxruntime",))
-@click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
+@click.option(
+    "--engine", "engines", multiple=True, type=click.Choice([*PACKING]), default=("onnxruntime",), show_default=True
+)
+@click.option("--threads", default=2, show_default=True, help="Threads of the engine.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds over all steps.")
 def main(bundles: tuple[str, ...], engines: tuple[str, ...], threads: int, rounds: int) -> None:
     for bundle in bundles:
         for engine in engines:
-            for way in WAYS[engine]:
+            for packing in PACKING[engine]:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    click.echo(json.dumps(pool.apply(measure, (bundle, engine, way, threads, rounds))))
+                    click.echo(json.dumps(pool.apply(measure, (bundle, engine, packing, threads, rounds))))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What `far build --engine tensorrt-rtx` takes for models of the published sizes, without a GPU.
+"""Time and sizes of `far build --engine tensorrt-rtx` for models of the published sizes, without a GPU.
 
     python scripts/bench/tensorrt_build.py [--preset far_base] [--precision fp16] [--target sm89] [--json FILE]
 
-Writes a checkpoint with random weights in the official layout, exports it, builds every stage, and prints a table in
-Markdown: seconds, size of the plan, activation and weight memory on the GPU as the builder says, and peak resident
-memory of the builder's process. With --keep, the bundle in DIR is taken if it is there.
+Writes a checkpoint with random weights in the official layout, exports it and builds every stage. Prints a Markdown
+table: seconds, size of the engine file, activation and weight memory on the GPU as TensorRT reports it, and peak
+resident memory of the builder's process. With --keep DIR, checkpoints and bundles in DIR are used again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from export_memory import CONTINUOUS, VAR, export, run_apart, write_checkpoints
 
 
 def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] | None) -> dict[str, Any]:
-    """Build a bundle's engines anew; what the sidecar says of every stage."""
+    """Build a bundle's engines and remove them; what the builder noted of every stage."""
     from far_runtime.bundle import open_bundle
     from far_runtime.engines.cache.store import EngineCache
     from far_runtime.engines.tensorrt.builder.options import BuildOptions
@@ -40,7 +40,7 @@ def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] 
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Rows of a Markdown table, one a stage."""
+    """A Markdown table with a row per stage."""
     lines = [
         "| model | precision | stage | build s | plan MB | activation MB | weights MB | builder's peak MB |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -54,12 +54,26 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 @click.command(help=__doc__)
-@click.option("--preset", "presets", type=click.Choice([*CONTINUOUS, *VAR]), multiple=True, default=["far_base"])
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp16", show_default=True)
-@click.option("--target", default="sm89", show_default=True, help="Compute capabilities, as sm86,sm89.")
-@click.option("--batch", type=(int, int, int), help="Smallest, usual and largest number of pictures.")
-@click.option("--json", "report", type=click.Path(path_type=Path), help="Write the figures here, too.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Write the files here and leave them.")
+@click.option(
+    "--preset",
+    "presets",
+    type=click.Choice([*CONTINUOUS, *VAR]),
+    multiple=True,
+    default=["far_base"],
+    show_default=True,
+    help="Model size; may be repeated.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp16",
+    show_default=True,
+    help="Precision of the bundle.",
+)
+@click.option("--target", default="sm89", show_default=True, help="Compute capabilities, with commas between them.")
+@click.option("--batch", type=(int, int, int), help="Smallest, usual and largest batch size. Default: the bundle's.")
+@click.option("--json", "report", type=click.Path(path_type=Path), help="Write the results to this file too.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for checkpoints and bundles, kept afterwards.")
 def main(
     presets: tuple[str, ...],
     precision: str,

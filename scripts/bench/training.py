@@ -1,9 +1,9 @@
-"""What training at ImageNet's size costs beside the network: opening and decoding data, the order of a pass, random
-numbers, reading cached latents; and what a step of an official model needs.
+"""Costs of training at ImageNet's size besides the network, and the arithmetic and memory of one step.
 
     python scripts/bench/training.py [--files 100000] [--rows 20000] [--preset far-b --batch 8]
 
-Data is made in a temporary folder: empty files by the names of pictures, shards of random latents of 256 px pictures.
+Timed are opening and decoding pictures, the order of an epoch, random numbers, and reading cached latents. The data is
+made in a temporary folder: empty files with the names of pictures, and shards of random latents of 256 px pictures.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ IMAGENET = 1_281_167
 
 
 def timed(work: Callable[[], Any], repeat: int = 1) -> tuple[float, Any]:
-    """Seconds of one run, and what the last one gave."""
+    """Seconds of one call, and the result of the last one."""
     started = time.perf_counter()
     for _ in range(repeat):
-        found = work()
-    return (time.perf_counter() - started) / repeat, found
+        result = work()
+    return (time.perf_counter() - started) / repeat, result
 
 
 def row(what: str, seconds: float, more: str = "") -> None:
-    """A line of the table."""
+    """Print a row of the table."""
     click.echo(f"| {what} | {1000 * seconds:.3g} ms | {more} |")
 
 
 def folder_row(folder: Path, files: int) -> None:
-    """Open a folder of many pictures in 100 classes."""
+    """Time opening a folder of many pictures in 100 classes."""
     for label in range(100):
         (folder / f"n{label:08d}").mkdir()
         for i in range(files // 100):
@@ -62,7 +62,7 @@ def folder_row(folder: Path, files: int) -> None:
 
 
 def picture_row(folder: Path) -> None:
-    """Decode photographs of ImageNet's usual size; noise, which is harder to decode than most."""
+    """Time decoding JPEG files of ImageNet's usual size; their content is noise, which is harder than most."""
     rng = np.random.default_rng(0)
     (folder / "n0").mkdir()
     for i in range(64):
@@ -74,7 +74,7 @@ def picture_row(folder: Path) -> None:
 
 
 def order_rows() -> None:
-    """The order of a pass through ImageNet, and the random numbers of a step."""
+    """Time the order of an epoch of ImageNet, and the random numbers of a step."""
     shuffled.cache_clear()
     row("order of a pass through ImageNet, once", timed(lambda: visiting_order(0, 256, IMAGENET, 0))[0])
     row("rows of a step", timed(lambda: visiting_order(1, 256, IMAGENET, 0), 100)[0])
@@ -89,7 +89,7 @@ def order_rows() -> None:
 
 
 def shard_rows(folder: Path, rows: int) -> None:
-    """Read random rows of cached latents of 256 px pictures in float16."""
+    """Time reading random rows of cached latents of 256 px pictures in float16."""
     rng = np.random.default_rng(0)
     block = rng.standard_normal((64, 2, 2, 16, 16, 16)).astype(np.float16)
     array = ShardedArray(
@@ -106,7 +106,7 @@ def shard_rows(folder: Path, rows: int) -> None:
 
 
 def step_rows(preset: str, batch: int) -> None:
-    """FLOP and activations of a step, with and without recomputed blocks. Counting takes long: no time is told."""
+    """Print FLOP and activations of a step, with and without recomputed blocks."""
     config = PRESETS[{"far-b": "far_base", "far-l": "far_large", "far-h": "far_huge"}[preset]]
 
     def moments(rows: np.ndarray, flip: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,10 +128,12 @@ def step_rows(preset: str, batch: int) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--files", type=click.IntRange(100), default=100_000, show_default=True)
-@click.option("--rows", type=click.IntRange(3200), default=20_000, show_default=True)
-@click.option("--preset", type=click.Choice(["far-b", "far-l", "far-h"]), default="far-b", show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--files", type=click.IntRange(100), default=100_000, show_default=True, help="Files of the folder.")
+@click.option("--rows", type=click.IntRange(3200), default=20_000, show_default=True, help="Cached latents.")
+@click.option(
+    "--preset", type=click.Choice(["far-b", "far-l", "far-h"]), default="far-b", show_default=True, help="Model size."
+)
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Pictures of a step.")
 def main(files: int, rows: int, preset: str, batch: int) -> None:
     click.echo("| what | time | |\n| --- | ---: | --- |")
     with tempfile.TemporaryDirectory() as folder:
