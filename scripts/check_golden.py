@@ -1,11 +1,11 @@
-"""Compare this project with golden cases: what the official code computes from named weights and named noise.
+"""Compare far-deploy with golden cases: results of the official code from named weights and named noise.
 
     python scripts/check_golden.py CASE_DIR... [--engine torch|onnxruntime|openvino]
 
-Every case is rebuilt from its case.json: the weights are drawn from their names and saved as a checkpoint in the
-official layout, which the ordinary loader reads; the stages are made (exported, for onnxruntime), and the ordinary
-loop runs with the named noise. Prints one JSON line per case and exits with 1 if any case fails. Arguments that are
-files are passed over.
+Every case is rebuilt from its case.json. The weights are generated from their names and saved as a checkpoint in the
+official layout, which the ordinary loader reads. The stages run in torch, or are exported for the other engines, and
+the ordinary loop runs with the named noise. Prints one JSON line per case and exits with 1 if any case fails. Arguments
+that are files are ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOOP_ARRAYS = {"sampled", "latents", "z_every_16th_all_levels"}
 
 
 def limit_of(system: str, name: str) -> float:
-    """The error that an array may have; all that VAR computes comes out of its loop, and its tokens are the same."""
+    """The largest relative error of an array; everything of VAR comes from its loop, and its tokens have to agree."""
     if name.startswith("indices_"):
         return 0.0
     return LOOP_TOLERANCE if system == "var" or name in LOOP_ARRAYS else STAGE_TOLERANCE
@@ -66,9 +66,12 @@ def check_case(folder: Path, engine_name: str) -> dict[str, Any]:
 
 @click.command(help=__doc__)
 @click.argument("cases", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--engine", type=click.Choice(ENGINES), default="torch", show_default=True)
+@click.option(
+    "--engine", type=click.Choice(ENGINES), default="torch", show_default=True, help="Engine that computes the stages."
+)
 def main(cases: tuple[Path, ...], engine: str) -> None:
-    folders = [path for path in cases if path.is_dir()]  # golden/* names its README too
+    # The shell expands golden/* to the README too.
+    folders = [path for path in cases if path.is_dir()]
     if not folders:
         raise click.UsageError("no folder of a case among the arguments")
     passed = True

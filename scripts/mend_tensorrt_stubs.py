@@ -1,8 +1,8 @@
-"""Write tensorrt-stubs where mypy can read them: python scripts/mend_tensorrt_stubs.py FOLDER
+"""Write a copy of tensorrt-stubs that mypy can read: python scripts/mend_tensorrt_stubs.py FOLDER
 
-The stubs of 10.13 have arguments called `in` and one without a default behind those with one, which is no Python, and
-they lie in packages that do not say that they have types. FOLDER gets tensorrt/__init__.pyi, of all that mypy needs.
-Without the stubs it gets nothing, and mypy takes tensorrt for untyped.
+The stubs of TensorRT 10.13 are not valid Python: they have arguments called `in`, and one without a default after those
+with one. Their packages have no py.typed either. The script writes FOLDER/tensorrt/__init__.pyi. Without the stubs it
+writes nothing, and mypy treats tensorrt as untyped.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ UNREADABLE = ((r"\bin: ", "in_: "), (r"channel_axis: int\)", "channel_axis: int 
 
 
 def mend(folder: Path) -> Path | None:
-    """The file that was written, if the stubs are installed."""
+    """Write the file and return its path; None if the stubs are not installed."""
     spec = find_spec("tensorrt_bindings")
-    found = [Path(place) / "tensorrt.pyi" for place in (spec.submodule_search_locations or [])] if spec else []
-    if not found or not found[0].is_file():
+    stubs = [Path(place) / "tensorrt.pyi" for place in (spec.submodule_search_locations or [])] if spec else []
+    if not stubs or not stubs[0].is_file():
         return None
-    text = found[0].read_text(encoding="utf-8")
+    text = stubs[0].read_text(encoding="utf-8")
     for pattern, instead in UNREADABLE:
         text = re.sub(pattern, instead, text)
     target = folder / "tensorrt" / "__init__.pyi"

@@ -27,7 +27,7 @@ LATENT_SCALE = 0.2325
 
 
 class Recorder:
-    """An engine that passes everything on and keeps the transformer's outputs and what every step ends with."""
+    """An engine that keeps the transformer's outputs and the state at the end of every step."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.name = engine, engine.name
@@ -42,6 +42,7 @@ class Recorder:
         return outputs
 
     def on_step(self, step: Step, done: int, state: Any) -> None:
+        """Keep the state if it is the last one of its step."""
         if done == step.substeps:
             self.samples.append(self.get(state).copy())
 
@@ -54,7 +55,7 @@ def load_model(case: dict[str, Any], folder: Path, system: str) -> nn.Module:
 
 
 def labels_of(case: dict[str, Any], null: int) -> list[int]:
-    """The case's labels; a case without any draws the null class."""
+    """The case's labels; the null class where a case has none."""
     return case.get("labels") or [null] * case["batch"]
 
 
@@ -73,8 +74,7 @@ def run_loop(
 def check_far(
     case: dict[str, Any], expected: dict[str, NDArray[Any]], engine_name: str, folder: Path
 ) -> dict[str, float]:
-    """Relative errors of z (every 16th token, as the head's condition without its level part), samples and final
-    latents."""
+    """Relative errors of z at every 16th token (see `z_errors`), of every step's samples and of the final latents."""
     far = load_model(case, folder, "far")
     config = far.config
     if config.masked != case["mask"]:
@@ -97,32 +97,35 @@ def check_far(
 
 
 def samples_of(recorder: Recorder, channels: int) -> NDArray[Any]:
-    """What every step ended with, [steps, B L, C]."""
+    """States at the end of every step, [steps, B L, C]."""
     return np.stack(recorder.samples).reshape(len(recorder.samples), -1, channels)
 
 
 def z_errors(model: nn.Module, recorder: Recorder, plan: Plan, expected: dict[str, NDArray[Any]]) -> dict[str, float]:
-    """Relative errors of every 16th token's z, of the first step and of all: z is compared as the head's condition
-    without its level part, since the transformer stage ends there."""
+    """Relative errors of z at every 16th token, of the first step and of all steps.
+
+    The transformer stage ends with the head's condition, so z is projected to that, without its level part.
+    """
     net = model.diffloss.net
-    projected, wanted = [], []
+    ours, official = [], []
     for step, condition, z in zip(plan, recorder.conditions, expected["z_every_16th"], strict=True):
         constant = net.cond_embed.bias
         if hasattr(net, "index_cond_embed"):
             constant = constant + net.index_cond_embed.weight[:, 0] * step.number + net.index_cond_embed.bias
-        projected.append(condition[:, ::16].astype(np.float64) - constant.numpy())
+        ours.append(condition[:, ::16].astype(np.float64) - constant.numpy())
         rows = z.astype(np.float64) @ net.cond_embed.weight.numpy().T.astype(np.float64)
-        wanted.append(rows[: len(condition)])  # a step without guidance has no unconditional rows here
+        # A step without guidance has no unconditional rows here.
+        official.append(rows[: len(condition)])
     return {
-        "z_every_16th": relative_error(projected[0], wanted[0]),
-        "z_every_16th_all_levels": relative_error(np.concatenate(projected), np.concatenate(wanted)),
+        "z_every_16th": relative_error(ours[0], official[0]),
+        "z_every_16th_all_levels": relative_error(np.concatenate(ours), np.concatenate(official)),
     }
 
 
 def check_mar(
     case: dict[str, Any], expected: dict[str, NDArray[Any]], engine_name: str, folder: Path
 ) -> dict[str, float]:
-    """Relative errors of z (every 16th token of those that an iteration predicts) and of the final latents."""
+    """Relative errors of z at every 16th token that an iteration predicts, and of the final latents."""
     mar = load_model(case, folder, "mar")
     config = mar.config
     settings = {
@@ -136,7 +139,7 @@ def check_mar(
     condition = label_condition(recorder, labels_of(case, config.classes), config.classes)
     latents, plan = run_loop("mar", config, settings, recorder, condition, case["seed"])
     net = mar.diffloss.net
-    got, wanted = [], []
+    ours, official = [], []
     for step, output, predicted, z in zip(
         plan, recorder.conditions, recorder.predicted, expected["z_every_16th"], strict=True
     ):
@@ -144,16 +147,16 @@ def check_mar(
         halves = 1 if step.guidance == 1 else 2
         for row, positions in enumerate(np.tile(predicted, (halves, 1))):
             sixteenth = positions % 16 == 0
-            got.append(output[row, sixteenth].astype(np.float64) - net.cond_embed.bias.numpy())
-            wanted.append(rows[row, positions[sixteenth] // 16])
+            ours.append(output[row, sixteenth].astype(np.float64) - net.cond_embed.bias.numpy())
+            official.append(rows[row, positions[sixteenth] // 16])
     return {
-        "z_every_16th_all_levels": relative_error(np.concatenate(got), np.concatenate(wanted)),
+        "z_every_16th_all_levels": relative_error(np.concatenate(ours), np.concatenate(official)),
         "latents": relative_error(latents, expected["latents"]),
     }
 
 
 class PredictedRecorder(Recorder):
-    """Keeps, beside, which tokens every iteration predicts."""
+    """A Recorder that also keeps which tokens every iteration predicts."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -182,13 +185,13 @@ def check_klvae(
     tokens = latents.transpose(0, 2, 3, 1).reshape(batch, side * side, channels)
     image = engine.run("decode", {"latents": engine.put(tokens)})["image"]
     moments = engine.run("moments", {"images": engine.put(images)})
-    got = {"image": image, "mean": moments["mean"], "logvar": moments["logvar"]}
-    return {name: relative_error(engine.get(array), expected[name]) for name, array in got.items()}
+    outputs = {"image": image, "mean": moments["mean"], "logvar": moments["logvar"]}
+    return {name: relative_error(engine.get(array), expected[name]) for name, array in outputs.items()}
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    """The shape that a case's description of a draw names, as in "noise('latents', (2, 16, 4, 4))"."""
-    found = re.search(r"\(([\d, ]+)\)", text)
-    if found is None:
+    """The shape in a case's description of its noise, such as "noise('latents', (2, 16, 4, 4))"."""
+    match = re.search(r"\(([\d, ]+)\)", text)
+    if match is None:
         raise FarError(f"no shape in {text!r}; expected noise(NAME, (N, ...))")
-    return tuple(int(part) for part in found[1].split(",") if part.strip())
+    return tuple(int(part) for part in match[1].split(",") if part.strip())

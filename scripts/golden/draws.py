@@ -1,4 +1,4 @@
-"""The weights and the noise of a golden case, rebuilt from their names, and what all cases' checks share."""
+"""Weights and noise of a golden case, generated from their names, and functions for the checks of all cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TABLES = {"class_emb", "lvl_embed", "embedding"}
 
 
 def stream(name: str, seed: int = 0) -> np.random.RandomState:
-    """The random stream that belongs to a name; NumPy freezes it (NEP 19)."""
+    """The random stream of a name. NumPy guarantees that RandomState never changes (NEP 19)."""
     return np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
 
 
@@ -42,10 +42,9 @@ def noise(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
 
 
 class NamedNoise:
-    """The draws of a golden case, numbered in the order in which the official sampler asks for them.
+    """The noise of a golden case, numbered in the order in which the official sampler asks for it.
 
-    A step with S diffusion steps asks for one start noise [n, C] and S draws [2 n, C], of which the first half
-    counts.
+    A step with S diffusion steps asks for one start noise [N, C] and S draws [2 N, C], of which the first half is used.
     """
 
     def __init__(self, batch: int, steps: tuple[int, ...], seed: int) -> None:
@@ -59,9 +58,8 @@ class NamedNoise:
         return self._draw(step, 1 + draw, 2, tokens, channels)
 
     def orders(self, tokens: int) -> NDArray[np.int64]:
-        return np.stack([stream(f"order_{i:04d}", self.seed).permutation(tokens) for i in range(self.batch)]).astype(
-            np.int64
-        )
+        permutations = [stream(f"order_{i:04d}", self.seed).permutation(tokens) for i in range(self.batch)]
+        return np.stack(permutations).astype(np.int64)
 
     def _draw(self, step: int, draw: int, halves: int, tokens: int, channels: int) -> NDArray[np.float32]:
         count = self.batch * tokens
@@ -75,8 +73,7 @@ def relative_error(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def save_checkpoint(case: dict[str, Any], path: Path, key: str) -> None:
-    """The case's weights as the official code saves them: a state dict under `key`, with the training arguments
-    beside it."""
+    """Save the case's weights as the official code does: a state dict under `key`, and the training arguments."""
     seed = case["seed"]
     tensors = {n: torch.from_numpy(weight(n, tuple(shape), seed)) for n, shape in case["parameters"].items()}
     torch.save({key: tensors, "args": argparse.Namespace(mask=case.get("mask", False))}, path)

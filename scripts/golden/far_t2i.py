@@ -1,4 +1,4 @@
-"""Golden cases of FAR-T2I: FAR's, drawn under text features that are given as they are."""
+"""Golden cases of FAR-T2I: those of FAR, conditioned on text features from the case's noise."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from golden.stage_engine import engine_of
 def check_far_t2i(
     case: dict[str, Any], expected: dict[str, NDArray[Any]], engine_name: str, folder: Path
 ) -> dict[str, float]:
-    """Relative errors of z (every 16th token, as the head's condition without its level part), samples and final
-    latents. The official sampler's guidance is constant and it takes no temperature, whatever its arguments say."""
+    """Relative errors of z at every 16th token (see `z_errors`), of every step's samples and of the final latents.
+
+    The official sampler has constant guidance and no temperature, whatever its arguments say.
+    """
     model = load_model(case, folder, "far_t2i")
     config, batch = model.config, case["batch"]
     settings = {"levels": case["levels"], "steps": case["diffusion_steps"], "guidance": case["cfg"], "temperature": 1.0}

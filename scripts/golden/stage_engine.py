@@ -1,4 +1,4 @@
-"""Stages straight into an engine, without a whole bundle: for golden cases, and wherever one stage is to be run."""
+"""An engine over a few stages, without a complete bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENGINES = ("torch", "onnxruntime", "openvino")
 
 
 def engine_of(stages: Sequence[Stage], name: str, folder: Path) -> Engine:
-    """An engine over `stages`: torch runs their modules; others run their graphs, which are exported into `folder`."""
+    """An engine over `stages`. torch runs their modules; the others run their graphs, exported into `folder`."""
     if name == "torch":
         return TorchEngine(stages)
     from far_export.onnx.writer import export_stages

@@ -21,7 +21,7 @@ NEAREST = np.float32(1e-7)
 
 
 class NamedGumbel:
-    """The Gumbel noise of a golden case."""
+    """The Gumbel noise of a golden case, by the number of the scale."""
 
     def __init__(self, batch: int, seed: int) -> None:
         self.batch, self.seed = batch, seed
@@ -33,7 +33,7 @@ class NamedGumbel:
 
 
 class Recorder:
-    """An engine that passes everything on and keeps every scale's logits and tokens."""
+    """An engine that keeps every scale's logits and tokens."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.name = engine, engine.name
@@ -43,14 +43,14 @@ class Recorder:
 
     def run(self, stage: str, inputs: Any, constants: Any = None) -> dict[str, Any]:
         outputs = self.engine.run(stage, inputs, constants)
-        for name, kept in (("logits", self.logits), ("tokens", self.tokens)):
+        for name, arrays in (("logits", self.logits), ("tokens", self.tokens)):
             if name in outputs:
-                kept.append(self.get(outputs[name]).copy())
+                arrays.append(self.get(outputs[name]).copy())
         return outputs
 
 
 def save_state(case: dict[str, Any], prefix: str, path: Path) -> None:
-    """The parameters under a prefix as a flat state dict, with the buffers that the official modules save beside."""
+    """Save the parameters under a prefix as a flat state dict, with the buffers that the official modules save."""
     names = [name for name in case["parameters"] if name.startswith(prefix)]
     state = {
         name[len(prefix) :]: torch.from_numpy(weight(name, tuple(case["parameters"][name]), case["seed"]))
@@ -73,12 +73,11 @@ def save_state(case: dict[str, Any], prefix: str, path: Path) -> None:
 def check_var(
     case: dict[str, Any], expected: dict[str, NDArray[Any]], engine_name: str, folder: Path
 ) -> dict[str, float]:
-    """Relative errors of the guided logits, the final feature map and the image, and the share of tokens that differ
-    at every scale (indices_*: none may)."""
+    """Relative errors of guided logits, final feature map and image, and the shares of wrong tokens (indices_*)."""
     save_state(case, "var.", folder / "var.pth")
     save_state(case, "vae.", folder / "vae.pth")
-    given = {"heads": case["heads"], "patch_nums": case["patch_nums"]}
-    var = load_checkpoint(folder / "var.pth", overrides=given, expect="var").model
+    overrides = {"heads": case["heads"], "patch_nums": case["patch_nums"]}
+    var = load_checkpoint(folder / "var.pth", overrides=overrides, expect="var").model
     vqvae = load_checkpoint(folder / "vae.pth", expect="vqvae").model
     model = var_info(var, vqvae)
     names = {"guidance": "cfg", "top_k": "top_k", "top_p": "top_p", "more_smooth": "more_smooth"}
@@ -91,8 +90,8 @@ def check_var(
     cells = engine.get(latents).transpose(0, 2, 1)
     errors = {}
     for i, logits in enumerate(engine.logits):
-        shown = logits[:, :: max(1, logits.shape[1] // 8), ::64]
-        errors[f"logits_{i}"] = relative_error(shown, expected[f"logits_{i}"])
+        kept = logits[:, :: max(1, logits.shape[1] // 8), ::64]
+        errors[f"logits_{i}"] = relative_error(kept, expected[f"logits_{i}"])
     for i, tokens in enumerate(engine.tokens):
         errors[f"indices_{i}"] = float(np.mean(tokens != expected[f"indices_{i}"]))
     return {

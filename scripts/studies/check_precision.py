@@ -1,9 +1,9 @@
-"""Every precision against FP32 on a trained model: export, verify by stage and picture, and compare distributions.
+"""Every precision against FP32 on a trained model: export, verify stages and pictures, compare distributions.
 
     python scripts/studies/check_precision.py -o runs/precision --json runs/precision/table.json
 
-Prints one table; exits with 1 where a precision breaks one of its limits. What is finished stays in the output folder
-and is not done again, so that a run that was stopped goes on where it was.
+Prints a table and exits with 1 where a precision exceeds one of its limits. Finished rows stay in the output folder, so
+that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo" / "far-emoji-64"
 FILE = click.Path(path_type=Path)
 HALF = "torch:cpu:fp16"
 ENGINES = {"fp32": "openvino", "fp16": HALF, "bf16": "openvino", "int8": "openvino"}
-"""What runs each precision on a CPU as a GPU would. ONNX Runtime and OpenVINO compute FP16 graphs in FP32, so HALF is
-the cast modules in torch (`far_export.torch_engine`)."""
+"""The engine that computes each precision on a CPU as a GPU would.
+
+ONNX Runtime and OpenVINO compute FP16 graphs in FP32 on a CPU, so FP16 runs as cast modules in torch.
+"""
 
 COLUMNS = (
     "precision", "engine", "MB", "stage", "error", "limit", "1-cos", "PSNR", "worst", "distance", "FP32", "ratio",
@@ -34,17 +36,33 @@ COLUMNS = (
 
 
 @click.command()
-@click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundles and of what was found.")
-@click.option("--checkpoint", type=FILE, default=ZOO / "far.safetensors", show_default="the zoo's")
-@click.option("--vae", type=FILE, default=ZOO / "vae.safetensors", show_default="the zoo's")
-@click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Default: all.")
+@click.option("-o", "--output", type=FILE, required=True, help="Folder for the bundles and the finished rows.")
 @click.option(
-    "--engine", help="One engine for all. Default: " + ", ".join(f"{p} {e}" for p, e in ENGINES.items()) + "."
+    "--checkpoint", type=FILE, default=ZOO / "far.safetensors", show_default="the zoo's", help="Checkpoint of a FAR."
 )
-@click.option("--count", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures of a distribution.")
-@click.option("--pictures", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures compared singly.")
-@click.option("--calibrate", type=click.IntRange(min=1), help="Pictures that int8 is calibrated on.")
-@click.option("--json", "json_file", type=FILE, help="Write the table there too.")
+@click.option("--vae", type=FILE, default=ZOO / "vae.safetensors", show_default="the zoo's", help="Its VAE.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    help="Precision; may be repeated. Default: all.",
+)
+@click.option(
+    "--engine", help="Engine for all precisions. Default: " + ", ".join(f"{p} {e}" for p, e in ENGINES.items()) + "."
+)
+@click.option("--count", type=click.IntRange(min=1), default=256, show_default=True, help="Pictures per distribution.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Pictures that are compared one by one.",
+)
+@click.option(
+    "--calibrate", type=click.IntRange(min=1), help="Pictures that int8 is calibrated on. Default: that of far export."
+)
+@click.option("--json", "json_file", type=FILE, help="Write the table as JSON too.")
 def main(
     output: Path,
     checkpoint: Path,
@@ -83,7 +101,7 @@ def measured(
     output: Path, checkpoint: Path, vae: Path, precision: str, engine: str, count: int, pictures: int,
     calibrate: int | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A row of the table: what was found before for the same bundle, or what is found now."""
+    """A row of the table, read from its file if it was measured for the same bundle, or measured now."""
     from far_export.cast import cast_stages
     from far_export.load import load_pair
     from far_export.torch_engine import Fp16Engine, TorchEngine
@@ -98,8 +116,8 @@ def measured(
     bundle = exported(output / precision, checkpoint, vae, precision, calibrate)
     file = output / f"{precision}-{engine.replace(':', '-')}.json"
     key = {"bundle": bundle.manifest.id, "engine": engine, "count": count, "pictures": pictures}
-    if (found := read(file)) is not None and found["key"] == key:
-        return found
+    if (finished := read(file)) is not None and finished["key"] == key:
+        return finished
     model, decoder = (loaded.model for loaded in load_pair(checkpoint, vae))
     settings = resolve_settings(bundle.manifest)
     subjects = spread_subjects(bundle.manifest, pictures)
@@ -121,7 +139,8 @@ def measured(
         worst = by_stage.setdefault(result.stage, {"error": 0.0, "one_minus_cosine": 0.0, "limit": result.tolerance})
         worst["error"] = max(worst["error"], result.error)
         worst["one_minus_cosine"] = max(worst["one_minus_cosine"], 1 - result.cosine)
-    qualities = [min(picture.psnr, 99.0) for picture in report.pictures]  # equal pictures have none
+    # Equal pictures have an infinite PSNR.
+    qualities = [min(picture.psnr, 99.0) for picture in report.pictures]
     row = {
         "key": key,
         "precision": precision,
@@ -139,7 +158,7 @@ def measured(
 
 
 def exported(folder: Path, checkpoint: Path, vae: Path, precision: str, calibrate: int | None) -> Bundle:
-    """The bundle in `folder`, made where it is not there or no whole one."""
+    """The bundle in `folder`, exported first where there is none or it is not complete."""
     from far_export.export import export_bundle
     from far_runtime.bundle import open_bundle
 
@@ -147,14 +166,19 @@ def exported(folder: Path, checkpoint: Path, vae: Path, precision: str, calibrat
         return open_bundle(folder)
     except FarError:
         click.echo(f"{precision}: export", err=True)
-        given = {"calibrate": calibrate} if precision == "int8" else {}
+        options = {"calibrate": calibrate} if precision == "int8" else {}
         return export_bundle(
-            checkpoint, vae, folder, precision=precision, report=lambda line: click.echo(f"  {line}", err=True), **given
+            checkpoint,
+            vae,
+            folder,
+            precision=precision,
+            report=lambda line: click.echo(f"  {line}", err=True),
+            **options,
         )
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """A row that was written before; None where there is none, or no whole one."""
+    """A row that was written before; None where there is none, or it is not complete."""
     try:
         row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return row if "key" in row else None
@@ -163,7 +187,7 @@ def read(file: Path) -> dict[str, Any] | None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line for every stage of the loop and precision, as Markdown."""
+    """A Markdown table with a row per precision and stage."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     for row in rows:
         for i, (stage, worst) in enumerate(row["stages"].items()):
@@ -172,13 +196,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def cells(row: Mapping[str, Any], stage: str, worst: Mapping[str, float], first: bool) -> list[str]:
-    """One line of the table; what is said of the whole precision stands in its first."""
-    own = [stage, f"{worst['error']:.1e}", f"{worst['limit']:.0e}", f"{worst['one_minus_cosine']:.1e}"]
+    """The cells of one row; those of the whole precision stand in its first row."""
+    of_stage = [stage, f"{worst['error']:.1e}", f"{worst['limit']:.0e}", f"{worst['one_minus_cosine']:.1e}"]
     if not first:
-        return ["", "", "", *own, *[""] * 7]
+        return ["", "", "", *of_stage, *[""] * 7]
     distance = row["distribution"]
     return [
-        row["precision"], row["engine"], f"{row['megabytes']:.1f}", *own,
+        row["precision"], row["engine"], f"{row['megabytes']:.1f}", *of_stage,
         f"{row['psnr_mean']:.1f}", f"{row['psnr_worst']:.1f}", f"{distance['bundle']:.2f}",
         f"{distance['reference']:.2f}", f"{distance['ratio']:.3f}", f"{distance['paired']:.2f}",
         "FAIL" if row["failures"] else "ok",

@@ -1,10 +1,10 @@
-"""Quantisers and what they leave in FP32, compared on a bundle's own calls: relative error over all, and of the worst.
+"""Quantisers, and what they leave in FP32, compared by their relative errors on the calls of a bundle.
 
     python scripts/studies/compare_quantisers.py FP32_BUNDLE [--calibrate 16] [--pictures 8] [--nncf]
 
-Calls of the transformer and the head are recorded while the ordinary pipeline draws: some pictures to calibrate on,
-others to judge by. Every quantiser writes int8 products in QDQ form, weights per channel, biases in FP32; ONNX Runtime
-runs what it wrote. --nncf needs NNCF (pip install nncf), which is no dependency of the project.
+Calls of the transformer and the head are recorded while the ordinary pipeline draws: of some pictures for calibration,
+of others for the errors. Every quantiser writes int8 products in QDQ form, with weights per channel and biases in FP32,
+and ONNX Runtime runs the result. --nncf needs NNCF (pip install nncf), which far-deploy does not depend on.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class Recorder:
 
 
 def recorded(bundle: Bundle, count: int, seed: int) -> dict[str, list[Call]]:
-    """The calls of `count` pictures, classes spread evenly, by graph."""
+    """The calls of `count` pictures of evenly spread classes, by graph."""
     recorder = Recorder(bundle)
     Pipeline(bundle, recorder).generate(spread_subjects(bundle.manifest, count), range(seed, seed + count))
     return recorder.calls
 
 
 def errors(path: Path, calls: Sequence[Call]) -> tuple[float, float]:
-    """Relative error of a graph over all calls together, and of the worst."""
+    """Relative error of a graph over all calls, and of the worst call."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -81,7 +81,7 @@ def errors(path: Path, calls: Sequence[Call]) -> tuple[float, float]:
 
 
 def products_with_weights(path: Path) -> list[MatMul]:
-    """All products with a constant weight."""
+    """All matrix products with a constant weight."""
     graph = onnx.load(str(path), load_external_data=False).graph
     weights = {one.name for one in graph.initializer}
     return [MatMul(n.name, n.input[0]) for n in graph.node if n.op_type in MATRICES and n.input[1] in weights]
@@ -101,7 +101,8 @@ def static(path: Path, target: Path, calls: Sequence[Call], method: str, outputs
     own = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, **options}
     if not outputs:
         own["OpTypesToExcludeOutputQuantization"] = list(MATRICES)
-    with contextlib.redirect_stdout(None):  # it says what it does
+    # It prints what it does.
+    with contextlib.redirect_stdout(None):
         quantization.quantize_static(
             str(path), str(target), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=list(MATRICES), nodes_to_quantize=[one.node for one in products_with_weights(path)],
@@ -140,7 +141,7 @@ def with_nncf(path: Path, target: Path, calls: Sequence[Call], smooth: float, ra
 def rows(
     bundle: Bundle, graph: Graph, calls: Sequence[Call], ranges: Mapping[str, float], folder: Path, nncf: bool
 ) -> Iterator[tuple[str, Path]]:
-    """A name and a quantised graph for each way."""
+    """Name and file of every quantised graph; a file is valid until the next one is made."""
     source, target = bundle.path / graph.file, folder / "quantised.onnx"
     few = list(calls[:: max(1, len(calls) // 80)])
     for name, method, outputs, options in (
@@ -170,9 +171,9 @@ def rows(
 
 @click.command(help=__doc__)
 @click.argument("path", metavar="FP32_BUNDLE", type=click.Path(path_type=Path))
-@click.option("--calibrate", "count", type=int, default=16, show_default=True)
-@click.option("--pictures", type=int, default=8, show_default=True)
-@click.option("--nncf", is_flag=True, help="NNCF too, where it is installed.")
+@click.option("--calibrate", "count", type=int, default=16, show_default=True, help="Pictures for calibration.")
+@click.option("--pictures", type=int, default=8, show_default=True, help="Pictures for the errors.")
+@click.option("--nncf", is_flag=True, help="Compare NNCF too.")
 def main(path: Path, count: int, pictures: int, nncf: bool) -> None:
     logging.disable(logging.WARNING)
     bundle = open_bundle(path)

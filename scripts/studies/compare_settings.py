@@ -2,10 +2,11 @@
 
     python scripts/studies/compare_settings.py BUNDLE preset=fast "preset=fast guidance_floor=1.2" [--count 256]
 
-Every argument is one candidate: NAME=VALUE, separated by spaces. Two sets by the official schedule (--reference:
-by another), of different seeds, come first. A candidate's figure is its distance to one of them over the distance of
-the two, by image features and by the latents' frequencies, at a first look and at a second with the seeds exchanged; 1
-is what the reference itself has. calls: of the transformer, each half of guidance one.
+Every argument is a candidate: NAME=VALUE, separated by spaces. Two sets of pictures by the official schedule (or by
+--reference) with different seeds come first. The result of a candidate is its distance to one of them, divided by the
+distance between the two; the reference itself has 1. Distances are those of image features and of the latents'
+frequencies, each measured a second time with the seeds exchanged. The column "calls" counts calls of the transformer,
+with two for a guided step.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from far_runtime.storage.atomic import user_cache
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.argument("candidates", nargs=-1, required=True)
 @click.option("--count", type=click.IntRange(min=2), default=256, show_default=True, help="Pictures of a set.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--engine", default="openvino:cpu:bf16", show_default=True)
-@click.option("--threads", type=int)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first picture.")
+@click.option("--engine", default="openvino:cpu:bf16", show_default=True, help="Engine that draws.")
+@click.option("--threads", type=int, help="Threads of the engine. Default: its choice.")
 @click.option("--reference", default="preset=official", show_default=True, help="Settings of the two sets.")
 def main(
     path: Path, candidates: tuple[str, ...], count: int, seed: int, engine: str, threads: int | None, reference: str

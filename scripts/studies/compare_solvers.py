@@ -1,12 +1,11 @@
-"""Few diffusion steps against the official sampler: Frechet distances between sets of pictures.
+"""Solvers with few diffusion steps compared with the official sampler, by Frechet distances.
 
     python scripts/studies/compare_solvers.py BUNDLE [--solver ddim,dpmpp-2m] [--steps 3,5,8] [--power own,0,0.5,1]
 
-Two sets of the official sampler (ddpm, 100 steps at every level) come first, A and B, of different seeds. Every row
-draws the first again and compares it with B; its figure is this distance over that of A and B, 1 where nothing has
-changed. power: the start noise of every level is multiplied by its
-temperature to this power; "own" is what the solver does by itself. Features are kept in --kept, so that a second run
-draws only what is new.
+Two sets by the official sampler (ddpm, 100 steps at every level) with different seeds come first, A and B. Every row
+draws A again with other settings and compares it with B; the result is this distance divided by that of A and B, 1
+where nothing has changed. The start noise of every level is multiplied by its temperature to the --power; "own" leaves
+that to the solver. Features are kept in --kept, so that a second run draws only what is new.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ BATCH = 32
 
 
 class ScaledNoise(SeedNoise):
-    """Noise whose start is multiplied, by one factor for every step of the loop."""
+    """Noise whose start is multiplied by a factor for every step of the loop."""
 
     def __init__(self, seeds: Sequence[int], factors: Sequence[float]) -> None:
         super().__init__(seeds)
@@ -47,7 +46,7 @@ class ScaledNoise(SeedNoise):
 
 
 class Sets:
-    """Features of sets of pictures, each drawn once."""
+    """Features of sets of pictures, each computed once and kept in files."""
 
     def __init__(self, pipeline: Pipeline, count: int, kept: Path) -> None:
         self._pipeline, self._count, self._kept = pipeline, count, kept
@@ -87,13 +86,19 @@ class Sets:
 @click.command(help=__doc__)
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--count", type=int, default=192, show_default=True, help="Pictures of a set.")
-@click.option("--engine", default="openvino:cpu:bf16", show_default=True)
-@click.option("--threads", type=int)
-@click.option("--solver", "solvers", default="dpmpp-2m", show_default=True)
-@click.option("--steps", default="3,5,8", show_default=True)
-@click.option("--power", "powers", default="own", show_default=True)
-@click.option("--temperature", type=float, help="Of all sets. Default: the bundle's own.")
-@click.option("--kept", type=click.Path(path_type=Path), default=Path("runs/solvers"), show_default=True)
+@click.option("--engine", default="openvino:cpu:bf16", show_default=True, help="Engine that draws.")
+@click.option("--threads", type=int, help="Threads of the engine. Default: its choice.")
+@click.option("--solver", "solvers", default="dpmpp-2m", show_default=True, help="Solvers, with commas between them.")
+@click.option("--steps", default="3,5,8", show_default=True, help="Diffusion steps, with commas.")
+@click.option("--power", "powers", default="own", show_default=True, help="Powers, with commas.")
+@click.option("--temperature", type=float, help="Temperature of all sets. Default: the bundle's.")
+@click.option(
+    "--kept",
+    type=click.Path(path_type=Path),
+    default=Path("runs/solvers"),
+    show_default=True,
+    help="Folder for features.",
+)
 def main(
     path: Path, count: int, engine: str, threads: int | None, solvers: str, steps: str, powers: str,
     temperature: float | None, kept: Path,
