@@ -290,7 +290,7 @@ def test_the_command_builds_lists_and_cleans(far: Any, cached: Any) -> None:
     folder = cached("bundle")
     assert far("build", folder).code == 2
     refused = far("build", folder, "--engine", "tensorrt-rtx")
-    assert refused.code == 2 and "give target" in refused.err
+    assert refused.code == 2 and "give --target" in refused.err
     assert "--target: only tensorrt" in far("build", folder, "--engine", "onnxruntime", "--target", "sm89").err
     assert "as 1:4:8" in far("build", folder, "--engine", "tensorrt-rtx", "--batch", "4").err
 
