@@ -14,6 +14,8 @@ PRELOADED = (
     "torch.distributed",
     "torch.utils.flop_counter",
     "torch.utils.tensorboard",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "far_training.cli.main",
     "far_training.loop.trainer",
     "far_training.sampling",
