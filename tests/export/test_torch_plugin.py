@@ -77,16 +77,12 @@ def test_compiled_torch_computes_the_same(tiny: Tiny) -> None:
     bundle, sources = open_bundle(tiny.bundle), CheckpointFiles(tiny.safetensors, tiny.vae)
     compiled, eager = (open_plugin(bundle, variant, ONE_THREAD, sources) for variant in ("compile", ""))
     assert (compiled.name, eager.name) == ("torch:compile", "torch")
-    model, random = bundle.manifest.model, np.random.default_rng(0)
-    sizes = {"batch": 2, "rows": 4}
-    inputs_of = bundle.manifest.graph("denoise", {}).inputs
-    shapes = {spec.name: [sizes.get(axis, axis) for axis in spec.shape] for spec in inputs_of}
-    inputs = {name: compiled.put(random.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
+    shape = (2, bundle.manifest.model.tokens, bundle.manifest.model.channels)
+    inputs = {"latents": compiled.put(np.random.default_rng(0).standard_normal(shape, np.float32))}
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    found, expected = (engine.get(engine.run("denoise", inputs)["next_state"]) for engine in (compiled, eager))
+    found, expected = (engine.get(engine.run("decode", inputs)["pixels"]) for engine in (compiled, eager))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
-    assert found.shape == (2, model.grid**2, model.channels) and expected.std() > 0.1
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(found.astype(int) - expected).max() <= 1 and expected.std() > 1
 
 
 def test_what_torch_lacks_is_named(tiny: Tiny, tmp_path: Path) -> None:
