@@ -1,13 +1,12 @@
-"""FAR's techniques one at a time: small runs that differ in one thing each, several seeds, and a table of figures.
+"""Ablations of FAR: small runs that differ in one option each, with several seeds, and a table of results.
 
     python scripts/zoo/ablate.py --data data/emoji64 --latents runs/latents64 --vae runs/vae/vae.safetensors \
         --runs runs/ablation -o docs/ablations.md
 
-Every run is `far train far` with one option changed. Its figure is the Frechet distance of its samples to the
-training pictures: 48 principal components (of the training pictures) of efficientnet-lite0's features, smaller is
-better. The differences are taken seed by seed, so that what the seed does is left out. A run that is there is not made
-again, and an interrupted one goes on; the table says how many seeds each row has. Needs the extras `train`, `export`
-and `evaluate`.
+Every run is `far train far` with one option changed. Its result is the Frechet distance of its samples to the training
+pictures, over the 48 leading principal components of the training pictures' efficientnet-lite0 features; smaller is
+better. Differences are taken seed by seed, which removes the effect of the seed. Finished runs are used again, and
+interrupted ones are resumed. Needs the extras `train`, `export` and `evaluate`.
 """
 
 from __future__ import annotations
@@ -41,11 +40,16 @@ SAMPLING = {"steps": "10", "guidance": 2.0}
 
 @dataclass(frozen=True)
 class Variant:
-    """One change of the base run. options: of far train far. title: what is different. claim: what is said of it."""
+    """One change of the base run."""
 
     title: str
+    """What is different."""
+
     options: str
+    """Options of far train far."""
+
     claim: str
+    """What the paper or the code claims about the change, or ""."""
 
 
 TRAINED = {
@@ -72,7 +76,7 @@ TRAINED = {
     "noise": Variant("noise 0.3 on the input latents", "--input-noise 0.3", "of our recipe"),
     "epsilon": Variant("epsilon prediction", "--prediction epsilon", "official; of our recipe: v"),
 }
-"""Runs that are trained."""
+"""The trained runs by name."""
 
 DRAWN: dict[str, tuple[str, dict[str, Any]]] = {
     **{
@@ -86,31 +90,41 @@ DRAWN: dict[str, tuple[str, dict[str, Any]]] = {
     "rising": ("5 rising to 15 diffusion steps", {"steps": "5:15"}),
     "falling": ("15 falling to 5 diffusion steps", {"steps": "15:5"}),
 }
-"""What is changed when the base runs' samples are drawn: title, settings."""
+"""Changes in sampling from the base runs: title and sampling settings by name."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Ablation:
     """What all runs share."""
 
     data: Path
+    """Folder of training pictures."""
+
     latents: Path
+    """Folder of their cached latents."""
+
     vae: Path
+
     runs: Path
+    """Folder for the runs."""
+
     steps: int
+    """Training steps of a run."""
+
     count: int
+    """Samples per measured distance."""
 
 
-def folder_of(plan: Plan, name: str, seed: int) -> Path:
-    """Where a run lies."""
-    return plan.runs / f"{name}-{seed}"
+def folder_of(ablation: Ablation, name: str, seed: int) -> Path:
+    """Folder of a run."""
+    return ablation.runs / f"{name}-{seed}"
 
 
-def train(plan: Plan, name: str, seed: int) -> None:
-    """Train one run to its end, or go on with it; FarError where it fails."""
-    folder = folder_of(plan, name, seed)
-    command = [sys.executable, "-m", "far_training", "far", "-o", str(folder), "--data", str(plan.latents)]
-    command += ["--vae", str(plan.vae), "--steps", str(plan.steps), "--seed", str(seed), "--threads", "1"]
+def train(ablation: Ablation, name: str, seed: int) -> None:
+    """Train a run to its end, resuming it if it was interrupted; FarError where it fails."""
+    folder = folder_of(ablation, name, seed)
+    command = [sys.executable, "-m", "far_training", "far", "-o", str(folder), "--data", str(ablation.latents)]
+    command += ["--vae", str(ablation.vae), "--steps", str(ablation.steps), "--seed", str(seed), "--threads", "1"]
     command += ["--amp", "auto", "--sheet-minutes", "1000", *SIZES.split(), *TRAINED[name].options.split()]
     if (folder / "checkpoint-last.pth").exists():
         command.append("--resume")
@@ -120,8 +134,8 @@ def train(plan: Plan, name: str, seed: int) -> None:
         raise FarError(f"{folder}: the run failed: {result.stderr.strip().splitlines()[-1]}")
 
 
-def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
-    """Distances of a trained run's samples by the name of what was changed in drawing; the base run has them all."""
+def measure(ablation: Ablation, name: str, seed: int) -> dict[str, float]:
+    """Distances of a run's samples by the name of the change in sampling ("": none); only the base run has changes."""
     import torch
 
     from card_figures import drawing
@@ -130,12 +144,12 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
     from far_models.pictures import open_pictures
 
     torch.set_num_threads(1)
-    pictures, network = open_pictures(plan.data), load_efficientnet()
+    pictures, network = open_pictures(ablation.data), load_efficientnet()
     wanted = extract_features(network, pictures.read(pictures.train))
     basis = principal_components(wanted)
-    labels = [i % len(pictures.names) for i in range(plan.count)]
-    seeds = [100_000 * (seed + 1) + i for i in range(plan.count)]
-    with drawing(folder_of(plan, name, seed) / "far.safetensors", plan.vae, None, pictures, threads=1) as draw:
+    labels = [i % len(pictures.names) for i in range(ablation.count)]
+    seeds = [100_000 * (seed + 1) + i for i in range(ablation.count)]
+    with drawing(folder_of(ablation, name, seed) / "far.safetensors", ablation.vae, None, pictures, threads=1) as draw:
 
         def distance(settings: Mapping[str, Any]) -> float:
             drawn = draw(labels, seeds, **{**SAMPLING, **settings})
@@ -145,40 +159,40 @@ def measure(plan: Plan, name: str, seed: int) -> dict[str, float]:
         return {"": distance({}), **{key: distance(settings) for key, (_, settings) in changes.items()}}
 
 
-def figures_of(plan: Plan, name: str, seed: int) -> dict[str, float] | None:
-    """The figures of a run that was measured with this plan; None if it was not."""
+def figures_of(ablation: Ablation, name: str, seed: int) -> dict[str, float] | None:
+    """The distances of a run that was measured with these steps and samples; None otherwise."""
     try:
-        found = json.loads((folder_of(plan, name, seed) / FIGURES).read_text(encoding="utf-8"))
+        found = json.loads((folder_of(ablation, name, seed) / FIGURES).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    same = found["steps"] == plan.steps and found["count"] == plan.count
+    same = found["steps"] == ablation.steps and found["count"] == ablation.count
     return dict(found["figures"]) if same else None
 
 
-def job(plan: Plan, name: str, seed: int) -> str:
-    """Train and measure one run, unless that was done; a line to print."""
-    figures = figures_of(plan, name, seed)
+def job(ablation: Ablation, name: str, seed: int) -> str:
+    """Train and measure one run, unless that is done; returns a line to print."""
+    figures = figures_of(ablation, name, seed)
     if figures is None:
-        if not (folder_of(plan, name, seed) / "far.safetensors").exists():
-            train(plan, name, seed)
-        figures = measure(plan, name, seed)
-        with whole_file(folder_of(plan, name, seed) / FIGURES) as aside:
-            aside.write_text(json.dumps({"steps": plan.steps, "count": plan.count, "figures": figures}))
+        if not (folder_of(ablation, name, seed) / "far.safetensors").exists():
+            train(ablation, name, seed)
+        figures = measure(ablation, name, seed)
+        with whole_file(folder_of(ablation, name, seed) / FIGURES) as aside:
+            aside.write_text(json.dumps({"steps": ablation.steps, "count": ablation.count, "figures": figures}))
     return f"{name} seed {seed}: {figures['']:.1f}"
 
 
-def found_figures(plan: Plan, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
-    """Distance by row (a key of TRAINED or DRAWN) and seed, of all runs that are there."""
+def found_figures(ablation: Ablation, seeds: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Distances of all measured runs, by row (a key of TRAINED or DRAWN) and seed."""
     rows: dict[str, dict[int, float]] = {}
     for name in TRAINED:
         for seed in seeds:
-            for key, value in (figures_of(plan, name, seed) or {}).items():
+            for key, value in (figures_of(ablation, name, seed) or {}).items():
                 rows.setdefault(key or name, {})[seed] = value
     return rows
 
 
 def verdict(rows: Mapping[str, Mapping[int, float]], name: str) -> tuple[str, str]:
-    """Difference to the base, seed by seed: "mean +- standard error", and a word for it."""
+    """Difference to the base over the seeds: "mean ± standard error", and a word for it."""
     shared = sorted(rows[name].keys() & rows.get(BASE, {}).keys())
     differences = np.array([rows[name][seed] - rows[BASE][seed] for seed in shared])
     if name == BASE or len(differences) < 2:
@@ -204,7 +218,7 @@ def table(rows: Mapping[str, Mapping[int, float]], names: Mapping[str, tuple[str
     return lines
 
 
-def document(plan: Plan, rows: Mapping[str, Mapping[int, float]], notes: Sequence[str] = ()) -> str:
+def document(ablation: Ablation, rows: Mapping[str, Mapping[int, float]], notes: Sequence[str] = ()) -> str:
     """The text of docs/ablations.md."""
     claims = {
         "levels": "paper: 10 of 16 levels are enough",
@@ -218,10 +232,10 @@ def document(plan: Plan, rows: Mapping[str, Mapping[int, float]], notes: Sequenc
     blocks = [
         "# Ablations",
         "What each technique of FAR does on far-emoji at a small budget: runs of "
-        f"{plan.steps} steps that differ from the base in one thing, several seeds each. Made by "
+        f"{ablation.steps} steps that differ from the base in one thing, several seeds each. Made by "
         "`scripts/zoo/ablate.py`; its --help says what the distance is. Smaller is better.",
         f"The base: `far train far {SIZES}`, one level a batch, level weights, no mask, simplification, filter (a); "
-        f"{plan.count} samples, guidance 2, 10 DDPM steps at each of 8 levels.",
+        f"{ablation.count} samples, guidance 2, 10 DDPM steps at each of 8 levels.",
         "*To the base* is the mean difference over seeds with its standard error; *seen here* says better or worse "
         "where the difference is at least twice that error. With this few seeds and steps that is a hint, no proof.",
         *notes,
@@ -239,28 +253,40 @@ def document(plan: Plan, rows: Mapping[str, Mapping[int, float]], notes: Sequenc
     "--data", type=FOLDER, required=True, help="Training pictures, as scripts/zoo/prepare_emoji.py writes them."
 )
 @click.option("--latents", type=FOLDER, required=True, help="Their cached latents.")
-@click.option("--vae", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option("--vae", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The VAE.")
 @click.option("--runs", type=FOLDER, required=True, help="Folder for the runs.")
 @click.option("--steps", type=click.IntRange(1), default=1200, show_default=True, help="Training steps of a run.")
-@click.option("--count", type=click.IntRange(96), default=512, show_default=True, help="Samples of a run.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds: 0 to this, exclusive.")
-@click.option("--only", multiple=True, type=click.Choice(list(TRAINED)), help="Only these runs (and the base).")
-@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Runs at a time, one thread each.")
-@click.option("--note", multiple=True, help="A remark on how the runs went, for the document.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the tables.")
+@click.option("--count", type=click.IntRange(96), default=512, show_default=True, help="Samples per measured distance.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds, from 0.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(TRAINED)),
+    help="Only these runs and the base; may be repeated. Default: all.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=2, show_default=True, help="Runs at a time, with one thread each."
+)
+@click.option("--note", multiple=True, help="A remark for the document; may be repeated.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for the document. Default: print it only.",
+)
 def main(
     data: Path, latents: Path, vae: Path, runs: Path, steps: int, count: int, seeds: int, only: tuple[str, ...],
     jobs: int, note: tuple[str, ...], out: Path | None,
 ) -> None:  # fmt: skip
-    plan = Plan(data, latents, vae, runs, steps, count)
+    ablation = Ablation(data, latents, vae, runs, steps, count)
     names = [name for name in TRAINED if not only or name in only or name == BASE]
     try:
         with ProcessPoolExecutor(jobs) as pool:
             # Seed by seed, so that an early look at the table compares whole rows.
-            waiting = [pool.submit(job, plan, name, seed) for seed in range(seeds) for name in names]
+            waiting = [pool.submit(job, ablation, name, seed) for seed in range(seeds) for name in names]
             for future in waiting:
                 click.echo(future.result())
-        text = document(plan, found_figures(plan, range(seeds)), note)
+        text = document(ablation, found_figures(ablation, range(seeds)), note)
         if out:
             with whole_file(out) as aside:
                 aside.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a zoo card shows and measures: samples, their nearest training pictures, reconstructions, distances."""
+"""Pictures and measurements of a zoo card: samples, nearest training pictures, reconstructions, distances."""
 
 from __future__ import annotations
 
@@ -29,20 +29,29 @@ Draw = Callable[..., NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures [N, S, S, 3] with the labels that were asked for, and each one's nearest training picture."""
+    """Drawn pictures, and the nearest training picture of each."""
 
     pictures: NDArray[np.uint8]
+    """Pixels [N, S, S, 3]."""
+
     labels: NDArray[np.int64]
+    """Labels that were asked for, [N]."""
+
     nearest: NDArray[np.int64]
+    """Index of the nearest training picture, [N]."""
+
     distance: NDArray[np.float64]
+    """Distance to it as `nearest` measures it, [N]."""
 
 
 @contextmanager
 def drawing(
     model: Path, vae: Path, text_encoder: Path | None, data: PictureSet, threads: int | None = None
 ) -> Iterator[Draw]:
-    """Draws pictures of labels with a bundle of these checkpoints, on the best engine here; from prompts
-    (`prompts_for`) where there is a text encoder. threads: of the engine."""
+    """A function that draws pictures of labels with a bundle of these checkpoints, on the best engine of this machine.
+
+    With a text encoder it draws from the prompts of `prompts_for`. threads: number of the engine's threads.
+    """
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(model, vae, Path(folder) / "bundle", text_encoder=text_encoder, editing=False)
         engine = best_unless(None, bundle).name
@@ -58,28 +67,28 @@ def drawing(
 
 
 def prompts_for(data: PictureSet, labels: Sequence[int], seeds: Sequence[int]) -> list[str]:
-    """A prompt for every label and seed: seed s takes the prompts of the label's training pictures in turn."""
+    """A prompt for every label and seed: prompt number `seed` of the label's training pictures, modulo their number."""
     prompts = np.array(prompts_of(data))
-    own = [prompts[data.train[data.labels[data.train] == label]] for label in labels]
-    return [str(choice[seed % len(choice)]) for choice, seed in zip(own, seeds, strict=True)]
+    by_label = [prompts[data.train[data.labels[data.train] == label]] for label in labels]
+    return [str(choice[seed % len(choice)]) for choice, seed in zip(by_label, seeds, strict=True)]
 
 
 def nearest(
     pictures: NDArray[np.uint8], pool: NDArray[np.uint8], skip_self: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each picture [N, S, S, 3] the nearest of `pool` [M, S, S, 3]: its index and its distance, both [N].
+    """The nearest of `pool` [M, S, S, 3] for each picture [N, S, S, 3]: indices and distances, both [N].
 
-    The distance is the root mean square difference of pixel values (0 to 255), of the picture or its mirror image.
-    `skip_self`: picture i is pool[i], which does not count.
+    The distance is the root mean square difference of pixel values (0 to 255) of the picture or its mirror image,
+    whichever is smaller. With `skip_self`, picture i is pool[i] and is not compared with itself.
     """
     flat = pool.reshape(len(pool), -1).astype(np.float32)
     norms = (flat**2).sum(1)
     indices, distances = [], []
     for start in range(0, len(pictures), 256):
         part = pictures[start : start + 256].astype(np.float32)
-        own = (part.reshape(len(part), -1) ** 2).sum(1)[:, None]
+        squares = (part.reshape(len(part), -1) ** 2).sum(1)[:, None]
         sides = (part.reshape(len(part), -1), part[:, :, ::-1].reshape(len(part), -1))
-        error = np.minimum(*(own + norms - 2 * side @ flat.T for side in sides))
+        error = np.minimum(*(squares + norms - 2 * side @ flat.T for side in sides))
         if skip_self:
             error[np.arange(len(part)), start + np.arange(len(part))] = np.inf
         indices.append(error.argmin(1))
@@ -88,16 +97,18 @@ def nearest(
 
 
 def drawn_samples(draw: Draw, data: PictureSet, per_class: int) -> Samples:
-    """`per_class` samples of every class, seed 0 and so on in the order of the classes, class after class."""
+    """`per_class` samples of every class, in rounds over the classes with the seeds 0, 1, 2, ..."""
     labels = np.tile(np.arange(len(data.names)), per_class)
     pictures = draw(labels.tolist(), list(range(len(labels))))
-    found, distance = nearest(pictures, data.read(data.train))
-    return Samples(pictures, labels, found, distance)
+    indices, distance = nearest(pictures, data.read(data.train))
+    return Samples(pictures, labels, indices, distance)
 
 
 def sample_figures(samples: Samples, data: PictureSet, out: Path) -> dict[str, Any]:
-    """Write samples.webp (one of each class) and nearest.webp; how near the samples are to which training pictures, and
-    the classes none of whose samples is nearest to a picture of its own."""
+    """Write samples.webp (one of each class) and nearest.webp, and measure how near samples are to training pictures.
+
+    "missed" lists the classes none of whose samples is nearest to a training picture of that class.
+    """
     classes = len(data.names)
     save_picture(tile(samples.pictures[:classes], 16), out / "samples.webp")
     pool = data.read(data.train)
@@ -118,7 +129,7 @@ def sample_figures(samples: Samples, data: PictureSet, out: Path) -> dict[str, A
 
 
 def reconstruction_figures(vae: nn.Module, data: PictureSet, others: PictureSet | None, out: Path) -> dict[str, float]:
-    """Write reconstructions.webp; mean PSNR in dB of training and held-out pictures."""
+    """Write reconstructions.webp; returns the mean PSNR of training and held-out pictures in dB."""
     save_picture(comparison(vae, data, evenly(data.train, 32)), out / "reconstructions.webp")
     numbers = {"psnr_train": reconstruction_psnr(vae, data, data.train)}
     held = others if others is not None and len(others.held_out) else data
@@ -128,8 +139,10 @@ def reconstruction_figures(vae: nn.Module, data: PictureSet, others: PictureSet 
 
 
 def distance_figures(samples: Samples, vae: nn.Module, data: PictureSet) -> dict[str, float]:
-    """Frechet distances to the training pictures of the samples and of the training pictures' reconstructions, on the
-    48 leading principal components of efficientnet-lite0's features of the training pictures."""
+    """Frechet distances of the samples, and of the training pictures' reconstructions, to the training pictures.
+
+    They are taken over the 48 leading principal components of the training pictures' efficientnet-lite0 features.
+    """
     network = load_efficientnet()
     wanted = extract_features(network, data.read(data.train))
     basis = principal_components(wanted)

@@ -1,4 +1,4 @@
-"""The runs that a zoo card tells of: read from their folders, or from a card that tells of them already."""
+"""The training runs in a zoo card, read from their folders or from the table of an older card."""
 
 from __future__ import annotations
 
@@ -20,27 +20,34 @@ HOURS, LAST = "training hours", "loss at the end"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its arguments, its records, and the number of its steps and minutes."""
+    """A finished training run."""
 
     folder: Path
+
     args: dict[str, Any]
+    """Its options."""
+
     records: list[dict[str, float]]
+    """Its metrics, in the order of the steps."""
+
     steps: int
+
     minutes: float
+    """Time of the training steps."""
 
     @property
     def system(self) -> str:
-        """What was trained, a key of TITLES."""
+        """The trained system, a key of TITLES."""
         return str(self.args["system"])
 
     def mean(self, name: str, last: int = 10) -> float:
-        """Mean of the last records of a value."""
+        """Mean of a value over its last `last` records."""
         values = [record[name] for record in self.records if name in record]
         return float(np.mean(values[-last:]))
 
 
 def open_run(folder: Path) -> Run:
-    """Read a run's state and metrics; FarError if there is none."""
+    """Read a run's state and metrics; FarError where the folder has none."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
@@ -50,7 +57,7 @@ def open_run(folder: Path) -> Run:
 
 
 def runs_of_card(card: Path) -> dict[str, Run]:
-    """The runs that a card tells of, by their titles, as far as it tells; FarError where there is none."""
+    """The runs in the table of a card, by title, with what the table has of each; FarError where it cannot be read."""
     try:
         text = card.read_text(encoding="utf-8")
     except OSError as error:
@@ -62,20 +69,21 @@ def runs_of_card(card: Path) -> dict[str, Run]:
 
 
 def _runs_of_table(lines: list[str], folder: Path) -> dict[str, Run]:
+    """The inverse of `run_table`."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     facts = {row[0]: row[1:] for row in rows[2:]}
     settings = set(list(facts)[list(facts).index(LAST) + 1 :])
-    found = {}
+    runs = {}
     for place, title in enumerate(rows[0][1:]):
         args: dict[str, Any] = {f"loss_{key}" if key in settings else key: facts[key][place] for key in facts}
         args["system"] = next(system for system, name in TITLES.items() if title.startswith(f"{name} ("))
         minutes, records = 60 * float(args.pop(HOURS)), [{"loss": float(args.pop(LAST))}]
-        found[title] = Run(folder, args, records, int(args.pop("steps")), minutes)
-    return found
+        runs[title] = Run(folder, args, records, int(args.pop("steps")), minutes)
+    return runs
 
 
 def run_table(runs: dict[str, Run]) -> list[str]:
-    """Recipe and result of each run."""
+    """Markdown table of the options and results of each run."""
     keys = ("batch", "lr", "warmup", "schedule", "weight_decay", "beta2", "clip", "ema", "seed")
     lines = ["| | " + " | ".join(runs) + " |", "| --- |" + " --- |" * len(runs)]
     lines += [f"| {key} | " + " | ".join(str(run.args[key]) for run in runs.values()) + " |" for key in keys]

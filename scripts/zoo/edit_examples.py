@@ -1,7 +1,6 @@
-"""The examples of docs/editing.md: runs their three commands on a bundle of models/zoo/far-emoji-64 and puts what goes
-in and what comes out on one sheet.
+"""The examples of docs/editing.md: run the three commands on a bundle of models/zoo/far-emoji-64 and draw a sheet.
 
-    python scripts/zoo/edit_examples.py BUNDLE -o docs/edit.png
+python scripts/zoo/edit_examples.py BUNDLE -o docs/edit.png
 """
 
 from __future__ import annotations
@@ -28,30 +27,37 @@ GREY = 170
 
 @dataclass(frozen=True)
 class Example:
-    """A command of `far edit`: caption, picture, and what to do with it. Paths are relative to docs/edit."""
+    """A command of `far edit`; file names are relative to docs/edit."""
 
     caption: str
+
     image: str
+    """File name of the picture."""
+
     mask: str | None = None
+    """File name of the mask; None for out-painting."""
+
     outpaint: str | None = None
+    """The value of --outpaint; None where there is a mask."""
+
     label: str | None = None
 
     def arguments(self) -> list[str]:
-        """Options of `far edit`."""
-        given = ["--image", str(INPUTS / self.image)]
-        given += ["--mask", str(INPUTS / self.mask)] if self.mask else ["--outpaint", str(self.outpaint)]
-        return [*given, *(["--label", self.label] if self.label else []), "--seed", "0", "--count", str(COUNT)]
+        """Options of `far edit`, without those for its output."""
+        options = ["--image", str(INPUTS / self.image)]
+        options += ["--mask", str(INPUTS / self.mask)] if self.mask else ["--outpaint", str(self.outpaint)]
+        return [*options, *(["--label", self.label] if self.label else []), "--seed", "0", "--count", str(COUNT)]
 
     def before(self, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The picture at the bundle's size (on white where it is smaller), and with grey where it is drawn anew."""
+        """The picture at the bundle's size on white, and the same with grey for the redrawn part."""
         picture = read_picture(INPUTS / self.image)
         if self.mask:
             edit = in_paint(picture, read_mask(INPUTS / self.mask), size)
-            given = edit.image
+            picture_at_size = edit.image
         else:
             edit = out_paint(picture, parse_margins(self.outpaint or ""), size)
-            given = np.where(edit.change[..., None], np.uint8(255), edit.image)
-        return given, np.where(edit.change[..., None], np.uint8(GREY), edit.image)
+            picture_at_size = np.where(edit.change[..., None], np.uint8(255), edit.image)
+        return picture_at_size, np.where(edit.change[..., None], np.uint8(GREY), edit.image)
 
 
 EXAMPLES = (

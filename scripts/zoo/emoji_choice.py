@@ -15,7 +15,7 @@ LEAST_STYLES_TO_HOLD_OUT = 5
 
 
 def read_curated(path: Path, emoji: Mapping[str, Emoji]) -> list[str]:
-    """Keys of the hand-made list, in order; the first word of a line is the hexcode, the rest is for the reader."""
+    """Keys of the curated list in its order; the first word of a line is the hexcode, the rest is a comment."""
     lines = path.read_text(encoding="utf-8").splitlines()
     keys = [hex_key(words[0]) for line in lines if (words := line.partition("#")[0].split())]
     wrong = [key for key in dict.fromkeys(keys) if key not in emoji or keys.count(key) > 1]
@@ -33,8 +33,8 @@ def choose_concepts(
 ) -> list[str]:
     """Keys of the classes, in class order.
 
-    `count` None: every emoji that has a drawing, in emojibase's order. Otherwise the curated ones in their order, then
-    gender-less emoji by falling number of styles; each in at least `min_styles` styles.
+    With `count` None these are all emoji that have a drawing, in the order of emojibase. Otherwise curated ones come
+    first, then emoji without gender by falling number of styles, each in at least `min_styles` styles.
     """
     styles_of = {key: sum(key in table for table in drawings.values()) for key in emoji}
     if count is None:
@@ -52,7 +52,7 @@ def choose_concepts(
 
 
 def held_out_pairs(pairs: Sequence[tuple[str, str]], one_in: int) -> set[tuple[str, str]]:
-    """(key, style) pairs to hold out: one style of about one concept in `one_in` (0: none).
+    """(key, style) pairs to hold out: one style of about every `one_in`-th concept; 0 holds out none.
 
     Decided by hashes of names, so that sets of different sizes hold out the same pictures: an autoencoder trained on
     all emoji has not seen what a generator trained on some of them is tested with. Close relatives stay in training:

@@ -1,4 +1,4 @@
-"""Which drawing of which style shows which emoji: by CLDR label, Unicode name, iconify's tables, odd names."""
+"""Matches drawings to emoji by CLDR labels, Unicode names, tables of iconify, and a list of odd names."""
 
 from __future__ import annotations
 
@@ -18,27 +18,37 @@ GENDER_SIGNS = ("2640", "2642")
 
 @dataclass(frozen=True)
 class Emoji:
-    """One concept: its key (see `hex_key`), character, CLDR label, tags, names of its group and subgroup.
-
-    `base` is the key of its gender-less form, None if it has none or is that itself.
-    """
+    """One concept."""
 
     key: str
+    """Its hexcode as `hex_key` spells it."""
+
     char: str
+    """The character itself."""
+
     label: str
+    """Its CLDR label."""
+
     tags: tuple[str, ...]
     group: str
     subgroup: str
+
     base: str | None
+    """Key of its form without gender; None if there is none or this is it."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture's source: SVG text with a mirror flag, or the bytes of a bitmap file."""
+    """The source of one picture."""
 
     data: bytes
+    """SVG text, or a bitmap file."""
+
     kind: str
+    """Either "svg" or "bitmap"."""
+
     mirrored: bool = False
+    """Whether the picture is mirrored."""
 
 
 def read_emoji(tarball: Path) -> dict[str, Emoji]:

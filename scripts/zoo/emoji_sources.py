@@ -1,4 +1,4 @@
-"""Where the emoji pictures come from: pinned npm packages, their licences, and how their files name an emoji."""
+"""Sources of the emoji pictures: pinned npm packages, their licences, and how their files name an emoji."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ from far_runtime.errors import FarError
 
 @dataclass(frozen=True)
 class Package:
-    """One npm package: `integrity` is the registry's sha512 of the tarball, checked before anything is read."""
+    """One npm package."""
 
     name: str
     version: str
+
     integrity: str
+    """The registry's SHA-512 of the tarball, checked before anything is read."""
+
     licence: str
+
     credit: str
+    """Credit line of its authors."""
 
     @property
     def tarball(self) -> str:
@@ -106,7 +111,7 @@ def verify_integrity(path: Path, package: Package) -> None:
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """Path of the package's tarball in `cache`, brought by `npm pack` unless it is there already; always checked."""
+    """Path of the package's tarball in `cache`, downloaded by `npm pack` if missing; its integrity is checked."""
     target = cache / package.tarball
     if not target.exists():
         npm = shutil.which("npm")
@@ -135,7 +140,7 @@ def fetch(package: Package, cache: Path) -> Path:
 
 
 def npm_reason(stderr: str) -> str:
-    """What npm complained about, without its warnings and the place of its log."""
+    """The error lines of npm, without its warnings and the path of its log."""
     lines = [line.removeprefix("npm error").strip() for line in stderr.splitlines() if line.startswith("npm error")]
     return " ".join(line for line in lines if line and "complete log" not in line)[:300] or "no reason given"
 
@@ -143,18 +148,18 @@ def npm_reason(stderr: str) -> str:
 def read_members(tarball: Path, names: Iterable[str] | None = None, suffix: str = "") -> dict[str, bytes]:
     """Files of a tarball by their path in the package, those named or with `suffix`; nothing is unpacked."""
     wanted = None if names is None else set(names)
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     with tarfile.open(tarball, "r:gz") as archive:
         for member in archive:
             name = member.name.partition("/")[2]
             keep = name in wanted if wanted is not None else name.endswith(suffix)
             stream = archive.extractfile(member) if keep and member.isfile() else None
             if stream is not None:
-                found[name] = stream.read()
-    missing = sorted(wanted - found.keys()) if wanted is not None else []
+                files[name] = stream.read()
+    missing = sorted(wanted - files.keys()) if wanted is not None else []
     if missing:
         raise FarError(f"{tarball} lacks {', '.join(missing)}; delete the file and run again")
-    return found
+    return files
 
 
 def hex_key(text: str) -> str:

@@ -386,7 +386,7 @@ def test_an_interrupt_leaves_nothing_behind(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pipeline, "decode", interrupted)
+    monkeypatch.setattr(Pipeline, "_generate", interrupted)
     result = far("generate", tiny.bundle, "--label", 0)
     assert (result.code, result.err.strip()) == (130, "interrupted")
     assert list(tmp_path.iterdir()) == []

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import ablate
-from ablate import BASE, DRAWN, TRAINED, Plan
+from ablate import BASE, DRAWN, TRAINED, Ablation
 
 
-def plan(runs: Path) -> Plan:
-    return Plan(Path("data"), Path("latents"), Path("vae"), runs, 10, 96)
+def plan(runs: Path) -> Ablation:
+    return Ablation(Path("data"), Path("latents"), Path("vae"), runs, 10, 96)
 
 
 def write(runs: Path, name: str, seed: int, figures: dict[str, float], steps: int = 10) -> None:
@@ -52,4 +52,4 @@ def test_every_run_differs_in_one_thing() -> None:
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(ablate.FarError, match=r"base-0: the run failed: .*no such file"):
-        ablate.train(Plan(tmp_path, tmp_path / "none", tmp_path / "vae", tmp_path, 1, 96), BASE, 0)
+        ablate.train(Ablation(tmp_path, tmp_path / "none", tmp_path / "vae", tmp_path, 1, 96), BASE, 0)
