@@ -96,24 +96,34 @@ class BenchFiles:
 @click.command(short_help="Compare engines: time, memory and arithmetic.")
 @click.argument("bundle", type=FILE)
 @engine_options(BEST, several=True)
-@click.option("--batch", "batches", type=BatchSizes(), default="1,4", show_default=True, help="Batch sizes.")
-@click.option("--repeat", type=click.IntRange(min=1), help=f"Rounds. Default: {DEFAULT_ROUNDS}.")
+@click.option("--batch", "batches", type=BatchSizes(), default="1,4", show_default=True, help="Batch sizes to measure.")
+@click.option("--repeat", type=click.IntRange(min=1), help=f"Number of rounds. Default: {DEFAULT_ROUNDS}.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
-    help="Begin rounds for so long, in place of --repeat.",
+    help="Time within which rounds begin, in seconds; instead of --repeat.",
 )
 @subject_options(f"the first {LABELS} classes in turn")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first picture of a batch.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of a batch's first picture; the next ones have SEED+1, SEED+2, ...",
+)
 @sampling_options
-@click.option("--checkpoint", type=FILE, help="For torch and torch:compile: the checkpoint of the bundle.")
-@click.option("--vae", type=FILE, help="Its VAE. Default: the file of the recorded name beside the checkpoint.")
-@click.option("--text-encoder", type=FILE, metavar="DIR", help="Its text encoder, if any.")
-@click.option("--json", "json_file", type=FILE, metavar="FILE|-", help="Write all figures; - is standard output.")
-@click.option("--plot", "plot_file", type=FILE, metavar="FILE", help="Draw them as a PNG or SVG (needs matplotlib).")
+@click.option("--checkpoint", type=FILE, help="Checkpoint of the bundle, for torch and torch:compile.")
+@click.option(
+    "--vae", type=FILE, help="VAE of the checkpoint. Default: the file beside it with the name in the bundle."
+)
+@click.option("--text-encoder", type=FILE, metavar="DIR", help="Text encoder of the checkpoint, if it has one.")
+@click.option(
+    "--json", "json_file", type=FILE, metavar="FILE|-", help="Write all results as JSON; - is standard output."
+)
+@click.option("--plot", "plot_file", type=FILE, metavar="FILE", help="Write a plot as PNG or SVG (needs matplotlib).")
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar and no tables.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no progress and no tables.")
 def bench(**options: Any) -> None:
     """Generate the same pictures from BUNDLE on several engines and compare them.
 

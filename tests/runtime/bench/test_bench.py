@@ -1,4 +1,4 @@
-"""far bench: engines in turn, each in its own process; figures that add up; failures that are named."""
+"""far bench: interleaved engines, each in its own process; results that add up; failures that are named."""
 
 from __future__ import annotations
 
@@ -73,18 +73,20 @@ def engine_runs(name: str, seconds: Mapping[int, list[float]], failure: str = ""
 
 
 def results(*engines: EngineRuns, matmul: Any = None) -> BenchmarkResult:
-    made = {(CPU, "fp32"): {"numpy": [20e9, 30e9, 25e9], "torch": [5e9]}} if matmul is None else matmul
-    return summarize(BenchmarkRuns(list(engines), made, 64, 3, 1.0, []), FLOPS)
+    rates = {(CPU, "fp32"): {"numpy": [20e9, 30e9, 25e9], "torch": [5e9]}} if matmul is None else matmul
+    return summarize(BenchmarkRuns(list(engines), rates, 64, 3, 1.0, []), FLOPS)
 
 
 def test_results_of_known_times() -> None:
-    found = results(engine_runs("a", {1: [1.0, 2.0, 4.0], 2: [2.0, 2.0, 2.0]}), engine_runs("b", {1: [0.5, 2.0, 1.0]}))
-    a, b = found.engines
+    benchmark = results(
+        engine_runs("a", {1: [1.0, 2.0, 4.0], 2: [2.0, 2.0, 2.0]}), engine_runs("b", {1: [0.5, 2.0, 1.0]})
+    )
+    a, b = benchmark.engines
     one, two = a.batches
     assert (one.p50_s, one.p95_s, one.pictures_per_s) == (2.0, pytest.approx(3.8), 0.5)
     assert two.pictures_per_s == 1.0 and two.gflop == 20.0
     assert (one.gflop, one.gflop_per_s) == (10.0, 5.0)
-    assert [(rate.gflop_per_s, rate.method) for rate in found.rates] == [(30.0, "numpy")]
+    assert [(rate.gflop_per_s, rate.method) for rate in benchmark.rates] == [(30.0, "numpy")]
     assert one.rate_share == pytest.approx(5 / 30)
     assert (a.load_s, a.peak_bytes, a.before_bytes) == (0.5, 30, 10)  # the first took no longer than the median
     ratio = b.batches[0].ratio
@@ -110,23 +112,23 @@ def test_stages_and_their_shares_add_up() -> None:
 
 
 def test_no_share_without_a_matrix_product() -> None:
-    found = results(engine_runs("a", {1: [1.0]}), matmul={(CPU, "fp32"): {}})
-    assert found.rates == () and found.engines[0].batches[0].rate_share is None
-    assert found.engines[0].batches[0].gflop_per_s == 10.0
+    benchmark = results(engine_runs("a", {1: [1.0]}), matmul={(CPU, "fp32"): {}})
+    assert benchmark.rates == () and benchmark.engines[0].batches[0].rate_share is None
+    assert benchmark.engines[0].batches[0].gflop_per_s == 10.0
 
 
 def test_ratios_refer_to_the_first_engine_that_ran() -> None:
-    found = results(
+    benchmark = results(
         engine_runs("a", {1: [9.0]}, "batch 1: gone"), engine_runs("b", {1: [2.0]}), engine_runs("c", {1: [1.0]})
     )
-    assert found.baseline == "b" and found.failures == ["engine a: batch 1: gone"]
-    assert found.engines[2].batches[0].ratio is not None and found.engines[2].batches[0].ratio.median == 2.0
+    assert benchmark.baseline == "b" and benchmark.failures == ["engine a: batch 1: gone"]
+    assert benchmark.engines[2].batches[0].ratio is not None and benchmark.engines[2].batches[0].ratio.median == 2.0
 
 
 def test_stages_are_shown_at_a_batch_size_that_most_engines_have() -> None:
     a, b, c = ({1: [1.0], 2: [1.0]}, {1: [1.0], 2: [1.0], 4: [1.0]}, {1: [1.0], 2: [1.0]})
-    found = results(engine_runs("a", a), engine_runs("b", b), engine_runs("c", c))
-    assert [(engine.engine, batch.batch) for engine, batch in at_one_batch(found)] == [("a", 2), ("b", 2), ("c", 2)]
+    benchmark = results(engine_runs("a", a), engine_runs("b", b), engine_runs("c", c))
+    assert [(engine.engine, batch.batch) for engine, batch in at_one_batch(benchmark)] == [("a", 2), ("b", 2), ("c", 2)]
     assert at_one_batch(results(engine_runs("a", {}))) == []
 
 
@@ -228,7 +230,7 @@ def test_rounds_are_begun_for_so_many_seconds() -> None:
 def test_a_batch_without_memory_is_skipped_and_its_engine_comes_back() -> None:
     runs, log = in_turn(RunLimit(rounds=1), "small", "b", batches=(1, 2, 4))
     small, b = runs.engines
-    assert {batch: one.skipped for batch, one in small.batches.items()} == {
+    assert {batch: runs_of_batch.skipped for batch, runs_of_batch in small.batches.items()} == {
         1: "", 2: "out of memory", 4: "batch 2 did not fit"
     }  # fmt: skip
     assert small.failure == "" and small.batches[1].whole == {0: 1.0}
@@ -247,32 +249,32 @@ def test_an_engine_that_fails_is_left_out_of_further_rounds() -> None:
 
 
 def bench_json(out: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(out)
-    return found
+    report: dict[str, Any] = json.loads(out)
+    return report
 
 
 def test_two_engines_are_compared(far: Any, tiny: Tiny, tmp_path: Path) -> None:
-    made = far(
+    result = far(
         "bench", tiny.bundle, "--engine", "onnxruntime", "--engine", "openvino", "--batch", "1,3", "--repeat", 2,
         "--threads", 1, "--json", "bench.json", "--plot", "bench.png",
     )  # fmt: skip
-    assert (made.code, made.err) == (0, "")
-    assert made.out.splitlines()[-1] == "written: bench.json, bench.png"
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines()[-1] == "written: bench.json, bench.png"
     for text in ("Engines", "Pictures", "Stages, batch 3", "onnxruntime", "openvino", "matrix product 64 x 64: fp32"):
-        assert text in made.out
+        assert text in result.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.png"]  # nothing left aside
     with Image.open(tmp_path / "bench.png") as image:
         pixels = np.asarray(image.convert("L"))
     assert pixels.shape[1] > 1000 and 5 < pixels.std() < 100
-    found = bench_json((tmp_path / "bench.json").read_text())
-    check_schema(found)
+    report = bench_json((tmp_path / "bench.json").read_text())
+    check_schema(report)
     manifest = open_bundle(tiny.bundle).manifest
     settings = resolve_settings(manifest)
-    assert found["settings"] == settings and found["bundle"]["id"] == manifest.id and found["batches"] == [1, 3]
+    assert report["settings"] == settings and report["bundle"]["id"] == manifest.id and report["batches"] == [1, 3]
     cost = picture_cost(manifest, plan_of(manifest, settings))
-    assert found["gflop"] == pytest.approx({stage: flop / 1e9 for stage, flop in cost.items()})
+    assert report["gflop"] == pytest.approx({stage: flop / 1e9 for stage, flop in cost.items()})
     steps = plan_of(manifest, settings)
-    for engine in found["engines"]:
+    for engine in report["engines"]:
         assert engine["failure"] == "" and engine["precision"] == "fp32"
         assert engine["peak_bytes"] > engine["before_bytes"] > 0
         for batch in engine["batches"]:
@@ -286,22 +288,22 @@ def test_two_engines_are_compared(far: Any, tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["masked", "mar", "t2i"])
 def test_every_system_is_measured_by_its_stages(far: Any, tiny: Tiny, name: str) -> None:
     bundle = getattr(tiny, f"{name}_bundle")
-    made = far(
+    result = far(
         "bench", bundle, "--batch", 2, "--repeat", 1, "--threads", 1, "--engine", "onnxruntime", "--json", "-", "-q"
     )
-    assert (made.code, made.err) == (0, "")
-    found = bench_json(made.out)
-    assert found["subjects"] and list(found["gflop"])[-1] == "decode"
-    (batch,) = found["engines"][0]["batches"]
-    assert {stage["stage"] for stage in batch["stages"]} >= {*found["gflop"], COPIES, "host"}  # and place
-    assert all(stage["gflop_per_s"] for stage in batch["stages"] if found["gflop"].get(stage["stage"]))
+    assert (result.code, result.err) == (0, "")
+    report = bench_json(result.out)
+    assert report["subjects"] and list(report["gflop"])[-1] == "decode"
+    (batch,) = report["engines"][0]["batches"]
+    assert {stage["stage"] for stage in batch["stages"]} >= {*report["gflop"], COPIES, "host"}  # and place
+    assert all(stage["gflop_per_s"] for stage in batch["stages"] if report["gflop"].get(stage["stage"]))
 
 
-def check_schema(found: dict[str, Any]) -> None:
+def check_schema(report: dict[str, Any]) -> None:
     """The fields that docs/bench.md lists, and no others."""
     page = (HERE.parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
-    engine, batch = found["engines"][0], found["engines"][0]["batches"][0]
-    parts = {"": found, "machine": found["machine"], "rates": found["rates"][0], "engines": engine, "batches": batch}
+    engine, batch = report["engines"][0], report["engines"][0]["batches"][0]
+    parts = {"": report, "machine": report["machine"], "rates": report["rates"][0], "engines": engine, "batches": batch}
     parts |= {"stages": batch["stages"][0]}
     documented = {
         line.split("|")[1].strip(" `"): set(line.split("|")[2].replace("`", "").replace(" ", "").split(","))
@@ -314,32 +316,32 @@ def check_schema(found: dict[str, Any]) -> None:
 
 
 def test_json_alone_goes_to_standard_output(far: Any, tiny: Tiny) -> None:
-    made = far("bench", tiny.bundle, "--batch", 1, "--repeat", 1, "--steps", 1, "--json", "-")
-    assert made.code == 0 and "Pictures" in made.err
-    found = bench_json(made.out)
-    assert len(found["engines"]) == 1
-    assert found["settings"]["steps"] == 1
-    assert f"engine {found['engines'][0]['engine']}: " in made.err and "--engine chooses another" in made.err
+    result = far("bench", tiny.bundle, "--batch", 1, "--repeat", 1, "--steps", 1, "--json", "-")
+    assert result.code == 0 and "Pictures" in result.err
+    report = bench_json(result.out)
+    assert len(report["engines"]) == 1
+    assert report["settings"]["steps"] == 1
+    assert f"engine {report['engines'][0]['engine']}: " in result.err and "--engine chooses another" in result.err
 
 
 def test_failures_are_named_and_the_others_are_reported(far: Any, tiny: Tiny) -> None:
     engines = ("fake:broken", "fake:memory", "fake:killed", "onnxruntime")
-    made = far(
+    result = far(
         "bench", tiny.bundle, *(part for name in engines for part in ("--engine", name)), "--batch", "1,2,3",
         "--repeat", 1, "--steps", 1, "--threads", 1, "--json", "bench.json",
     )  # fmt: skip
-    assert made.code == 1
-    assert made.err == "error: engine fake:broken: batch 2: ArithmeticError: the wheel is off\n"
-    assert "fake:memory, batch 3: skipped: out of memory" in made.out
+    assert result.code == 1
+    assert result.err == "error: engine fake:broken: batch 2: ArithmeticError: the wheel is off\n"
+    assert "fake:memory, batch 3: skipped: out of memory" in result.out
     killed = "fake:killed, batch 3: skipped: its process was ended by SIGKILL, as the system does when memory runs out"
-    assert killed in made.out.replace("\n", " ")
-    found = bench_json(Path("bench.json").read_text())
+    assert killed in result.out.replace("\n", " ")
+    report = bench_json(Path("bench.json").read_text())
     measured = {
         engine["engine"]: [batch["batch"] for batch in engine["batches"] if batch["seconds"]]
-        for engine in found["engines"]
+        for engine in report["engines"]
     }
     assert measured == {"fake:broken": [], "fake:memory": [1, 2], "fake:killed": [1, 2], "onnxruntime": [1, 2, 3]}
-    assert found["engines"][3]["batches"][0]["ratio"]["median"] > 0  # to fake:memory, the first that ran
+    assert report["engines"][3]["batches"][0]["ratio"]["median"] > 0  # to fake:memory, the first that ran
 
 
 @pytest.mark.parametrize(
@@ -365,15 +367,15 @@ def test_wrong_input_is_refused_before_any_work(
 ) -> None:
     Path("no.folder").mkdir(exist_ok=True)
     monkeypatch.setattr(far_runtime.bench.matmul_rate.MatmulRate, "open", lambda self: pytest.fail("measured"))
-    made = far("bench", tiny.bundle, *arguments)
-    assert made.code == 2 and message in made.err and len(made.err.splitlines()) == 1
+    result = far("bench", tiny.bundle, *arguments)
+    assert result.code == 2 and message in result.err and len(result.err.splitlines()) == 1
     assert [path.name for path in Path().iterdir()] == ["no.folder"]
 
 
 def test_a_plot_without_matplotlib_is_refused_beforehand(far: Any, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    made = far("bench", tiny.bundle, "--plot", "bench.png")
-    assert made.code == 2 and "--plot needs matplotlib; install it with: pip install matplotlib" in made.err
+    result = far("bench", tiny.bundle, "--plot", "bench.png")
+    assert result.code == 2 and "--plot needs matplotlib; install it with: pip install matplotlib" in result.err
 
 
 def test_an_engine_whose_library_is_missing_names_the_command(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
