@@ -10,9 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from far_training.loop.randomness import SampleRng
-from far_training.loop.settings import LoopSettings
-
-__all__ = ["LoopSettings", "Report", "Task"]
 
 Report = Callable[[nn.Module, int, Path], Mapping[str, float]]
 """report(averaged model, step, run folder): writes a sample sheet and returns numbers for the metrics."""
