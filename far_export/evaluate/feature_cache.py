@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_file
+from far_runtime.storage.run_record import digest_of
 
 
 class FeatureCache:
@@ -43,5 +42,5 @@ class FeatureCache:
             return
 
     def _path(self, seeds: Sequence[int]) -> Path:
-        text = json.dumps({**self._facts, "seeds": [int(seed) for seed in seeds]}, sort_keys=True)
-        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
+        facts = {**self._facts, "seeds": [int(seed) for seed in seeds]}
+        return self._folder / f"{digest_of(facts, digits=24)}.npz"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import Any
 
 from far_export.tune.search import Candidate, Settings
 from far_runtime.errors import FarError
+from far_runtime.storage.run_record import digest_of
 
 
 class Journal:
@@ -19,7 +19,7 @@ class Journal:
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         """facts: what a score depends on beside the settings. FarError where the file cannot be read."""
         self._path = path
-        self._facts = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        self._facts = digest_of(facts)
         self._scores: dict[str, Candidate] = {}
         try:
             text = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -13,7 +13,7 @@ from far_runtime.errors import FarError, SettingName
 from far_runtime.sample.draw import DrawnShard
 from far_runtime.sample.run import SampleRun, Shard
 from far_runtime.sample.shards import read_keys
-from far_runtime.storage.atomic import check_folder, whole_file
+from far_runtime.storage.atomic import check_folder, remove_parts, whole_file
 from far_runtime.storage.lock import held_if_free
 from far_runtime.storage.run_record import check_claim, claim, read
 
@@ -47,8 +47,7 @@ class SampleFolder:
                     SettingName("output"),
                 )
             claim(self.path / RUN_FILE, facts)
-            for part in self.path.glob(".*.part"):
-                part.unlink(missing_ok=True)
+            remove_parts(self.path)
             if not any(self._is_whole(shard) for shard in self.run.shards):
                 (self.path / ENGINE_FILE).unlink(missing_ok=True)
             yield

@@ -72,6 +72,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove the half-written files that killed processes left in a folder; only where nobody else writes there.
+
+    name: of the files that they were to become, a pattern.
+    """
+    for part in folder.glob(f".{name}.*.part"):
+        part.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def whole_folder(
     target: Path, option: str = OUTPUT, check_replaceable: Callable[[Path], None] | None = None

@@ -1,7 +1,8 @@
-"""A folder that is filled bit by bit says in a file what of, so that nothing else is put beside it."""
+"""The record of what a folder is filled with, so that a run that was ended can go on and another one cannot mix in."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from far_runtime.storage.atomic import whole_file
 
 
 def claim(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write down what the folder of `path` is filled with; FarError where it is written there already, and differs."""
+    """Record in the file `path` what its folder is filled with; FarError where it was begun with other facts."""
     if not check_claim(path, facts):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as aside:
@@ -20,31 +21,40 @@ def claim(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def check_claim(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether it is written there already; FarError where something else is."""
+    """Whether the folder of the file `path` was begun with these facts; FarError where it was begun with others."""
     before = read(path)
     if before is None:
         return False
     now = json.loads(json.dumps(facts))
     if before != now:
-        changed = [
-            f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
         raise FarError(
-            f"{path.parent}: holds pictures of another run ({'; '.join(changed)}); give the same settings or "
-            "choose another ",
+            f"{path.parent}: was begun with other settings ({'; '.join(differences(before, now))}); give the same "
+            "ones, remove it or choose another ",
             SettingName("output"),
             " folder",
         )
     return True
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two records: "key before -> now"."""
+    return [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+
+
+def digest_of(facts: Mapping[str, Any], digits: int = 16) -> str:
+    """The first hex digits of SHA-256 over the JSON of a record, keys sorted: a name for what depends on it."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:digits]
+
+
 def read(path: Path) -> dict[str, Any] | None:
-    """What is written there; None where nothing is. FarError for a file that is damaged."""
+    """The facts in a record; None where there is no such file. FarError for a damaged one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
             raise ValueError("no JSON object")
     except FileNotFoundError:
         return None
@@ -52,4 +62,4 @@ def read(path: Path) -> dict[str, Any] | None:
         raise FarError(
             f"{path}: cannot be read ({error}); remove {path.parent} or choose another ", SettingName("output")
         ) from error
-    return found
+    return facts

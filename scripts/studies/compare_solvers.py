@@ -10,9 +10,7 @@ that to the solver. Features are kept in --kept, so that a second run draws only
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.reverse_diffusion import diffusion_of
 from far_runtime.sampling.settings import plan_of, resolve_settings, sampler_of
 from far_runtime.storage.atomic import whole_file
+from far_runtime.storage.run_record import digest_of
 
 OFFICIAL = {"solver": "ddpm", "steps": 100}
 BATCH = 32
@@ -65,7 +64,7 @@ class Sets:
         engine, bundle = self._pipeline.engine, self._pipeline.bundle
         manifest = bundle.manifest
         facts = [manifest.id, engine.name, [one.caption for one in subjects], first, settings, power]
-        file = self._kept / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}.npy"
+        file = self._kept / f"{digest_of(facts)}.npy"
         if not file.exists():
             plan = plan_of(manifest, settings)
             steps = [diffusion_of(step) for step in plan]

@@ -23,7 +23,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -39,6 +38,7 @@ from emoji_match import Drawing, Emoji, bitmap_drawings, iconify_drawings, iconi
 from emoji_raster import contact_sheet, rasterise
 from emoji_sources import EMOJIBASE, STYLES, fetch
 from far_runtime.errors import FarError
+from far_runtime.storage.atomic import whole_folder
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1
@@ -174,32 +174,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def replace_folder(new: Path, target: Path, attic: Path) -> None:
-    """Put `new` in the place of `target`; the old folder goes to `attic`, or back if that fails."""
-    moved = target.exists()
-    if moved:
-        os.replace(target, attic)
-    try:
-        os.replace(new, target)
-    except OSError:
-        if moved:
-            os.replace(attic, target)
-        raise
+def check_replaceable(folder: Path) -> None:
+    """FarError for a folder that holds anything but a picture set."""
+    if folder.exists() and not (folder / "meta.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FarError(f"{folder} exists and is no picture set; choose another folder with -o")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build the folder beside its final place, then rename; 0, or 2 with one line on stderr."""
+    """Build the picture set; 0, or 2 with one line on stderr."""
     args = parse(argv)
     output: Path = args.output
     try:
-        if output.exists() and not (output / "meta.json").exists() and (not output.is_dir() or any(output.iterdir())):
-            raise FarError(f"{output} exists and is no picture set; choose another folder with -o")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as aside:
-            new = Path(aside) / "new"
-            new.mkdir()
-            meta = build(args, new)
-            replace_folder(new, output, Path(aside) / "old")
+        with whole_folder(output, check_replaceable=check_replaceable) as folder:
+            meta = build(args, folder)
     except (FarError, OSError) as error:
         print(f"prepare_emoji: {error}", file=sys.stderr)
         return 2

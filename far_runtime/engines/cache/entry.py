@@ -6,20 +6,21 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from far_runtime import __version__
 from far_runtime.bundle import Bundle, FileRecord, manifest_checksum, record_of
 from far_runtime.errors import FarError
 
 SIDECAR = "engine.json"
 FORMAT = 1
 DIGITS = 16
-OURS = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")
+ENGINE_NAME = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")
 """Names of engines' folders. Whatever else lies beside them is somebody's own, and neither shown nor removed."""
-UNFINISHED = re.compile(rf"\.({OURS.pattern})\.([0-9]+\.part|old)")
+UNFINISHED = re.compile(rf"\.({ENGINE_NAME.pattern})\.(([0-9]+-\w+\.)?old|[0-9]+(-\w+)?\.part)")
 """What a build, or a removal, that was killed leaves behind."""
 KINDS: dict[str, type | tuple[type, ...]] = {
     "library": str, "facts": dict, "created": (int, float), "created_by": str, "seconds": (int, float), "notes": dict,
@@ -148,7 +149,7 @@ def _of_kind(data: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) 
 
 def is_cache_file(name: str) -> bool:
     """Whether something in a folder of engines was put there by the cache, by its name."""
-    return any(re.fullmatch(pattern, name) for pattern in (OURS, UNFINISHED, rf"\.{OURS.pattern}\.lock"))
+    return any(re.fullmatch(pattern, name) for pattern in (ENGINE_NAME, UNFINISHED, rf"\.{ENGINE_NAME.pattern}\.lock"))
 
 
 def _damage(engine: CachedEngine, check: bool) -> str:
@@ -174,6 +175,20 @@ def to_json(content: Any) -> Any:
     return json.loads(json.dumps(content))
 
 
-def records(folder: Path) -> dict[str, FileRecord]:
+def write_sidecar(folder: Path, key: EngineKey, created: float, seconds: float, notes: Mapping[str, Any]) -> None:
+    """Describe the files of a folder in its sidecar: they were built under `key`, from `created` (seconds since 1970)
+    on, in `seconds`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): record_of(path) for path in files}
+    content = {
+        "format": FORMAT,
+        "library": key.library,
+        "digest": key.digest,
+        "facts": to_json(key.facts),
+        "files": {path.relative_to(folder).as_posix(): asdict(record_of(path)) for path in files},
+        "created": created,
+        "created_by": f"far-deploy {__version__}",
+        "seconds": seconds,
+        "notes": to_json(notes),
+    }
+    content["sha256"] = manifest_checksum(content)
+    (folder / SIDECAR).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

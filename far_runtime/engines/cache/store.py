@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import os
 import shutil
 import tempfile
 import time
@@ -13,26 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from far_runtime import __version__
-from far_runtime.bundle import (
-    ENGINES_FOLDER,
-    Bundle,
-    manifest_checksum,
-    open_bundle,
-)
+from far_runtime.bundle import ENGINES_FOLDER, Bundle, open_bundle
 from far_runtime.engines.cache.entry import (
-    FORMAT,
-    OURS,
-    SIDECAR,
+    ENGINE_NAME,
     UNFINISHED,
     CachedEngine,
     EngineKey,
     read_engine,
-    records,
     to_json,
-)  # fmt: skip
+    write_sidecar,
+)
 from far_runtime.errors import FarError
-from far_runtime.storage.atomic import user_cache
+from far_runtime.storage.atomic import user_cache, whole_folder
 from far_runtime.storage.lock import held, held_if_free
 
 NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST)  # the last: a file of that name
@@ -93,7 +83,7 @@ class EngineCache:
             for place in self.places
             if place.is_dir()
             for path in sorted(place.iterdir())
-            if OURS.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+            if ENGINE_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         ]
         return sorted(found, key=lambda engine: -engine.created)
 
@@ -133,40 +123,25 @@ class EngineCache:
         )
 
     def _write(self, key: EngineKey, place: Path, write: Callable[[Path], Mapping[str, Any] | None]) -> CachedEngine:
-        target, folder = place / key.folder, place / f".{key.folder}.{os.getpid()}.part"
-        started = time.time()
-        try:
-            folder.mkdir()
-            notes = write(folder) or {}
-            content = {
-                "format": FORMAT,
-                "library": key.library,
-                "digest": key.digest,
-                "facts": to_json(key.facts),
-                "files": {name: {"bytes": record.bytes, "sha256": record.sha256}
-                          for name, record in records(folder).items()},
-                "created": started,
-                "created_by": f"far-deploy {__version__}",
-                "seconds": time.time() - started,
-                "notes": to_json(notes),
-            }  # fmt: skip
-            content["sha256"] = manifest_checksum(content)
-            (folder / SIDECAR).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            self._still_the_same()
-            _discard(target)  # a damaged one
-            folder.rename(target)
-        except OSError as error:
-            if error.errno in FULL:
-                raise _full(place, error) from error
-            if error.errno == errno.ENOENT and not folder.exists():
-                raise self._replaced() from error
-            raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        target = place / key.folder
+        if target.is_symlink():  # somebody's own: what it leads to is not replaced
+            target.unlink()
+        # An engine that stands there is a damaged one, which goes.
+        with whole_folder(target, check_replaceable=lambda _: self._check_unchanged()) as folder:
+            try:
+                started = time.time()
+                notes = write(folder) or {}
+                write_sidecar(folder, key, started, time.time() - started, notes)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise _full(place, error) from error
+                if error.errno == errno.ENOENT and not folder.exists():
+                    raise self._replaced() from error
+                raise
         return read_engine(target)
 
-    def _still_the_same(self) -> None:
-        """FarError where another bundle was put in this one's place: what was compiled may be of either."""
+    def _check_unchanged(self) -> None:
+        """FarError where another bundle has taken this one's place: what was compiled may be of either."""
         try:
             now = open_bundle(self.bundle.path, check=False).manifest.id
         except FarError:
@@ -195,7 +170,7 @@ def _unfinished(place: Path) -> Iterator[Path]:
 
 
 def _of(path: Path) -> str:
-    """The engine that an unfinished folder is of: ".NAME.PROCESS.part", ".NAME.old"."""
+    """Name of the engine that an unfinished folder is of: the first part of ".NAME.PROCESS-abc.part" or ".NAME.old"."""
     return path.name.split(".")[1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 
 from far_models.pictures import load_array
 from far_runtime.errors import FarError, SettingName
-from far_runtime.storage.atomic import check_new_folder, whole_file
-from far_training.data.cache import write_json
+from far_runtime.storage.atomic import check_new_folder, remove_parts, whole_file
+from far_runtime.storage.run_record import claim
 from far_training.loop.display import Log
 from far_training.loop.processes import ALONE, ProcessGroup
 
@@ -76,19 +75,14 @@ def begin_folder(out: Path, facts: Mapping[str, Any]) -> Path:
             f"{out}: cannot be written ({error.strerror}); free some space or choose another folder with ",
             SettingName("output"),
         ) from error
-    path = staging / FACTS
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != dict(facts):
-        raise FarError(f"{staging}: was begun with other pictures, models or settings; remove it")
-    with whole_file(path) as part:
-        write_json(part, dict(facts))
+    claim(staging / FACTS, facts)
     return staging
 
 
 def finish_folder(staging: Path, out: Path) -> None:
     """Put a folder that has all its shards in its place."""
     (staging / FACTS).unlink()
-    for leftover in staging.glob(".*.part"):  # of a process that was killed
-        leftover.unlink()
+    remove_parts(staging)
     try:
         os.replace(staging, out)
     except OSError as error:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from far_runtime.errors import FarError, SettingName
-from far_runtime.storage.atomic import whole_file
+from far_runtime.storage.atomic import remove_parts, whole_file
+from far_runtime.storage.run_record import differences
 from far_training.loop.settings import LoopSettings
 from far_training.loop.task import Task
 
@@ -45,8 +46,7 @@ def save_state(
         "metadata": dict(task.metadata),
     }
     settings.run.mkdir(parents=True, exist_ok=True)
-    for leftover in settings.run.glob(f".{STATE}.*.part"):  # of a process that was killed
-        leftover.unlink(missing_ok=True)
+    remove_parts(settings.run, STATE)
     with whole_file(settings.run / STATE) as part:
         torch.save(state, part)
         with part.open("rb+") as file:
@@ -88,7 +88,8 @@ def changed_settings(state: Mapping[str, Any], settings: LoopSettings, task: Tas
     """What differs from the run that left a state, of what has to be the same."""
     saved = vars(state["args"])
     fixed = {**task.args, "batch": settings.batch, "seed": settings.seed}
-    changes = [f"{key} {saved[key]!r} -> {value!r}" for key, value in fixed.items() if saved.get(key, value) != value]
+    # An older state may lack a setting.
+    changes = differences({key: saved.get(key, value) for key, value in fixed.items()}, fixed)
     if (DISCRIMINATOR in state) != (task.discriminator is not None):
         changes.append("a discriminator, or none")
     return changes

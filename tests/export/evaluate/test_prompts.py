@@ -89,7 +89,7 @@ def test_pictures_of_prompts_stand_where_the_scorer_looks(run: Run, tiny: Tiny, 
     assert "seed 0 -> 1" in str(result.exception)
     assert "prompts" in str(run(*arguments[:3], "--samples", 2, "-o", out).exception)
     file.write_text('{"prompt": "a green apple"}\n{"prompt": "a smiling face"}\n')
-    assert "holds pictures of another run" in str(run(*arguments).exception)
+    assert "was begun with other settings" in str(run(*arguments).exception)
     assert (out / "00000" / "metadata.jsonl").read_text() == '{"prompt": "a red apple"}\n'
 
 

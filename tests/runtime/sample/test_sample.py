@@ -154,7 +154,7 @@ def test_a_folder_takes_one_run_alone(far: Any, tiny: Any, tmp_path: Path) -> No
     ):
         result = far(*arguments, *more)
         assert (result.code, result.out) == (2, "")
-        assert "holds pictures of another run" in result.err and said in result.err
+        assert "was begun with other settings" in result.err and said in result.err
     (tmp_path / "out" / "shard-00001.tar").write_bytes(before["shard-00001.tar"][:700])
     other = far(*arguments, "--threads", 2)
     assert other.code == 2 and "threads 1 -> 2" in other.err
