@@ -25,8 +25,8 @@ from simulated_tensorrt import plan_of
             cudaError_t.cudaErrorInsufficientDriver,
             "no NVIDIA GPU can be used here .*driver version is insufficient",
         ),
-        ({}, cudaError_t.cudaErrorNoDevice, "no CUDA-capable device.*use another --engine"),
-        ({"devices": 0}, None, "no NVIDIA GPU in this machine; use another --engine"),
+        ({}, cudaError_t.cudaErrorNoDevice, "no CUDA-capable device.*use another engine"),
+        ({"devices": 0}, None, "no NVIDIA GPU in this machine; use another engine"),
     ],
 )
 def test_without_a_gpu_another_engine_is_named(simulate: Any, tiny: Any, cuda: Any, fault: Any, said: str) -> None:
