@@ -13,7 +13,7 @@ import numpy as np
 
 from far_runtime.bench.worker_process import Target, Worker
 from far_runtime.bundle import Manifest, open_bundle
-from far_runtime.sampling.settings import plan_of, resolve_settings
+from far_runtime.sampling.settings import resolve_plan, resolve_settings
 
 STEPS = 100
 """Diffusion steps of the released loop."""
@@ -111,7 +111,7 @@ class ReleasedLoop:
         config = model.config
         released = ReleasedFAR(model, STEPS, self.amp, self.compiled)
         both, latents = torch.tensor([1, config.classes]), torch.randn(1, config.tokens, config.channels)
-        plan = plan_of(manifest, resolve_settings(manifest, {"preset": "official"}))
+        plan = resolve_plan(manifest, {"preset": "official"})[1]
 
         def head(tokens: int, level: float | None) -> Any:
             x, noise = torch.randn(2 * tokens, config.channels), torch.randn(2 * tokens, config.channels)

@@ -24,7 +24,7 @@ from far_runtime.bundle import Bundle, open_bundle
 from far_runtime.engines import open_engine
 from far_runtime.engines.base import EngineOptions
 from far_runtime.sampling.base import Step
-from far_runtime.sampling.settings import plan_of, resolve_settings
+from far_runtime.sampling.settings import resolve_plan
 
 PACKING = {"onnxruntime": ("packed", "unpacked"), "openvino": ("",)}
 
@@ -68,7 +68,7 @@ def measure(path: str, name: str, packing: str, threads: int, rounds: int) -> di
             return options
 
         engine._session_options = options_of
-    steps = plan_of(bundle.manifest, resolve_settings(bundle.manifest))
+    steps = resolve_plan(bundle.manifest)[1]
     calls = [({n: engine.put(a) for n, a in inputs_of(bundle, step).items()}, step.constants) for step in steps]
     before = memory()
     started = time.perf_counter()

@@ -21,7 +21,7 @@ from far_runtime.sampling import far
 from far_runtime.sampling import var as var_loop
 from far_runtime.sampling.latent_checks import unsteady
 from far_runtime.sampling.lowpass import lowpass
-from far_runtime.sampling.settings import batch_key, plan_of, resolve_plan, resolve_settings
+from far_runtime.sampling.settings import batch_key, resolve_plan, resolve_settings
 from model_infos import far_info, var_info
 
 
@@ -335,7 +335,7 @@ def test_untuned_presets_of_mar_leave_the_first_iterations_unguided(mar_pipeline
     manifest = mar_pipeline.bundle.manifest
     unguided = {}
     for name in ("official", "quality", "balanced", "fast"):
-        steps = plan_of(manifest, resolve_settings(manifest, {"preset": name, "iterations": 16, "guidance": 2.9}))
+        steps = resolve_plan(manifest, {"preset": name, "iterations": 16, "guidance": 2.9})[1]
         halves = [call.rows for step in steps for call in step.calls if call.stage == "transformer"]
         assert halves == sorted(halves), "guidance rises, so only the first may be unguided"
         unguided[name] = halves.count(1)

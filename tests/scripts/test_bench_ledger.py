@@ -18,7 +18,7 @@ from bench.ledger_report import floor, report, table
 from far_runtime.bundle import open_bundle
 from far_runtime.errors import FarError
 from far_runtime.sampling.flops import picture_cost
-from far_runtime.sampling.settings import plan_of, resolve_settings
+from far_runtime.sampling.settings import resolve_plan
 
 if TYPE_CHECKING:
     from conftest import Tiny
@@ -44,7 +44,7 @@ def measurements(counts: dict[str, int], parts: dict[str, float], manifest: Any)
             part: [9.0 * median * factor, median * factor, 0.0] for part, median in parts.items()
         }
     for preset, seconds in (("quality", 5.0), ("balanced", 4.0)):
-        plan = plan_of(manifest, resolve_settings(manifest, {"preset": preset}))
+        plan = resolve_plan(manifest, {"preset": preset})[1]
         measured.flops[preset] = picture_cost(manifest, plan)
         measured.far_deploy[Case("int8", ENGINE, preset, 1)] = [{"": seconds, "denoise": 1.0}]
     return measured
@@ -74,7 +74,7 @@ def test_the_floor_takes_int8_for_what_was_quantised_only() -> None:
 
 def test_the_released_loop_is_charged_for_both_halves_of_every_step(tiny: Tiny) -> None:
     manifest = open_bundle(tiny.bundle).manifest
-    guided = plan_of(manifest, resolve_settings(manifest, {"preset": "official"}))
+    guided = resolve_plan(manifest, {"preset": "official"})[1]
     assert guided[0].guidance == 1  # its first level is not guided, and the released code computes both halves
     alone = replace(guided[0], calls=tuple(replace(call, rows=2) for call in guided[0].calls))
     least = sum(picture_cost(manifest, guided).values())
@@ -86,7 +86,7 @@ def test_the_released_loop_is_charged_for_both_halves_of_every_step(tiny: Tiny) 
 def test_every_call_of_the_released_loop_is_counted_and_can_be_run(tiny: Tiny, tmp_path: Path, system: str) -> None:
     folder = home(tiny, system, tmp_path)
     manifest = open_bundle(folder / "fp32").manifest
-    plan = plan_of(manifest, resolve_settings(manifest, {"preset": "official"}))
+    plan = resolve_plan(manifest, {"preset": "official"})[1]
     released = ReleasedLoop(folder, amp=False)
     counts = released.open()
     heads = [count for part, count in counts.items() if part.startswith("head")]

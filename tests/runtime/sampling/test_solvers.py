@@ -17,7 +17,7 @@ from far_runtime.sampling.base import Step
 from far_runtime.sampling.noise import SeedNoise
 from far_runtime.sampling.noise_schedule import TRAIN_STEPS, cosine_alphas_cumprod
 from far_runtime.sampling.reverse_diffusion import diffuse
-from far_runtime.sampling.settings import plan_of, resolve_settings
+from far_runtime.sampling.settings import resolve_plan
 from far_runtime.sampling.solvers import COEFFICIENTS, ODE_SOLVERS, SOLVERS, STARTS, Diffusion, trailing_timesteps
 
 ALPHAS = cosine_alphas_cumprod()
@@ -366,13 +366,13 @@ class Listening:
 def test_every_level_is_drawn_by_its_own_solver(any_pipeline: Pipeline) -> None:
     """Timesteps, coefficients and history of every call, with one name and one number for each level."""
     manifest = any_pipeline.bundle.manifest
-    count = len(plan_of(manifest, resolve_settings(manifest)))
+    count = len(resolve_plan(manifest)[1])
     solver, steps = [SOLVERS[-1 - i] for i in range(count)], [2 + i % 2 for i in range(count)]
     engine = Listening(any_pipeline.engine)
     made = Pipeline(any_pipeline.bundle, engine).generate([1], [7], solver=solver, steps=steps, start=900)
     assert made.images.shape[0] == 1
     calls = iter(engine.told)
-    for step in plan_of(manifest, resolve_settings(manifest, {"solver": solver, "steps": steps, "start": 900})):
+    for step in resolve_plan(manifest, {"solver": solver, "steps": steps, "start": 900})[1]:
         assert step.diffusion is not None
         assert (step.diffusion.solver, step.diffusion.steps) == (solver[step.index], steps[step.index])
         before = None
@@ -438,7 +438,7 @@ def test_ranges_of_steps_with_few_step_solvers(pipeline: Pipeline, mar_pipeline:
     far, mar = pipeline.bundle.manifest, mar_pipeline.bundle.manifest
 
     def steps(manifest: Any, **given: Any) -> list[tuple[str, int]]:
-        plan = plan_of(manifest, resolve_settings(manifest, given))
+        plan = resolve_plan(manifest, given)[1]
         return [(step.diffusion.solver, step.diffusion.steps) for step in plan if step.diffusion is not None]
 
     assert steps(far, steps="2:8", solver="dpmpp-2m") == [("dpmpp-2m", number) for number in (2, 4, 6, 8)]
