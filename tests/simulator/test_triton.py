@@ -32,35 +32,35 @@ def test_every_system_draws_the_bits_of_far_generate(system_bundle: Path, tmp_pa
     with Pipeline.from_bundle(system_bundle, "onnxruntime", threads=1) as pipeline:
         manifest = pipeline.bundle.manifest
         text = manifest.system == "far_t2i"
-        shown, given = (["a red apple", "a lion"] if text else ["3", "1"]), STEPS[manifest.system]
-        expected = pipeline.generate(shown, [5, 6], guidance=[2.0, 3.0], batch_size=2, **given)
-    sampling = strings(*(json.dumps({**given, "guidance": scale}) for scale in (2.0, 3.0)))
-    asked = {"PROMPT" if text else "LABEL": strings(*shown), "SEED": seeds(5, 6), "SAMPLING": sampling}
+        subjects, settings = (["a red apple", "a lion"] if text else ["3", "1"]), STEPS[manifest.system]
+        expected = pipeline.generate(subjects, [5, 6], guidance=[2.0, 3.0], batch_size=2, **settings)
+    sampling = strings(*(json.dumps({**settings, "guidance": scale}) for scale in (2.0, 3.0)))
+    inputs = {"PROMPT" if text else "LABEL": strings(*subjects), "SEED": seeds(5, 6), "SAMPLING": sampling}
     with server.running("m"):
-        (together,) = server.infer("m", asked)
-        apart = server.infer("m", *({name: array[i : i + 1] for name, array in asked.items()} for i in range(2)))
-    assert np.array_equal(together["PIXELS"], expected.images)
+        (batched,) = server.infer("m", inputs)
+        apart = server.infer("m", *({name: array[i : i + 1] for name, array in inputs.items()} for i in range(2)))
+    assert np.array_equal(batched["PIXELS"], expected.images)
     assert np.array_equal(np.concatenate([one["PIXELS"] for one in apart]), expected.images)
-    made = PictureMetadata.from_dict(json.loads(together["SETTINGS"][1, 0]))
-    assert (made.seed, made.engine, made.bundle) == (6, f"triton:{engine}", manifest.id)
-    assert made.sampling == expected.settings[1].sampling
+    metadata = PictureMetadata.from_dict(json.loads(batched["SETTINGS"][1, 0]))
+    assert (metadata.seed, metadata.engine, metadata.bundle) == (6, f"triton:{engine}", manifest.id)
+    assert metadata.sampling == expected.settings[1].sampling
     assert not server.log
 
 
 def test_tensors_may_stay_on_the_gpu(system_bundle: Path, tmp_path: Path) -> None:
     manifest = open_bundle(system_bundle).manifest
     subject = {"PROMPT": strings("lion")} if manifest.system == "far_t2i" else {"LABEL": strings("1")}
-    asked = {**subject, "SEED": seeds(5), "SAMPLING": strings(json.dumps({**STEPS[manifest.system], "guidance": 2}))}
-    made, moved = [], []
+    inputs = {**subject, "SEED": seeds(5), "SAMPLING": strings(json.dumps({**STEPS[manifest.system], "guidance": 2}))}
+    pictures, moved = [], []
     for tensors in ("host", "device"):
         serving = ServingConfig(tensors=tensors)
         server = served(system_bundle, tmp_path / tensors, engine="onnxruntime:cuda", serving=serving)
         with server.running("m"):
-            server.infer("m", asked)
+            server.infer("m", inputs)
             before = server.moved
-            made.append(server.infer("m", asked)[0]["PIXELS"])
+            pictures.append(server.infer("m", inputs)[0]["PIXELS"])
             moved.append(server.moved - before)
-    assert np.abs(made[0].astype(int) - made[1]).max() <= 1
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
     assert moved[1] < moved[0]
 
 
@@ -68,9 +68,9 @@ def test_the_loop_calls_every_stage_that_drawing_needs(system_bundle: Path, tmp_
     server = served(system_bundle, tmp_path / "models")
     manifest = open_bundle(system_bundle).manifest
     subject = {"PROMPT": strings("lion")} if manifest.system == "far_t2i" else {"LABEL": strings("1")}
-    given = {**STEPS[manifest.system]}
+    settings = {**STEPS[manifest.system]}
     with server.running("m"):
-        server.infer("m", {**subject, "SAMPLING": strings(json.dumps(given))})
+        server.infer("m", {**subject, "SAMPLING": strings(json.dumps(settings))})
         if manifest.system == "var":
             server.infer("m", {**subject, "SAMPLING": strings('{"more_smooth": true}')})
     called = {name for name, _ in server.calls}
@@ -79,18 +79,18 @@ def test_the_loop_calls_every_stage_that_drawing_needs(system_bundle: Path, tmp_
     assert ("m_place" in called) == (manifest.system == "mar")
 
 
-def test_requests_of_one_kind_are_drawn_together(tiny: Any, tmp_path: Path) -> None:
+def test_requests_with_the_same_settings_share_a_batch(tiny: Any, tmp_path: Path) -> None:
     server = served(tiny.bundle, tmp_path / "models")
     few, more = strings('{"steps": 2}'), strings('{"steps": 3}')
     with server.running("m"):
-        asked = [{"LABEL": strings(str(i)), "SEED": seeds(i), "SAMPLING": more if i == 1 else few} for i in range(4)]
-        made = server.infer("m", *asked)
-        alone = [server.infer("m", one)[0] for one in asked]
+        inputs = [{"LABEL": strings(str(i)), "SEED": seeds(i), "SAMPLING": more if i == 1 else few} for i in range(4)]
+        batched = server.infer("m", *inputs)
+        alone = [server.infer("m", one)[0] for one in inputs]
     batches = [shapes["state"][0] for name, shapes in server.calls if name == "m_denoise"]
     levels = open_bundle(tiny.bundle).manifest.default_settings["levels"]
     assert batches[: 2 * len(levels)] == [3] * 2 * len(levels)
     assert batches[2 * len(levels) : 5 * len(levels)] == [1] * 3 * len(levels)
-    for one, other in zip(made, alone, strict=True):
+    for one, other in zip(batched, alone, strict=True):
         assert np.abs(one["PIXELS"].astype(int) - other["PIXELS"]).max() <= 1
 
 
@@ -98,8 +98,8 @@ def test_pictures_of_a_request_keep_their_order_whatever_their_settings(tiny: An
     server = served(tiny.bundle, tmp_path / "models")
     sampling = strings('{"steps": 2}', '{"steps": 3}', '{"steps": 2}')
     with server.running("m"):
-        (made,) = server.infer("m", {"LABEL": strings("1", "2", "3"), "SEED": seeds(7, 8, 9), "SAMPLING": sampling})
-    settings = [json.loads(text) for text in made["SETTINGS"][:, 0]]
+        (response,) = server.infer("m", {"LABEL": strings("1", "2", "3"), "SEED": seeds(7, 8, 9), "SAMPLING": sampling})
+    settings = [json.loads(text) for text in response["SETTINGS"][:, 0]]
     assert [(one["label"], one["seed"], one["sampling"]["steps"]) for one in settings] == [
         (1, 7, 2), (2, 8, 3), (3, 9, 2)
     ]  # fmt: skip
@@ -120,15 +120,15 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "said"), BAD)
-def test_a_bad_request_fails_alone(tiny: Any, tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("wrong", "message"), BAD)
+def test_a_bad_request_fails_alone(tiny: Any, tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
     server = served(tiny.bundle, tmp_path / "models")
     good = {"LABEL": strings("1"), "SEED": seeds(5), "SAMPLING": strings('{"steps": 2}')}
     with server.running("m"):
         first, error, last = server.infer("m", good, {**good, **wrong}, good)
     assert isinstance(error, TritonError)
     assert error.code() == TritonError.INVALID_ARG
-    assert re.search(said, error.message()), error.message()
+    assert re.search(message, error.message()), error.message()
     assert "--" not in error.message()
     assert np.array_equal(first["PIXELS"], last["PIXELS"])
 
@@ -143,8 +143,8 @@ def test_a_stage_that_fails_is_the_servers_fault_and_logged(tiny: Any, tmp_path:
         ] * 2
         assert server.log
         server.fail.clear()
-        (made,) = server.infer("m", {"LABEL": strings("1")}, outputs=["PIXELS"])
-    assert list(made) == ["PIXELS"]
+        (response,) = server.infer("m", {"LABEL": strings("1")}, outputs=["PIXELS"])
+    assert list(response) == ["PIXELS"]
 
 
 def test_a_batch_that_nobody_waits_for_is_given_up(tiny: Any, tmp_path: Path) -> None:
@@ -156,28 +156,28 @@ def test_a_batch_that_nobody_waits_for_is_given_up(tiny: Any, tmp_path: Path) ->
         one_left = [
             Request({"LABEL": strings("1")}, ["PIXELS"], cancelled=True), Request({"LABEL": strings("2")}, ["PIXELS"])
         ]  # fmt: skip
-        made = server.infer_requests("m", one_left)
+        responses = server.infer_requests("m", one_left)
     assert [one.code() for one in errors] == [TritonError.CANCELLED] * 2
     assert len(server.calls) - calls > calls
-    assert made[1]["PIXELS"].shape == (1, 16, 16, 3)
+    assert responses[1]["PIXELS"].shape == (1, 16, 16, 3)
 
 
 def test_without_a_seed_every_picture_has_its_own(tiny: Any, tmp_path: Path) -> None:
     server = served(tiny.bundle, tmp_path / "models")
     with server.running("m"):
-        (made,) = server.infer("m", {"LABEL": strings("1", "1")})
-        drawn = [json.loads(text)["seed"] for text in made["SETTINGS"][:, 0]]
+        (response,) = server.infer("m", {"LABEL": strings("1", "1")})
+        drawn = [json.loads(text)["seed"] for text in response["SETTINGS"][:, 0]]
         (again,) = server.infer("m", {"LABEL": strings("1", "1"), "SEED": seeds(*drawn)})
     assert drawn[0] != drawn[1]
-    assert np.array_equal(again["PIXELS"], made["PIXELS"])
+    assert np.array_equal(again["PIXELS"], response["PIXELS"])
 
 
-def test_a_prompt_that_is_cut_is_said_so(tiny: Any, tmp_path: Path) -> None:
+def test_a_prompt_that_is_cut_comes_with_a_warning(tiny: Any, tmp_path: Path) -> None:
     server = served(tiny.t2i_bundle, tmp_path / "models")
     with server.running("m"):
-        asked = {"PROMPT": strings("a red apple and a lion of the city street"), "NEGATIVE": strings("green")}
-        (made,) = server.infer("m", {**asked, "SAMPLING": strings('{"steps": 2}')})
-    settings = json.loads(made["SETTINGS"][0, 0])
+        inputs = {"PROMPT": strings("a red apple and a lion of the city street"), "NEGATIVE": strings("green")}
+        (response,) = server.infer("m", {**inputs, "SAMPLING": strings('{"steps": 2}')})
+    settings = json.loads(response["SETTINGS"][0, 0])
     assert settings["negative"] == "green"
     assert "the rest is cut" in settings["warnings"][0]
 

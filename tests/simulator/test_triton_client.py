@@ -40,11 +40,11 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
                 else np.frombuffer(raw, utils.triton_to_np_dtype(tensor.datatype))
             )
             inputs[tensor.name] = flat.reshape(tuple(tensor.shape))
-        (made,) = self._server.infer(request.model_name, inputs, outputs=[one.name for one in request.outputs])
-        if isinstance(made, TritonError):
-            context.abort(CODES[made.code()], made.message())
+        (result,) = self._server.infer(request.model_name, inputs, outputs=[one.name for one in request.outputs])
+        if isinstance(result, TritonError):
+            context.abort(CODES[result.code()], result.message())
         response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
-        for name, array in made.items():
+        for name, array in result.items():
             output = response.outputs.add()
             output.name, output.datatype = name, utils.np_to_triton_dtype(array.dtype)
             output.shape.extend(array.shape)
@@ -85,14 +85,14 @@ def test_the_code_in_the_docs_draws(
 
 def test_the_curl_line_in_the_docs_is_a_request_that_the_model_takes(served: tuple[Server, str]) -> None:
     (body,) = re.findall(r"/infer -d '(\{.*?\})'", DOCS, re.DOTALL)
-    asked = json.loads(body.replace("panda", "lion"))
+    body = json.loads(body.replace("panda", "lion"))
     arrays = {}
-    for one in asked["inputs"]:
+    for one in body["inputs"]:
         text = one["datatype"] == "BYTES"
         data = [value.encode() for value in one["data"]] if text else one["data"]
         arrays[one["name"]] = np.array(data, utils.triton_to_np_dtype(one["datatype"])).reshape(one["shape"])
-    (made,) = served[0].infer("far-emoji", arrays, outputs=[one["name"] for one in asked["outputs"]])
-    assert made["PIXELS"].shape == (1, 16, 16, 3)
+    (response,) = served[0].infer("far-emoji", arrays, outputs=[one["name"] for one in body["outputs"]])
+    assert response["PIXELS"].shape == (1, 16, 16, 3)
 
 
 def test_an_error_reaches_the_client_with_its_code(served: tuple[Server, str]) -> None:

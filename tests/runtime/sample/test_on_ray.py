@@ -26,14 +26,14 @@ def cluster() -> Iterator[str]:
     """The address of a cluster with one CPU on each of two nodes."""
     from ray.cluster_utils import Cluster
 
-    set_before = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    os.environ.update(set_before)
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ.update(environment)
     node = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    made.add_node(**node)
-    yield made.address
-    made.shutdown()
-    for name in set_before:
+    ray_cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    ray_cluster.add_node(**node)
+    yield ray_cluster.address
+    ray_cluster.shutdown()
+    for name in environment:
         del os.environ[name]
 
 
@@ -43,14 +43,14 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 def workers() -> list[Any]:
     """Processes of the cluster that draw, as Ray calls them."""
-    found = []
+    processes = []
     for process in psutil.Process().children(recursive=True):
         try:
             if process.cmdline()[0].startswith("ray::MapWorker"):
-                found.append(process)
+                processes.append(process)
         except (psutil.Error, IndexError):
             continue
-    return found
+    return processes
 
 
 def test_one_of_two_workers_is_killed_and_every_seed_is_there_once_with_the_same_pixels(
@@ -66,12 +66,12 @@ def test_one_of_two_workers_is_killed_and_every_seed_is_there_once_with_the_same
         victim = workers()[0]
         os.kill(victim.pid, signal.SIGKILL)
         before = len(shards(out))
-        said, told = run.communicate(timeout=200)
-    assert run.returncode == 0, told
+        out_text, err_text = run.communicate(timeout=200)
+    assert run.returncode == 0, err_text
     assert before < 25
     assert not psutil.pid_exists(victim.pid) or victim.status() == psutil.STATUS_ZOMBIE
-    assert "100 pictures in 25 shards, seeds 0 to 99" in said
-    assert "drew 100 in " in said and "by 2 workers" in said
+    assert "100 pictures in 25 shards, seeds 0 to 99" in out_text
+    assert "drew 100 in " in out_text and "by 2 workers" in out_text
     alone = far("sample", *arguments, "-o", "alone")
     assert alone.code == 0, alone.err
     assert shards(out) == shards(tmp_path / "alone")  # of which the names hold every seed once: test_sample.py
@@ -113,17 +113,17 @@ def test_a_shard_that_kills_its_workers_ends_the_run(tiny: Any, cluster: str) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--gpus-per-worker", "0.5"], "0.5 GPU each: the cluster has 0 in all"),
         (["--resource", "jetson=1"], "1 jetson each"),
         (["--address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
-    far: Any, tiny: Any, cluster: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+def test_bad_options_are_an_error_in_one_line(
+    far: Any, tiny: Any, cluster: str, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     result = far("sample", tiny.bundle, "--count", 10, "-o", "out", "--ray", *arguments)
     assert (result.code, result.out) == (2, ""), result.err
-    assert said in result.err
+    assert message in result.err

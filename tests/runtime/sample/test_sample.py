@@ -29,15 +29,15 @@ COMMAND = [sys.executable, "-c", "import sys; from far_runtime.cli.main import m
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of the shards by its name; each name once in all of them."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for path in sorted(folder.glob("shard-*.tar")):
         with tarfile.open(path) as tar:
             for member in tar.getmembers():
-                assert member.name not in found
+                assert member.name not in contents
                 file = tar.extractfile(member)
                 assert file is not None
-                found[member.name] = file.read()
-    return found
+                contents[member.name] = file.read()
+    return contents
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -55,24 +55,24 @@ def test_every_seed_is_there_once_with_the_picture_of_the_pipeline(
     assert result.code == 0, result.err
     assert "out: 23 pictures in 6 shards, seeds 5 to 27" in result.out
     assert "some have one more" in result.err
-    found = content(tmp_path / "out")
+    contents = content(tmp_path / "out")
     keys = [f"{seed:010d}" for seed in range(5, 28)]
-    assert list(found) == [f"{key}.{kind}" for key in keys for kind in ("png", "json")]
+    assert list(contents) == [f"{key}.{kind}" for key in keys for kind in ("png", "json")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "engine.json", "sample.json", *(f"shard-0000{i}.tar" for i in range(6)),
     ]  # fmt: skip
     labels = [i % 10 for i in range(23)]  # every class as often as any other
     expected = pipeline.generate(labels, range(5, 28), guidance=2)
     for i, key in enumerate(keys):
-        difference = np.abs(pixels(found[f"{key}.png"]).astype(int) - expected.images[i]).max()
+        difference = np.abs(pixels(contents[f"{key}.png"]).astype(int) - expected.images[i]).max()
         assert difference <= 1  # batches of other sizes may round differently
-        settings = json.loads(found[f"{key}.json"])
+        settings = json.loads(contents[f"{key}.json"])
         assert (settings["seed"], settings["label"]) == (5 + i, labels[i])
         assert settings["sampling"] == expected.settings[i].sampling
         assert settings["batch"] == ([3, 3, 3, 1] * 6)[i] if i < 20 else 3
     file = tmp_path / "one.png"
-    file.write_bytes(found["0000000009.png"])
-    assert read_metadata(file).to_dict() == json.loads(found["0000000009.json"])
+    file.write_bytes(contents["0000000009.png"])
+    assert read_metadata(file).to_dict() == json.loads(contents["0000000009.json"])
     again = far("generate", tiny.bundle, "--like", file, "-o", "again.png")
     assert "repeated bit for bit" in again.out
 
@@ -100,9 +100,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(far: Any, tiny: Any, 
 
 def test_parquet_holds_the_same_pictures(far: Any, tiny: Any, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    for kind in ("webdataset", "parquet"):
+    for format in ("webdataset", "parquet"):
         assert (
-            far("sample", tiny.bundle, "--count", 6, "--label", "lion", "-o", kind, "--format", kind, *FAST).code == 0
+            far("sample", tiny.bundle, "--count", 6, "--label", "lion", "-o", format, "--format", format, *FAST).code
+            == 0
         )
     tars = content(tmp_path / "webdataset")
     rows = [
@@ -125,8 +126,8 @@ def test_prompts_of_a_file_in_turn(far: Any, tiny: Any, tmp_path: Path) -> None:
     result = far("sample", tiny.t2i_bundle, *arguments, *FAST)
     assert result.code == 0, result.err
     settings = [json.loads(data) for name, data in content(tmp_path / "out").items() if name.endswith("json")]
-    assert [one["name"] for one in settings] == ["a red apple", "a lion"] * 2
-    assert {one["negative"] for one in settings} == {"a cat"}
+    assert [each["name"] for each in settings] == ["a red apple", "a lion"] * 2
+    assert {each["negative"] for each in settings} == {"a cat"}
 
 
 def test_a_benchmark_s_file_is_read_as_far_as_there_are_pictures(
@@ -146,7 +147,7 @@ def test_a_folder_takes_one_run_alone(far: Any, tiny: Any, tmp_path: Path) -> No
     arguments = ("sample", tiny.bundle, "--count", 8, "-o", "out", *FAST)
     assert far(*arguments).code == 0
     before = files(tmp_path / "out")
-    for more, said in (
+    for more, message in (
         (("--seed", 1), "seed 0 -> 1"),
         (("--label", 3), "subjects 10 -> 1"),
         (("--steps", 2), "'steps': 2"),
@@ -154,7 +155,7 @@ def test_a_folder_takes_one_run_alone(far: Any, tiny: Any, tmp_path: Path) -> No
     ):
         result = far(*arguments, *more)
         assert (result.code, result.out) == (2, "")
-        assert "was begun with other settings" in result.err and said in result.err
+        assert "was begun with other settings" in result.err and message in result.err
     (tmp_path / "out" / "shard-00001.tar").write_bytes(before["shard-00001.tar"][:700])
     other = far(*arguments, "--threads", 2)
     assert other.code == 2 and "threads 1 -> 2" in other.err
@@ -165,7 +166,7 @@ def test_a_folder_takes_one_run_alone(far: Any, tiny: Any, tmp_path: Path) -> No
     assert files(tmp_path / "out") == before
 
 
-def test_a_run_that_drew_nothing_does_not_settle_the_engine(
+def test_a_run_that_drew_nothing_does_not_claim_the_engine(
     far: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> None:
@@ -202,7 +203,7 @@ def test_what_cannot_be_written_leaves_nothing_half_written(tiny: Any, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--workers", "2"], "--workers: for --ray alone"),
         (["--mixed", "--address", "auto"], "--address: for --ray alone"),
@@ -215,10 +216,10 @@ def test_what_cannot_be_written_leaves_nothing_half_written(tiny: Any, tmp_path:
         (["--top-k", "3"], "no such setting"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(far: Any, tiny: Any, arguments: list[str], said: str) -> None:
+def test_bad_options_are_an_error_in_one_line(far: Any, tiny: Any, arguments: list[str], message: str) -> None:
     result = far("sample", tiny.bundle, "--count", 10, "-o", "out", *arguments)
     assert (result.code, result.out) == (2, "")
-    assert said in result.err and result.err.count("\n") == 1, result.err
+    assert message in result.err and result.err.count("\n") == 1, result.err
 
 
 def test_a_model_of_text_wants_prompts(far: Any, tiny: Any) -> None:

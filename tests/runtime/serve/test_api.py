@@ -39,10 +39,10 @@ def events_of(text: str) -> list[tuple[str, Any]]:
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in parts]
 
 
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    found = answer.json()["error"]
-    assert found.keys() == {"message", "type", "param", "code"}
-    return dict(found)
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return dict(error)
 
 
 def test_openais_client_lists_models_and_gets_the_picture_that_far_generate_draws(
@@ -51,10 +51,12 @@ def test_openais_client_lists_models_and_gets_the_picture_that_far_generate_draw
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
     assert [model.id for model in client.models.list()] == ["bundle", "bundle_t2i"]
     assert client.models.retrieve("bundle_t2i").id == "bundle_t2i"
-    made = client.images.generate(prompt="3", n=2, size="16x16", extra_body={"seed": 7, "guidance": 1.5, "steps": 2})
+    response = client.images.generate(
+        prompt="3", n=2, size="16x16", extra_body={"seed": 7, "guidance": 1.5, "steps": 2}
+    )
     expected = pipeline.generate([3, 3], [7, 8], guidance=1.5, steps="2")
-    assert made.data is not None
-    for i, picture in enumerate(made.data):
+    assert response.data is not None
+    for i, picture in enumerate(response.data):
         file = tmp_path / f"{i}.png"
         file.write_bytes(base64.b64decode(picture.b64_json or ""))
         assert (pixels_of(picture.b64_json or "") == expected.images[i]).all()
@@ -68,24 +70,24 @@ def test_openais_client_lists_models_and_gets_the_picture_that_far_generate_draw
 
 
 def test_a_model_of_text_takes_prompts(client: httpx.Client, tiny: Any) -> None:
-    asked = {"model": "bundle_t2i", "prompt": "a red apple", "negative": "a cat", "seed": 1, "steps": 2}
-    made = client.post(GENERATE, json=asked).json()
+    body = {"model": "bundle_t2i", "prompt": "a red apple", "negative": "a cat", "seed": 1, "steps": 2}
+    response = client.post(GENERATE, json=body).json()
     with Pipeline.from_bundle(tiny.t2i_bundle, "onnxruntime", options=EngineOptions(threads=1)) as pipeline:
         expected = pipeline.generate(["a red apple"], [1], negative="a cat", steps="2").images[0]
-    assert (pixels_of(made["data"][0]["b64_json"]) == expected).all()
-    assert made["model"] == "bundle_t2i"
+    assert (pixels_of(response["data"][0]["b64_json"]) == expected).all()
+    assert response["model"] == "bundle_t2i"
 
 
 def test_a_seed_gives_the_same_picture_at_any_load(client: httpx.Client, address: str) -> None:
-    asked = [{"label": i % 10, "seed": i, "steps": 2, "guidance": 1.5 + i % 3} for i in range(24)]
-    alone = [client.post(GENERATE, json=one).json()["data"][0]["b64_json"] for one in asked]
+    bodies = [{"label": i % 10, "seed": i, "steps": 2, "guidance": 1.5 + i % 3} for i in range(24)]
+    alone = [client.post(GENERATE, json=body).json()["data"][0]["b64_json"] for body in bodies]
     in_batches: dict[int, str] = {}
 
     def ask(i: int) -> None:
-        with httpx.Client(base_url=address, timeout=60) as own:
-            in_batches[i] = own.post(GENERATE, json=asked[i]).json()["data"][0]["b64_json"]
+        with httpx.Client(base_url=address, timeout=60) as client:
+            in_batches[i] = client.post(GENERATE, json=bodies[i]).json()["data"][0]["b64_json"]
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(bodies))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -100,20 +102,20 @@ def test_a_seed_gives_the_same_picture_at_any_load(client: httpx.Client, address
 
 
 def test_the_stream_sends_every_level_and_then_the_same_picture(client: httpx.Client, pipeline: Pipeline) -> None:
-    asked = {"label": 2, "seed": 5, "n": 2, "steps": 2, "levels": [0, 1, 3]}
-    answer = client.post(STREAM, json=asked)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    found = events_of(answer.text)
-    assert [name for name, _ in found] == ["level"] * 6 + ["picture"] * 2 + ["done"]
+    body = {"label": 2, "seed": 5, "n": 2, "steps": 2, "levels": [0, 1, 3]}
+    response = client.post(STREAM, json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = events_of(response.text)
+    assert [name for name, _ in events] == ["level"] * 6 + ["picture"] * 2 + ["done"]
     expected = pipeline.generate([2, 2], [5, 6], steps="2", levels=[0, 1, 3], save_levels=True)
     assert expected.level_images is not None
-    for _, level in found[:6]:
+    for _, level in events[:6]:
         assert (level["steps"], level["name"]) == (3, f"level {[0, 1, 3][level['step']]}")
         assert (pixels_of(level["b64_json"]) == expected.level_images[level["index"], level["step"]]).all()
     for i in range(2):
-        assert (pixels_of(found[6 + i][1]["b64_json"]) == expected.images[i]).all()
-        assert found[6 + i][1]["seed"] == 5 + i
-    done = found[-1][1]
+        assert (pixels_of(events[6 + i][1]["b64_json"]) == expected.images[i]).all()
+        assert events[6 + i][1]["seed"] == 5 + i
+    done = events[-1][1]
     assert {"transformer", "denoise", "decode"} <= done["stages"].keys()
     assert 0 < sum(done["stages"].values()) <= done["drawing"]
 
@@ -121,20 +123,20 @@ def test_the_stream_sends_every_level_and_then_the_same_picture(client: httpx.Cl
 def test_openais_client_streams_a_picture_as_it_sharpens(
     client: httpx.Client, address: str, pipeline: Pipeline
 ) -> None:
-    asked: dict[str, Any] = {"seed": 5, "steps": 2, "levels": [0, 1, 2, 3]}
+    body: dict[str, Any] = {"seed": 5, "steps": 2, "levels": [0, 1, 2, 3]}
     expected = pipeline.generate([2], [5], steps="2", levels=[0, 1, 2, 3], save_levels=True)
     assert expected.level_images is not None
-    made = openai.OpenAI(base_url=f"{address}/v1", api_key="none").images
-    events = list(made.generate(prompt="2", stream=True, partial_images=2, size="16x16", extra_body=asked))
+    images = openai.OpenAI(base_url=f"{address}/v1", api_key="none").images
+    events = list(images.generate(prompt="2", stream=True, partial_images=2, size="16x16", extra_body=body))
     assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
     for event, step in zip(events, (0, 1, 3), strict=True):
         assert (pixels_of(event.b64_json) == expected.level_images[0, step]).all()
         assert (event.size, event.output_format, event.quality) == ("16x16", "png", "auto")
     assert [event.partial_image_index for event in events[:2]] == [0, 1]  # type: ignore[union-attr]
-    (only,) = made.generate(prompt="2", stream=True, extra_body=asked)
+    (only,) = images.generate(prompt="2", stream=True, extra_body=body)
     assert (pixels_of(only.b64_json) == expected.images[0]).all()
     with pytest.raises(openai.BadRequestError, match="n 2: a stream of this route has one picture"):
-        made.generate(prompt="2", n=2, stream=True)
+        images.generate(prompt="2", n=2, stream=True)
     assert "send stream true" in error_of(client.post(GENERATE, json={"label": 0, "partial_images": 1}))["message"]
 
 
@@ -163,12 +165,12 @@ def test_without_a_seed_pictures_differ_and_tell_theirs(client: httpx.Client) ->
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
 def test_pictures_come_in_the_format_that_is_asked_for(client: httpx.Client, kind: str) -> None:
-    made = client.post(GENERATE, json={"label": 0, "steps": 1, "seed": 0, "output_format": kind}).json()
-    assert Image.open(io.BytesIO(base64.b64decode(made["data"][0]["b64_json"]))).format == kind.upper()
+    response = client.post(GENERATE, json={"label": 0, "steps": 1, "seed": 0, "output_format": kind}).json()
+    assert Image.open(io.BytesIO(base64.b64decode(response["data"][0]["b64_json"]))).format == kind.upper()
 
 
 @pytest.mark.parametrize(
-    ("asked", "field", "said"),
+    ("body", "field", "message"),
     [
         ({}, None, "neither prompt nor label"),
         ({"label": 10}, None, "classes 0 to 9"),
@@ -197,19 +199,19 @@ def test_pictures_come_in_the_format_that_is_asked_for(client: httpx.Client, kin
     ],
 )
 def test_a_request_that_cannot_be_says_what_is_expected(
-    client: httpx.Client, asked: Any, field: str | None, said: str
+    client: httpx.Client, body: Any, field: str | None, message: str
 ) -> None:
     for route in (GENERATE, STREAM):
-        answer = client.post(route, content=json.dumps(asked), headers={"content-type": "application/json"})
-        assert answer.status_code == 400
-        found = error_of(answer)
-        assert said in found["message"]
-        assert "--" not in found["message"]  # that is for the command line
-        assert found["param"] == (field or None)
+        response = client.post(route, content=json.dumps(body), headers={"content-type": "application/json"})
+        assert response.status_code == 400
+        error = error_of(response)
+        assert message in error["message"]
+        assert "--" not in error["message"]  # options are for the command line
+        assert error["param"] == (field or None)
 
 
 def test_what_is_no_json_or_no_route_is_an_error_of_the_same_form(client: httpx.Client) -> None:
-    answers = [
+    responses = [
         client.post(GENERATE, content="{", headers={"content-type": "application/json"}),
         client.post(GENERATE, content=b"\xff\xfe", headers={"content-type": "application/json"}),
         client.post(GENERATE, content=json.dumps({"label": 0})),
@@ -217,9 +219,9 @@ def test_what_is_no_json_or_no_route_is_an_error_of_the_same_form(client: httpx.
         client.get(GENERATE),
         client.get("/v1/models/none"),
     ]
-    assert [answer.status_code for answer in answers] == [400, 400, 400, 404, 405, 404]
-    assert all(error_of(answer)["type"] == "invalid_request_error" for answer in answers)
-    assert all(error_of(answer)["param"] is None for answer in answers)
+    assert [response.status_code for response in responses] == [400, 400, 400, 404, 405, 404]
+    assert all(error_of(response)["type"] == "invalid_request_error" for response in responses)
+    assert all(error_of(response)["param"] is None for response in responses)
 
 
 def test_the_openapi_document_says_what_is_so(client: httpx.Client) -> None:
@@ -231,10 +233,10 @@ def test_the_openapi_document_says_what_is_so(client: httpx.Client) -> None:
     events = document["paths"][STREAM]["post"]["responses"]["200"]["content"]["text/event-stream"]["itemSchema"][
         "oneOf"
     ]
-    assert [one["properties"]["event"]["const"] for one in events] == ["level", "picture", "done", "error"]
-    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
-    assert {"Level", "Image", "Timings", "ErrorBody", "PartialImage", "Completed"} <= named
-    assert named <= document["components"]["schemas"].keys()
+    assert [event["properties"]["event"]["const"] for event in events] == ["level", "picture", "done", "error"]
+    schemas = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert {"Level", "Image", "Timings", "ErrorBody", "PartialImage", "Completed"} <= schemas
+    assert schemas <= document["components"]["schemas"].keys()
 
 
 def test_metrics_and_health(client: httpx.Client) -> None:
@@ -252,7 +254,7 @@ def test_metrics_and_health(client: httpx.Client) -> None:
 
 def test_keys_are_asked_for_and_each_has_its_rate(serve: Any, tiny: Any, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("# ours\nfirst-key-of-sixteen\nsecond-key-of-sixteen\n")
+    keys.write_text("# comment\nfirst-key-of-sixteen\nsecond-key-of-sixteen\n")
     now = [0.0]
     with (
         serve(tiny.bundle, keys=ApiKeys.read(keys), rate_limiter=RateLimiter(3, lambda: now[0])) as address,
@@ -264,8 +266,8 @@ def test_keys_are_asked_for_and_each_has_its_rate(serve: Any, tiny: Any, tmp_pat
             return client.post(GENERATE, json={"label": 0, "steps": 1, "n": n}, headers=headers)
 
         for wrong in ("", "third-key-of-sixteen", "first-key-of-sixtee"):
-            assert (answer := ask(wrong)).status_code == 401
-            assert error_of(answer)["code"] == "invalid_api_key"
+            assert (response := ask(wrong)).status_code == 401
+            assert error_of(response)["code"] == "invalid_api_key"
         assert client.get("/v1/models").status_code == 401
         assert client.get("/healthz").status_code == 200
         assert ask("first-key-of-sixteen", 3).status_code == 200
@@ -281,35 +283,35 @@ def test_keys_are_asked_for_and_each_has_its_rate(serve: Any, tiny: Any, tmp_pat
 
 
 def hold(gate: threading.Event) -> Any:
-    """What makes a model's engine wait at every decoding until the gate is open."""
+    """Lets the engine of a model wait at every stage until the gate is open."""
 
-    def change(model: Model) -> None:
+    def prepare(model: Model) -> None:
         engine = model.batcher.pipeline.engine
         run = engine.run
 
-        def waiting(stage: str, *arguments: Any, **named: Any) -> Any:
+        def waiting(stage: str, *arguments: Any, **keywords: Any) -> Any:
             assert gate.wait(30)
-            return run(stage, *arguments, **named)
+            return run(stage, *arguments, **keywords)
 
         engine.run = waiting  # type: ignore[method-assign]
 
-    return change
+    return prepare
 
 
-def in_background(address: str, count: int, **asked: Any) -> tuple[list[threading.Thread], list[httpx.Response]]:
-    answers: list[httpx.Response] = []
+def in_background(address: str, count: int, **fields: Any) -> tuple[list[threading.Thread], list[httpx.Response]]:
+    responses: list[httpx.Response] = []
 
     def ask() -> None:
-        with httpx.Client(base_url=address, timeout=60) as own:
-            answers.append(own.post(GENERATE, json={"label": 0, "steps": 1, **asked}))
+        with httpx.Client(base_url=address, timeout=60) as client:
+            responses.append(client.post(GENERATE, json={"label": 0, "steps": 1, **fields}))
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:
         thread.start()
-    return threads, answers
+    return threads, responses
 
 
-def waiting_at(client: httpx.Client, count: int) -> None:
+def wait_for_length(client: httpx.Client, count: int) -> None:
     until = time.monotonic() + 30
     while f'far_queue_length{{model="bundle"}} {count}.0' not in client.get("/metrics").text:
         assert time.monotonic() < until
@@ -322,18 +324,18 @@ def test_a_full_queue_says_when_to_come_again_and_a_late_picture_is_given_up(ser
         serve(tiny.bundle, queue=queue, limits=Limits(deadline=3), prepare=hold(gate)) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
-        threads, answers = in_background(address, 1)
-        waiting_at(client, 0)
+        threads, responses = in_background(address, 1)
+        wait_for_length(client, 0)
         time.sleep(0.2)
         more, others = in_background(address, 2)
-        waiting_at(client, 2)
+        wait_for_length(client, 2)
         refused = client.post(GENERATE, json={"label": 0})
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert error_of(refused)["code"] == "queue_full"
         for thread in (*threads, *more):
             thread.join()
-        assert [answer.status_code for answer in (*answers, *others)] == [504] * 3
+        assert [response.status_code for response in (*responses, *others)] == [504] * 3
         gate.set()
         assert client.post(GENERATE, json={"label": 0, "steps": 1}).status_code == 200
 
@@ -344,7 +346,7 @@ def test_a_client_that_leaves_frees_its_place(serve: Any, tiny: Any) -> None:
         serve(tiny.bundle, queue=queue, prepare=hold(gate)) as address,
         httpx.Client(base_url=address, timeout=60) as client,
     ):
-        threads, answers = in_background(address, 1)
+        threads, responses = in_background(address, 1)
         time.sleep(0.5)
         for route in (GENERATE, STREAM):
             with pytest.raises(httpx.TimeoutException):
@@ -352,46 +354,46 @@ def test_a_client_that_leaves_frees_its_place(serve: Any, tiny: Any) -> None:
             until = time.monotonic() + 30  # the place is free again
             while client.post(GENERATE, json={"label": 99}).status_code == 429:
                 assert time.monotonic() < until
-            waiting_free(client)
+            wait_for_room(client)
         gate.set()
         threads[0].join()
-        assert answers[0].status_code == 200
+        assert responses[0].status_code == 200
 
 
-def waiting_free(client: httpx.Client) -> None:
-    """Until a picture may be queued; it is left at once."""
+def wait_for_room(client: httpx.Client) -> None:
+    """Wait until a picture is accepted, and give it up at once."""
     until = time.monotonic() + 30
     while True:
         try:
-            answer = client.post(GENERATE, json={"label": 0}, timeout=0.5)
+            response = client.post(GENERATE, json={"label": 0}, timeout=0.5)
         except httpx.TimeoutException:
             return
-        assert answer.status_code == 429
+        assert response.status_code == 429
         assert time.monotonic() < until
 
 
 def test_an_engine_that_fails_is_told_without_its_insides_and_the_next_request_is_drawn(serve: Any, tiny: Any) -> None:
     broken = [True]
 
-    def change(model: Model) -> None:
+    def prepare(model: Model) -> None:
         engine = model.batcher.pipeline.engine
         run = engine.run
 
-        def failing(stage: str, *arguments: Any, **named: Any) -> Any:
+        def failing(stage: str, *arguments: Any, **keywords: Any) -> Any:
             if broken[0]:
                 raise RuntimeError("secret of the engine")
-            return run(stage, *arguments, **named)
+            return run(stage, *arguments, **keywords)
 
         engine.run = failing  # type: ignore[method-assign]
 
-    with serve(tiny.bundle, prepare=change) as address, httpx.Client(base_url=address, timeout=60) as client:
-        answer = client.post(GENERATE, json={"label": 0})
-        assert answer.status_code == 500
-        assert "secret" not in answer.text
-        assert error_of(answer)["code"] == "internal_error"
-        found = events_of(client.post(STREAM, json={"label": 0}).text)
-        assert [name for name, _ in found] == ["error"]
-        assert "secret" not in json.dumps(found)
+    with serve(tiny.bundle, prepare=prepare) as address, httpx.Client(base_url=address, timeout=60) as client:
+        response = client.post(GENERATE, json={"label": 0})
+        assert response.status_code == 500
+        assert "secret" not in response.text
+        assert error_of(response)["code"] == "internal_error"
+        events = events_of(client.post(STREAM, json={"label": 0}).text)
+        assert [name for name, _ in events] == ["error"]
+        assert "secret" not in json.dumps(events)
         broken[0] = False
         assert client.post(GENERATE, json={"label": 0, "steps": 1}).status_code == 200
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+import uvicorn
 
 from far_runtime.bundle import open_bundle
 from far_runtime.cli.main import main
@@ -30,11 +31,11 @@ def test_sigterm_lets_what_runs_finish(tiny: Any) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
-        found = re.match(r"serving one at (http://127\.0\.0\.1:\d+) ", line)
-        assert found, line
-        asked = {"label": 0, "steps": 200, "n": 4}
-        with httpx.stream("POST", f"{found[1]}/v1/generate/stream", json=asked, timeout=60) as answer:
-            lines = answer.iter_lines()
+        match = re.match(r"serving one at (http://127\.0\.0\.1:\d+) ", line)
+        assert match, line
+        body = {"label": 0, "steps": 200, "n": 4}
+        with httpx.stream("POST", f"{match[1]}/v1/generate/stream", json=body, timeout=60) as response:
+            lines = response.iter_lines()
             assert next(lines) == "event: level"
             server.send_signal(signal.SIGTERM)
             events = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
@@ -43,7 +44,7 @@ def test_sigterm_lets_what_runs_finish(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["{b}", "{b}"], "NAME=BUNDLE"),
         (["nowhere"], "no such bundle"),
@@ -58,7 +59,7 @@ def test_sigterm_lets_what_runs_finish(tiny: Any) -> None:
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
-    tiny: Any, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    tiny: Any, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").write_text("# nothing\n")
     (tmp_path / "short").write_text("# ours\nshort\n")
@@ -67,8 +68,20 @@ def test_what_is_wrong_is_said_in_a_line(
         main(["serve", "--port", "0", *(argument.format(**values) for argument in arguments)])
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
+
+
+def test_why_an_engine_was_chosen_is_said_and_which_options_are_not_its_own(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        main(["serve", f"one={tiny.bundle}", f"two={tiny.bundle}", "--port", "0", "--weight-budget", "3"])
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.match(r"warning: --weight-budget: of tensorrt and tensorrt-rtx, nothing to \S+$", first)
+    assert re.match(r"engine \S+: .+; --engine chooses another$", second)
 
 
 def test_a_bundle_that_cannot_read_its_prompts_is_not_served(tiny: Any) -> None:
@@ -90,8 +103,8 @@ def test_rays_proxies_listen_where_they_do_already_or_where_it_is_free() -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "there", "who"), [("127.0.0.1", "0.0.0.0", "other machines"), ("0.0.0.0", "::1", "this machine alone")]
+    ("body", "running", "reach"), [("127.0.0.1", "0.0.0.0", "other machines"), ("0.0.0.0", "::1", "this machine alone")]
 )
-def test_rays_proxies_are_for_other_machines_only_if_that_is_said(asked: str, there: str, who: str) -> None:
-    with pytest.raises(FarError, match=rf"listens at {there}:8000, for {who}; confirm that with --host {there}"):
-        proxy_address(asked, 8000, (there, 8000))
+def test_rays_proxies_are_for_other_machines_only_if_that_is_said(body: str, running: str, reach: str) -> None:
+    with pytest.raises(FarError, match=rf"listens at {running}:8000, for {reach}; confirm that with --host {running}"):
+        proxy_address(body, 8000, (running, 8000))

@@ -47,36 +47,36 @@ WHITE, CLEAR = file_of(np.where(CHANGE, 255, 0).astype(np.uint8)), cut_out(PICTU
 
 @pytest.fixture(scope="module")
 def address(serve: Any, tiny: Any) -> Iterator[str]:
-    with serve(tiny.bundle, tiny.t2i_bundle, limits=Limits(max_upload=200_000, max_pixels=10_000)) as found:
-        yield found
+    with serve(tiny.bundle, tiny.t2i_bundle, limits=Limits(max_upload=200_000, max_pixels=10_000)) as address:
+        yield address
 
 
 @pytest.fixture
 def client(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=60) as made:
-        yield made
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield client
 
 
-def pixels_of(answer: dict[str, Any]) -> list[Any]:
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one["b64_json"])))) for one in answer["data"]]
+def pixels_of(response: dict[str, Any]) -> list[Any]:
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(image["b64_json"])))) for image in response["data"]]
 
 
 def test_openais_client_edits_as_far_edit_does(address: str, tiny: Any, tmp_path: Path) -> None:
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
-    made = client.images.edit(
+    response = client.images.edit(
         image=("a.png", file_of(PICTURE)), mask=("m.png", CLEAR), prompt="3", n=2, size="16x16",
         extra_body={"seed": 7, "steps": "2", "guidance": 1.5, "levels": "0,1,3"},
     )  # fmt: skip
     with Pipeline.from_bundle(tiny.bundle, "onnxruntime", options=EngineOptions(threads=1)) as pipeline:
         drawn = pipeline.edit([3, 3], [7, 8], PICTURE, ~CHANGE, steps="2", guidance=1.5, levels="0,1,3")
     expected = compose(drawn.images, Edit(PICTURE, CHANGE))
-    assert made.data is not None and len(made.data) == 2
-    for i, one in enumerate(made.data):
+    assert response.data is not None and len(response.data) == 2
+    for i, image in enumerate(response.data):
         file = tmp_path / f"{i}.png"
-        file.write_bytes(base64.b64decode(one.b64_json or ""))
-        found = np.asarray(Image.open(file))
-        assert (found == expected[i]).all() and (found[~CHANGE] == PICTURE[~CHANGE]).all()
-        assert (found != PICTURE).any()
+        file.write_bytes(base64.b64decode(image.b64_json or ""))
+        pixels = np.asarray(Image.open(file))
+        assert (pixels == expected[i]).all() and (pixels[~CHANGE] == PICTURE[~CHANGE]).all()
+        assert (pixels != PICTURE).any()
         settings = read_metadata(file)
         assert settings.sampling == drawn.settings[i].sampling
         assert settings.edited.keys() == {"image", "mask", "feather"}
@@ -91,28 +91,28 @@ def test_openais_client_edits_as_far_edit_does(address: str, tiny: Any, tmp_path
         ({"image": file_of(PICTURE)}, {"outpaint": "top=4"}, np.arange(SIZE)[:, None].repeat(SIZE, 1) < 4),
     ],
 )
-def test_what_is_drawn_anew_is_told_in_four_ways(
+def test_the_part_to_draw_is_given_in_four_ways(
     client: httpx.Client, files: dict[str, bytes], fields: dict[str, str], change: Any
 ) -> None:
     edit = read_edit(files["image"], files.get("mask"), fields.get("outpaint"), SIZE, 10_000)
     assert (edit.change == change).all()
-    answer = client.post(EDITS, data={"label": "2", "seed": "1", "steps": "2", **fields}, files=files)
-    assert answer.status_code == 200, answer.text
-    (found,) = pixels_of(answer.json())
-    assert (found[~change] == edit.image[~change]).all()
+    response = client.post(EDITS, data={"label": "2", "seed": "1", "steps": "2", **fields}, files=files)
+    assert response.status_code == 200, response.text
+    (pixels,) = pixels_of(response.json())
+    assert (pixels[~change] == edit.image[~change]).all()
 
 
 def test_an_edit_streams_its_levels_into_the_picture(address: str) -> None:
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
     files: dict[str, Any] = {"image": ("a.png", file_of(PICTURE)), "mask": ("m.png", CLEAR)}
-    asked = {"seed": 7, "steps": "2"}
-    events = list(client.images.edit(**files, prompt="3", stream=True, partial_images=1, extra_body=asked))
+    fields = {"seed": 7, "steps": "2"}
+    events = list(client.images.edit(**files, prompt="3", stream=True, partial_images=1, extra_body=fields))
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
-    (whole,) = client.images.edit(**files, prompt="3", extra_body=asked).data or []
+    (whole,) = client.images.edit(**files, prompt="3", extra_body=fields).data or []
     assert events[1].b64_json == whole.b64_json
     for event in events:
-        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))))
-        assert (found[~CHANGE] == PICTURE[~CHANGE]).all()
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))))
+        assert (pixels[~CHANGE] == PICTURE[~CHANGE]).all()
 
 
 def test_nothing_of_the_file_goes_on_but_its_pixels(client: httpx.Client) -> None:
@@ -120,25 +120,25 @@ def test_nothing_of_the_file_goes_on_but_its_pixels(client: httpx.Client) -> Non
     exif[0x010E] = "secret words"
     sent = file_of(PICTURE, "PNG", exif=exif, icc_profile=b"secret words")
     assert b"secret words" in sent
-    asked = {"label": "2", "steps": "1", "output_format": "png"}
-    answer = client.post(EDITS, data=asked, files={"image": sent, "mask": WHITE}).json()
-    assert b"secret" not in base64.b64decode(answer["data"][0]["b64_json"])
+    fields = {"label": "2", "steps": "1", "output_format": "png"}
+    response = client.post(EDITS, data=fields, files={"image": sent, "mask": WHITE}).json()
+    assert b"secret" not in base64.b64decode(response["data"][0]["b64_json"])
 
 
 def test_without_a_prompt_the_picture_says_what_to_draw(client: httpx.Client) -> None:
     files = {"image": file_of(PICTURE), "mask": WHITE}
-    made = client.post(EDITS, data={"steps": "1", "prompt": ""}, files=files).json()
-    assert made["data"][0]["settings"]["sampling"]["guidance"] == 1
+    response = client.post(EDITS, data={"steps": "1", "prompt": ""}, files=files).json()
+    assert response["data"][0]["settings"]["sampling"]["guidance"] == 1
     with_text = client.post(EDITS, data={"steps": "1", "model": "bundle_t2i", "prompt": "a hat"}, files=files).json()
     assert with_text["data"][0]["settings"]["name"] == "a hat"
 
 
 def test_pictures_of_one_edit_share_a_batch(client: httpx.Client) -> None:
     files = {"image": file_of(PICTURE), "mask": WHITE}
-    made = client.post(EDITS, data={"steps": "1", "label": "1", "n": "3", "seed": "5"}, files=files).json()
-    assert [one["settings"]["batch"] for one in made["data"]] == [3, 3, 3]
+    response = client.post(EDITS, data={"steps": "1", "label": "1", "n": "3", "seed": "5"}, files=files).json()
+    assert [image["settings"]["batch"] for image in response["data"]] == [3, 3, 3]
     alone = client.post(EDITS, data={"steps": "1", "label": "1", "seed": "6"}, files=files).json()
-    difference = pixels_of(made)[1].astype(int) - pixels_of(alone)[0]
+    difference = pixels_of(response)[1].astype(int) - pixels_of(alone)[0]
     assert abs(difference).max() <= 1
 
 
@@ -154,7 +154,7 @@ PAIR = {"image": file_of(PICTURE), "mask": WHITE}
 
 
 @pytest.mark.parametrize(
-    ("files", "fields", "said"),
+    ("files", "fields", "message"),
     [
         ({}, {}, "image: Field required"),
         ({"image": b"GIF89a no picture"}, {}, "image: cannot be read as a picture"),
@@ -176,15 +176,15 @@ PAIR = {"image": file_of(PICTURE), "mask": WHITE}
         (PAIR, {"unknown": "1"}, "unknown"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said(client: httpx.Client, files: Any, fields: dict[str, str], said: str) -> None:
-    answer = client.post(EDITS, data={"steps": "1", **fields}, files=files or {"other": b""})
-    assert answer.status_code == 400, answer.text
-    assert said in answer.json()["error"]["message"]
+def test_what_cannot_be_is_said(client: httpx.Client, files: Any, fields: dict[str, str], message: str) -> None:
+    response = client.post(EDITS, data={"steps": "1", **fields}, files=files or {"other": b""})
+    assert response.status_code == 400, response.text
+    assert message in response.json()["error"]["message"]
 
 
 def test_a_larger_upload_is_refused(client: httpx.Client) -> None:
-    answer = client.post(EDITS, files={"image": bytes(200_001)})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "large_body")
+    response = client.post(EDITS, files={"image": bytes(200_001)})
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "large_body")
 
 
 def test_nothing_is_decoded_for_a_request_that_may_not_be(serve: Any, tiny: Any) -> None:
@@ -200,8 +200,8 @@ def test_nothing_is_decoded_for_a_request_that_may_not_be(serve: Any, tiny: Any)
         assert client.post(EDITS, files=broken, data={"label": "1"}).status_code == 429
         assert "99" in client.post(EDITS, files=broken, data={"label": "99"}).text
     with serve(tiny.bundle, queue=QueueConfig(max_queue=1)) as address, httpx.Client(base_url=address) as client:
-        answer = client.post(EDITS, files=broken, data={"label": "1", "n": "2"})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        response = client.post(EDITS, files=broken, data={"label": "1", "n": "2"})
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
 
 
 def test_no_body_is_read_without_a_key(serve: Any, tiny: Any) -> None:
@@ -211,8 +211,8 @@ def test_no_body_is_read_without_a_key(serve: Any, tiny: Any) -> None:
         httpx.Client(base_url=address) as client,
     ):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic " + "k" * 16}):
-            answer = client.post(EDITS, content=bytes(5000), headers=headers)
-            assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
+            response = client.post(EDITS, content=bytes(5000), headers=headers)
+            assert (response.status_code, response.json()["error"]["type"]) == (401, "authentication_error")
         assert (
             client.post(EDITS, content=bytes(5000), headers={"Authorization": f"bearer {'k' * 16}"}).status_code == 413
         )
@@ -223,8 +223,8 @@ def test_pages_of_other_sites_are_not_answered(serve: Any, tiny: Any) -> None:
     hosts = frozenset(("localhost", "127.0.0.1"))
     with serve(tiny.bundle, hosts=hosts) as address, httpx.Client(base_url=address) as client:
         for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
-            answer = client.post(EDITS, files=PAIR, data={"steps": "1"}, headers=headers)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "wrong_origin")
+            response = client.post(EDITS, files=PAIR, data={"steps": "1"}, headers=headers)
+            assert (response.status_code, response.json()["error"]["code"]) == (403, "wrong_origin")
         own = {"Origin": address, "Sec-Fetch-Site": "same-origin"}
         assert client.post(EDITS, files=PAIR, data={"steps": "1"}, headers=own).status_code == 200
 
@@ -247,6 +247,6 @@ def test_a_bundle_that_cannot_edit_says_so(serve: Any, tiny: Any, tmp_path: Path
 
     with serve(tiny.bundle, prepare=without_encode) as address, httpx.Client(base_url=address) as client:
         assert client.get("/v1/models").json()["data"][0]["far"]["editing"] is False
-        answer = client.post(EDITS, files=PAIR)
-    assert answer.status_code == 400
-    assert "has no encode stage" in answer.json()["error"]["message"]
+        response = client.post(EDITS, files=PAIR)
+    assert response.status_code == 400
+    assert "has no encode stage" in response.json()["error"]["message"]

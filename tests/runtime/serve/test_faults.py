@@ -60,13 +60,13 @@ def place(address: str) -> tuple[str, int]:
     ids=["tls", "version", "header", "length", "lengths", "chunk", "path", "headers", "noise"],
 )
 def test_what_is_no_http_is_refused_and_harms_nothing(address: str, client: httpx.Client, sent: bytes) -> None:
-    answer = b""
+    received = b""
     with socket.create_connection(place(address), timeout=30) as raw, contextlib.suppress(ConnectionError):
         raw.sendall(sent)
         raw.shutdown(socket.SHUT_WR)
         while part := raw.recv(65536):
-            answer += part
-    assert not answer or re.match(rb"HTTP/1\.1 4\d\d ", answer)  # an answer, or hung up on
+            received += part
+    assert not received or re.match(rb"HTTP/1\.1 4\d\d ", received)  # an response, or hung up on
     assert client.post(GENERATE, json=DRAWN).status_code == 200
 
 
@@ -94,15 +94,15 @@ def test_what_is_no_http_is_refused_and_harms_nothing(address: str, client: http
 )  # fmt: skip
 def test_a_body_that_cannot_be_is_an_error_of_the_request(client: httpx.Client, body: bytes) -> None:
     for route in (GENERATE, STREAM):
-        answer = client.post(route, content=body, headers=JSON)
-        assert answer.status_code in (400, 404)
-        assert answer.json()["error"]["type"] == "invalid_request_error"
+        response = client.post(route, content=body, headers=JSON)
+        assert response.status_code in (400, 404)
+        assert response.json()["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", ""])
 def test_a_body_of_another_kind_is_not_read_as_json(client: httpx.Client, kind: str) -> None:
-    answer = client.post(GENERATE, content=json.dumps(DRAWN), headers={"content-type": kind})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    response = client.post(GENERATE, content=json.dumps(DRAWN), headers={"content-type": kind})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_value")
 
 
 def test_clients_that_leave_in_the_middle_of_a_body_or_a_stream_leave_nothing_behind(
@@ -119,9 +119,9 @@ def test_clients_that_leave_in_the_middle_of_a_body_or_a_stream_leave_nothing_be
     assert not caplog.records
 
 
-def wait_until(so: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     until = time.monotonic() + seconds
-    while not so():
+    while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
 
@@ -129,30 +129,30 @@ def wait_until(so: Callable[[], bool], seconds: float = 30) -> None:
 def poisoned(seed: int) -> Callable[[Model], None]:
     """A model whose engine fails after the first level wherever a picture of this seed is in the batch."""
 
-    def change(model: Model) -> None:
+    def prepare(model: Model) -> None:
         generate = model.batcher.pipeline.generate
 
-        def failing(subjects: Any, seeds: Any, *, on_progress: Any, **named: Any) -> Any:
+        def failing(subjects: Any, seeds: Any, *, on_progress: Any, **keywords: Any) -> Any:
             def raising(progress: Any) -> None:
                 if progress.step.index and seed in seeds:
                     raise RuntimeError("secret of the engine")
                 on_progress(progress)
 
-            return generate(subjects, seeds, on_progress=raising, **named)
+            return generate(subjects, seeds, on_progress=raising, **keywords)
 
         model.batcher.pipeline.generate = failing  # type: ignore[method-assign]
 
-    return change
+    return prepare
 
 
 def test_a_picture_that_fails_in_the_middle_of_a_batch_fails_alone(
     serve: Any, tiny: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found: dict[tuple[str, int], httpx.Response] = {}
+    responses: dict[tuple[str, int], httpx.Response] = {}
     with serve(tiny.bundle, queue=QueueConfig(4, 20.0), prepare=poisoned(2)) as address:
 
         def ask(route: str, seed: int) -> None:
-            found[route, seed] = httpx.post(f"{address}{route}", json={**DRAWN, "seed": seed}, timeout=60)
+            responses[route, seed] = httpx.post(f"{address}{route}", json={**DRAWN, "seed": seed}, timeout=60)
 
         for route in (GENERATE, STREAM):
             threads = [threading.Thread(target=ask, args=(route, seed)) for seed in range(4)]
@@ -160,13 +160,13 @@ def test_a_picture_that_fails_in_the_middle_of_a_batch_fails_alone(
                 thread.start()
             for thread in threads:
                 thread.join()
-    assert [found[GENERATE, seed].status_code for seed in range(4)] == [200, 200, 500, 200]
-    error = found[GENERATE, 2].json()["error"]
+    assert [responses[GENERATE, seed].status_code for seed in range(4)] == [200, 200, 500, 200]
+    error = responses[GENERATE, 2].json()["error"]
     assert (error["type"], error["code"]) == ("server_error", "internal_error")
     for seed in range(4):
-        names = re.findall(r"^event: (\w+)$", found[STREAM, seed].text, re.MULTILINE)
+        names = re.findall(r"^event: (\w+)$", responses[STREAM, seed].text, re.MULTILINE)
         assert names == (["level", "level", "error"] if seed == 2 else ["level"] * 4 + ["picture", "done"])
-    assert not any("secret" in answer.text for answer in found.values())
+    assert not any("secret" in response.text for response in responses.values())
     assert [record.getMessage() for record in caplog.records] == ["the picture of seed 2 was not drawn"] * 2
     assert "secret of the engine" in caplog.text
 
@@ -176,24 +176,24 @@ def test_numbers_out_of_range_are_a_fault_of_the_server_and_speak_of_no_option(
 ) -> None:
     broken = [True]
 
-    def change(model: Model) -> None:
+    def prepare(model: Model) -> None:
         engine = model.batcher.pipeline.engine
         run = engine.run
 
-        def infinite(stage: str, *arguments: Any, **named: Any) -> Any:
-            found = run(stage, *arguments, **named)
+        def infinite(stage: str, *arguments: Any, **keywords: Any) -> Any:
+            outputs = run(stage, *arguments, **keywords)
             if not broken[0] or stage != "denoise":
-                return found
-            return {name: engine.put(np.full_like(engine.get(array), np.inf)) for name, array in found.items()}
+                return outputs
+            return {name: engine.put(np.full_like(engine.get(array), np.inf)) for name, array in outputs.items()}
 
         engine.run = infinite  # type: ignore[method-assign]
 
-    with serve(tiny.bundle, prepare=change) as address, httpx.Client(base_url=address, timeout=60) as client:
-        answer = client.post(GENERATE, json=DRAWN)
-        error = answer.json()["error"]
-        assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "out_of_range")
+    with serve(tiny.bundle, prepare=prepare) as address, httpx.Client(base_url=address, timeout=60) as client:
+        response = client.post(GENERATE, json=DRAWN)
+        error = response.json()["error"]
+        assert (response.status_code, error["type"], error["code"]) == (500, "server_error", "out_of_range")
         assert "--" not in error["message"]
-        assert "not finite with --levels" in caplog.text
+        assert "the latents are not finite with levels" in caplog.text
         broken[0] = False
         assert client.post(GENERATE, json=DRAWN).status_code == 200
 
@@ -225,10 +225,10 @@ def test_a_client_that_reads_slowly_misses_levels_but_no_picture(tiny: Any, monk
     generate = model.batcher.pipeline.generate
     model.batcher.pipeline.drawn = 0  # type: ignore[attr-defined]
 
-    def counting(subjects: Any, *given: Any, **named: Any) -> Any:
-        made = generate(subjects, *given, **named)
+    def counting(subjects: Any, *arguments: Any, **keywords: Any) -> Any:
+        generation = generate(subjects, *arguments, **keywords)
         model.batcher.pipeline.drawn += len(subjects)  # type: ignore[attr-defined]
-        return made
+        return generation
 
     model.batcher.pipeline.generate = counting  # type: ignore[method-assign]
     scope = {
@@ -247,9 +247,9 @@ def test_a_client_that_reads_slowly_misses_levels_but_no_picture(tiny: Any, monk
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux hangs up by itself")
-def test_an_order_is_left_where_the_client_is_gone_before_the_first_event() -> None:
-    left: list[bool] = []
-    made: Any = SimpleNamespace(cancel=lambda: left.append(True))
+def test_a_request_is_cancelled_if_the_client_is_gone_before_the_first_event() -> None:
+    cancelled: list[bool] = []
+    queued: Any = SimpleNamespace(cancel=lambda: cancelled.append(True))
 
     async def nothing() -> AsyncIterator[str]:
         yield "never sent"
@@ -262,8 +262,8 @@ def test_an_order_is_left_where_the_client_is_gone_before_the_first_event() -> N
 
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
     with contextlib.suppress(Exception):  # whatever the framework makes of it
-        asyncio.run(streams.EventStreamResponse(nothing(), made)(scope, disconnected, gone))
-    assert left == [True]
+        asyncio.run(streams.EventStreamResponse(nothing(), queued)(scope, disconnected, gone))
+    assert cancelled == [True]
 
 
 def test_a_client_that_reads_nothing_is_hung_up_on(tiny: Any) -> None:
@@ -298,16 +298,15 @@ def test_a_server_that_is_killed_breaks_the_stream_off_for_its_client(tiny: Any,
     command = [*COMMAND, f"one={tiny.bundle}", "--port", "0", "--engine", "onnxruntime", "--threads", "1"]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as server:
         assert server.stdout is not None
-        found = re.match(r"serving one at (http://127\.0\.0\.1:\d+) ", server.stdout.readline().decode())
-        assert found
-        asked = {"label": 0, "steps": 1000, "n": 8}
+        match = re.match(r"serving one at (http://127\.0\.0\.1:\d+) ", server.stdout.readline().decode())
+        assert match
+        body = {"label": 0, "steps": 1000, "n": 8}
         with (
             pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)),
-            httpx.stream("POST", f"{found[1]}{STREAM}", json=asked, timeout=60) as answer,
+            httpx.stream("POST", f"{match[1]}{STREAM}", json=body, timeout=60) as response,
         ):
-            lines = answer.iter_lines()
+            lines = response.iter_lines()
             assert next(lines) == "event: level"
             server.kill()
-            seen = list(lines)
-            assert "event: done" not in seen
+            assert "event: done" not in list(lines)
         assert server.wait(60) == -signal.SIGKILL

@@ -36,11 +36,11 @@ def server(tiny: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as opened:
         assert opened.stdout is not None
         line = opened.stdout.readline()
-        found = re.match(r"serving one at (http://127\.0\.0\.1:\d+) .*2 replicas on Ray", line)
-        if not found:
+        match = re.match(r"serving one at (http://127\.0\.0\.1:\d+) .*2 replicas on Ray", line)
+        if not match:
             opened.terminate()
             pytest.fail(f"{line}{opened.communicate()[1]}")
-        yield opened, found[1]
+        yield opened, match[1]
         opened.terminate()
 
 
@@ -53,9 +53,9 @@ def test_openais_client_gets_the_picture_that_far_generate_draws(server: Any, pi
     assert [model.id for model in client.models.list()] == ["one"]
     expected = pipeline.generate([3, 3], [7, 8], guidance=1.5, steps="2").images
     for _ in range(4):  # whichever replica answers
-        made = client.images.generate(prompt="3", n=2, extra_body={"seed": 7, "guidance": 1.5, "steps": 2})
-        assert made.data is not None
-        for picture, pixels in zip(made.data, expected, strict=True):
+        response = client.images.generate(prompt="3", n=2, extra_body={"seed": 7, "guidance": 1.5, "steps": 2})
+        assert response.data is not None
+        for picture, pixels in zip(response.data, expected, strict=True):
             assert (pixels_of(picture.b64_json or "") == pixels).all()
     with pytest.raises(openai.BadRequestError, match="no class of that name"):
         client.images.generate(prompt="no such thing")
@@ -84,9 +84,9 @@ def test_both_replicas_draw_and_the_guards_hold(server: Any) -> None:
 
 def test_sigterm_lets_a_stream_finish(server: Any) -> None:
     command, address = server
-    asked = {"label": 0, "steps": 300, "n": 2}
-    with httpx.stream("POST", address + STREAM, json=asked, timeout=60) as answer:
-        lines = answer.iter_lines()
+    body = {"label": 0, "steps": 300, "n": 2}
+    with httpx.stream("POST", address + STREAM, json=body, timeout=60) as response:
+        lines = response.iter_lines()
         assert next(lines) == "event: level"
         command.send_signal(signal.SIGTERM)
         events = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
@@ -95,7 +95,7 @@ def test_sigterm_lets_a_stream_finish(server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--replicas", "2"], "--replicas: for --ray alone"),
         (["--ray", "--replicas", "0"], "expected N or MIN:MAX"),
@@ -107,10 +107,10 @@ def test_sigterm_lets_a_stream_finish(server: Any) -> None:
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
-    tiny: Any, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    tiny: Any, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["serve", str(tiny.bundle), "--port", "0", *arguments])
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1

@@ -36,8 +36,8 @@ def config_of(model: Path) -> Any:
 
 
 def test_the_folder_is_laid_out_as_triton_wants_it(tiny: Any, far: Far, tmp_path: Path) -> None:
-    made = far("export-triton", tiny.bundle, "-o", "models", "--name", "emoji", "--no-runtime")
-    assert made.code == 0, made.err
+    result = far("export-triton", tiny.bundle, "-o", "models", "--name", "emoji", "--no-runtime")
+    assert result.code == 0, result.err
     files = sorted(str(path.relative_to(tmp_path / "models")) for path in Path("models").absolute().rglob("*.*"))
     stages = [f"emoji_{name}" for name in ("decode", "denoise", "place", "transformer")]
     weights = [f"{name}/1/weights.bin" for name in stages if name != "emoji_place"]
@@ -45,7 +45,7 @@ def test_the_folder_is_laid_out_as_triton_wants_it(tiny: Any, far: Far, tmp_path
         *(f"{name}/config.pbtxt" for name in ("emoji", *stages)), *(f"{name}/1/model.onnx" for name in stages),
         *weights, "emoji/1/model.py", "emoji/1/manifest.json",
     ])  # fmt: skip
-    assert made.out.splitlines()[1:] == [
+    assert result.out.splitlines()[1:] == [
         "models: 4 stages and the loop emoji, which draws up to 8 pictures at once",
         f"next: tritonserver --model-repository {tmp_path / 'models'}, and ask for emoji",
     ]
@@ -68,8 +68,8 @@ def test_weights_are_there_once_unless_copies_are_wanted(tiny: Any, far: Far, mo
         assert not any(path.is_symlink() for path in files)
         return {path.stat().st_ino for path in files}
 
-    made = far("export-triton", tiny.bundle, "-o", "links").out
-    assert re.match(r"\d\.\d MB of models written, \d\.\d MB more as hard links\n", made)
+    result = far("export-triton", tiny.bundle, "-o", "links").out
+    assert re.match(r"\d\.\d MB of models written, \d\.\d MB more as hard links\n", result)
     assert len(numbers("links")) == 1
     assert (tiny.bundle / "weights.bin").stat().st_nlink == 1  # onnx refuses weights with two names
     assert "links" not in far("export-triton", tiny.bundle, "-o", "copies", "--copy").out.splitlines()[0]
@@ -112,8 +112,8 @@ def test_engines_become_instance_groups_and_accelerators(
 ) -> None:
     on_gpu = kind == "KIND_GPU"
     options = ["--gpu", 1, "--gpu", 3, "--tensors", "device"] if on_gpu else ["--threads", 2]
-    made = far("export-triton", tiny.bundle, "-o", "m", "--name", "m", "--engine", engine, "--instances", 2, *options)
-    assert made.code == 0, made.err
+    result = far("export-triton", tiny.bundle, "-o", "m", "--name", "m", "--engine", engine, "--instances", 2, *options)
+    assert result.code == 0, result.err
     config = config_of(Path("m/m_transformer"))
     (group,) = config.instance_group
     assert schema().ModelInstanceGroup.Kind.Name(group.kind) == kind
@@ -137,7 +137,7 @@ def test_text_format_keeps_every_character() -> None:
 
 
 def built(bundle_path: Path, profiles: list[str], **flags: Any) -> CachedEngine:
-    """An engine of TensorRT in the bundle's cache, of made-up plans. profiles: sizes of the batch, as 1:4:8."""
+    """An engine of TensorRT in the bundle's cache, of invented engine files. profiles: sizes of the batch, as 1:4:8."""
     bundle = open_bundle(bundle_path)
     shapes = {
         graph.name: [
@@ -164,9 +164,9 @@ def built(bundle_path: Path, profiles: list[str], **flags: Any) -> CachedEngine:
 
 def test_plans_of_far_build_become_models(bundle_copy: Path, far: Far) -> None:
     engine = built(bundle_copy, ["1:2:4", "1:2:6"], version_compatible=True)
-    made = far("export-triton", bundle_copy, "-o", "m", "--name", "m", "--engine", "tensorrt", "--max-batch", 32)
-    assert made.code == 0, made.err
-    assert made.out.splitlines()[0] == (
+    result = far("export-triton", bundle_copy, "-o", "m", "--name", "m", "--engine", "tensorrt", "--max-batch", 32)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0] == (
         f"plans of {engine.name}: for NVIDIA L4 (8.9), TensorRT 10.13.3 or later, with "
         "--backend-config=tensorrt,version-compatible=true"
     )
@@ -191,7 +191,7 @@ def test_plans_of_far_build_become_models(bundle_copy: Path, far: Far) -> None:
 
 
 @pytest.mark.parametrize(
-    ("profiles", "flags", "said"),
+    ("profiles", "flags", "message"),
     [
         (
             [],
@@ -203,18 +203,18 @@ def test_plans_of_far_build_become_models(bundle_copy: Path, far: Far) -> None:
     ],
 )
 def test_plans_that_triton_cannot_run(
-    bundle_copy: Path, far: Far, profiles: list[str], flags: dict[str, Any] | None, said: str
+    bundle_copy: Path, far: Far, profiles: list[str], flags: dict[str, Any] | None, message: str
 ) -> None:
     if flags is not None:
         built(bundle_copy, profiles, **flags)
-    made = far("export-triton", bundle_copy, "-o", "m", "--engine", "tensorrt")
-    assert made.code == 2
-    assert said in made.err
+    result = far("export-triton", bundle_copy, "-o", "m", "--engine", "tensorrt")
+    assert result.code == 2
+    assert message in result.err
     assert not Path("m").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--engine", "openvino"], "engine 'openvino': Triton runs onnxruntime, onnxruntime:openvino,"),
         (["--engine", "tensorrt-rtx"], "engine 'tensorrt-rtx': Triton runs"),
@@ -227,15 +227,15 @@ def test_plans_that_triton_cannot_run(
         (["--max-batch", "0"], "--max-batch"),
     ],
 )
-def test_options_that_cannot_be(tiny: Any, far: Far, options: list[str], said: str) -> None:
-    made = far("export-triton", tiny.bundle, "-o", "m", *options)
-    assert made.code == 2
-    assert said in made.err
-    assert len(made.err.splitlines()) == 1
+def test_options_that_cannot_be(tiny: Any, far: Far, options: list[str], message: str) -> None:
+    result = far("export-triton", tiny.bundle, "-o", "m", *options)
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.splitlines()) == 1
     assert not Path("m").exists()
 
 
-def test_what_is_no_bundle_or_has_no_kernels(bundle_copy: Path, far: Far, tmp_path: Path) -> None:
+def test_no_bundle_and_no_kernels_are_errors(bundle_copy: Path, far: Far, tmp_path: Path) -> None:
     assert "no such bundle" in far("export-triton", "nothing", "-o", "m").err
     manifest = read_manifest(bundle_copy)
     write_manifest(bundle_copy, type(manifest)(**{**manifest.__dict__, "precision": "bf16"}))
@@ -250,8 +250,8 @@ def test_int8_on_the_cpu_comes_with_a_warning(bundle_copy: Path, far: Far) -> No
     assert warning not in far("export-triton", bundle_copy, "-o", "fp32").out
     write_manifest(bundle_copy, replace(read_manifest(bundle_copy), precision="int8"))
     for engine in ("onnxruntime", "onnxruntime:openvino"):
-        made = far("export-triton", bundle_copy, "-o", engine.replace(":", "-"), "--engine", engine)
-        assert (made.code, warning in made.out) == (0, True)
+        result = far("export-triton", bundle_copy, "-o", engine.replace(":", "-"), "--engine", engine)
+        assert (result.code, warning in result.out) == (0, True)
     assert warning not in far("export-triton", bundle_copy, "-o", "cuda", "--engine", "onnxruntime:cuda").out
 
 
@@ -259,8 +259,8 @@ def test_without_a_batch_in_any_profile_pictures_are_drawn_one_by_one(bundle_cop
     manifest = read_manifest(bundle_copy)
     assert manifest.largest_batch == 64
     write_manifest(bundle_copy, replace(manifest, graphs=tuple(replace(one, profile={}) for one in manifest.graphs)))
-    made = far("export-triton", bundle_copy, "-o", "m", "--name", "one")
-    assert made.code == 0
+    result = far("export-triton", bundle_copy, "-o", "m", "--name", "one")
+    assert result.code == 0
     assert config_of(Path("m/one")).max_batch_size == 1
 
 
@@ -268,9 +268,9 @@ def test_a_folder_that_is_there_stays(tiny: Any, far: Far, tmp_path: Path) -> No
     (tmp_path / "m" / "other").mkdir(parents=True)
     (tmp_path / "file").write_text("mine")
     for target in ("m", "file"):
-        made = far("export-triton", tiny.bundle, "-o", target)
-        assert made.code == 2
-        assert f"{target}: is there already, and stays" in made.err
+        result = far("export-triton", tiny.bundle, "-o", target)
+        assert result.code == 2
+        assert f"{target}: is there already, and stays" in result.err
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["other"]
     (tmp_path / "empty").mkdir()
     assert far("export-triton", tiny.bundle, "-o", "empty").code == 0
@@ -286,9 +286,9 @@ def test_a_full_disk_leaves_nothing(tiny: Any, far: Far, tmp_path: Path, monkeyp
         copy(source, target)
 
     monkeypatch.setattr(repository.shutil, "copyfile", full)
-    made = far("export-triton", tiny.bundle, "-o", "m", "--copy")
-    assert made.code == 2
-    assert "m: cannot be written (No space left on device)" in made.err
+    result = far("export-triton", tiny.bundle, "-o", "m", "--copy")
+    assert result.code == 2
+    assert "the disk is full after 1 MB; free some space, or name another folder with -o" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
