@@ -49,6 +49,8 @@ def test_draws_stay_what_they_were() -> None:
     """Published pictures depend on these numbers."""
     assert [hex(word) for word in raw_bits(0, START, 0, 0, 2).tolist()] == PINNED_WORDS
     assert np.allclose(normal(7, DIFFUSION, 3, 5, 4), PINNED_NORMAL, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(gumbel(7, 2, 4), [-1.2584528, 0.39128092, 1.2497934, 0.36611116], rtol=1e-6)
+    assert SeedNoise([7]).orders(8)[0].tolist() == [6, 7, 4, 0, 1, 5, 3, 2]
 
 
 @given(st.lists(seeds, min_size=1, max_size=5), st.integers(0, 12), st.integers(0, 100))

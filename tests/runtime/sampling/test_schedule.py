@@ -109,6 +109,11 @@ def test_levels_that_do_not_rise_are_refused(levels: tuple[int, ...], masked: bo
         check_levels(levels, 16, masked)
 
 
+@pytest.mark.parametrize("levels", [(0, 12, 12, 4), (0, 12, 12, 4, 5)])
+def test_a_masked_list_may_open_with_its_official_levels(levels: tuple[int, ...]) -> None:
+    check_levels(levels, 16, masked=True)
+
+
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=12), st.booleans())
 def test_levels_that_do_not_rise_come_with_a_list_that_does(levels: list[int], masked: bool) -> None:
     try:
