@@ -88,7 +88,7 @@ def build(bundle: Path, target: str | None, batch: str | None, **options: Any) -
     given = [key for key, value in {"target": target, "batch": batch, **options}.items() if value]
     if given:
         raise click.UsageError(f"--{given[0].replace('_', '-')}: only tensorrt and tensorrt-rtx have it")
-    from far_runtime.engines.tensorrt.builder.ahead import compile_ahead
+    from far_runtime.engines.compile_ahead import compile_ahead
 
     compile_ahead(opened, name, runtime, click.echo)
 

@@ -32,10 +32,10 @@ def open_engine(bundle: Bundle, engine: str | Choice | None = None, options: Eng
         device, _, precision = device.partition(":")
         return OpenVinoEngine(bundle, device or "cpu", precision, options)
     if library in ("tensorrt", "tensorrt-rtx") and not device:
-        from far_runtime.engines.cache.compatibility import cached_plans
+        from far_runtime.engines.cache.compatibility import engine_file_reader
         from far_runtime.engines.tensorrt.engine import TensorRtEngine
 
-        return TensorRtEngine(bundle, library, cached_plans(bundle, library, choice.cached), options)
+        return TensorRtEngine(bundle, library, engine_file_reader(bundle, library, choice.cached), options)
     raise FarError(
         f"engine {name!r}: unknown; known: {', '.join(ENGINES)}; with :cuda, :tensorrt, :tensorrt-rtx or :openvino "
         "after onnxruntime, with :gpu or :npu after openvino"

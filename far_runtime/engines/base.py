@@ -17,7 +17,7 @@ Array = Any
 class EngineOptions:
     """How an engine runs, whichever it is; an engine passes over what does not concern it.
 
-    threads: of the CPU; None is the engine's own choice. mode: what OpenVINO plans for, "latency" or "throughput".
+    threads: of the CPU; None is the engine's own choice. mode: what OpenVINO aims at, "latency" or "throughput".
     pinning: OpenVINO keeps each thread on a core; None is its own choice. arena: ONNX Runtime keeps memory of the CPU
     for the next call. low_memory: OpenVINO and ONNX Runtime hold one graph at a time, and load a stage whenever it is
     used after another. cuda_graph: whether TensorRT captures whole generations. weight_budget: MiB of the weights of
@@ -66,20 +66,20 @@ Generate = Callable[[Engine], Mapping[str, Array]]
 class CapturingEngine(Protocol):
     """An engine that has its own way with whole generations."""
 
-    def run_generation(self, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
-        """What `make` comes to, on the host."""
+    def run_generation(self, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]]:
+        """What `generate` comes to, on the host."""
 
 
-def run_generation(engine: Engine, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
+def run_generation(engine: Engine, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]]:
     """Run a whole generation and read its arrays.
 
-    key: what the sequence of its calls depends on. An engine that has run a generation of the same key may run `make`
-    without computing anything and then repeat the recorded work on the new arrays; it may also run `make` twice. So
-    `make` reads nothing from the engine, and takes every array from `put` and `run`.
+    key: all that the sequence of its calls depends on. An engine that has run a generation of the same key may run
+    `generate` without computing anything, and then repeat the recorded work on the new arrays; it may also run
+    `generate` twice. So `generate` reads nothing from the engine, and takes every array from `put` and `run`.
     """
     if isinstance(engine, CapturingEngine):
-        return engine.run_generation(key, make)
-    return {name: np.array(engine.get(array)) for name, array in make(engine).items()}
+        return engine.run_generation(key, generate)
+    return {name: np.array(engine.get(array)) for name, array in generate(engine).items()}
 
 
 def smallest_batch(engine: Engine) -> int:

@@ -63,12 +63,12 @@ class SampledEngine(TimedEngine):
         super().__init__(engine, clock)
         self._every, self._count = every, 0
 
-    def run_generation(self, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
+    def run_generation(self, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]]:
         turn, self._count = self._count, (self._count + 1) % self._every
         if turn:
             self.seconds.clear()  # of what was computed beforehand, which would pass for the generation's
-            return run_generation(self._engine, key, make)
-        return {name: self.get(array).copy() for name, array in make(self).items()}
+            return run_generation(self._engine, key, generate)
+        return {name: self.get(array).copy() for name, array in generate(self).items()}
 
 
 def timed(engine: Engine) -> TimedEngine:

@@ -42,7 +42,7 @@ def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] 
 def table(results: list[dict[str, Any]]) -> str:
     """A Markdown table with a row per stage."""
     lines = [
-        "| model | precision | stage | build s | plan MB | activation MB | weights MB | builder's peak MB |",
+        "| model | precision | stage | build s | engine file MB | activation MB | weights MB | builder's peak MB |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for result in results:

@@ -11,7 +11,7 @@ import pytest
 from far_runtime.bundle import open_bundle
 from far_runtime.conditioning.subjects import takes_text
 from far_runtime.engines.base import EngineOptions
-from far_runtime.engines.tensorrt.device_memory import BLOCK
+from far_runtime.engines.tensorrt.device_memory import BLOCK_BYTES
 from far_runtime.generation import Generation
 from far_runtime.pipeline import Pipeline
 
@@ -129,7 +129,7 @@ def test_the_rest_of_a_division_is_a_kind_of_its_own(simulation: Any, pipelines:
     assert simulation.cuda.launches == 5 + 2
 
 
-def test_kinds_alternate(simulation: Any, pipelines: Any, tiny: Any) -> None:
+def test_generations_with_other_keys_alternate(simulation: Any, pipelines: Any, tiny: Any) -> None:
     reference, pipeline = pipelines(tiny.bundle)
     for seed in range(4):
         for steps in ("2", "3"):
@@ -138,7 +138,7 @@ def test_kinds_alternate(simulation: Any, pipelines: Any, tiny: Any) -> None:
     assert simulation.cuda.launches == 6
 
 
-def test_old_kinds_give_their_memory_back(simulation: Any, pipelines: Any, tiny: Any) -> None:
+def test_old_graphs_give_their_memory_back(simulation: Any, pipelines: Any, tiny: Any) -> None:
     reference, pipeline = pipelines(tiny.bundle)
     held = []
     for count in (*range(1, 8), 1, 1):
@@ -146,10 +146,10 @@ def test_old_kinds_give_their_memory_back(simulation: Any, pipelines: Any, tiny:
         for _ in range(2):
             assert same(pipeline.generate(labels, seeds, batch_size=8), reference.generate(labels, seeds, batch_size=8))
         held.append(simulation.cuda.live["pinned"])
-    assert max(held[3:]) - held[3] < BLOCK, held  # a kind takes at least one block
+    assert max(held[3:]) - held[3] < BLOCK_BYTES, held  # a captured generation takes at least one block
 
 
-def test_a_full_device_gives_up_old_kinds(simulate: Any, pipelines: Any, tiny: Any) -> None:
+def test_a_full_device_gives_up_old_graphs(simulate: Any, pipelines: Any, tiny: Any) -> None:
     """A kind takes about 4.1 MiB here, and there is room for two."""
     simulation = simulate(capacity=9 << 20)
     reference, pipeline = pipelines(tiny.bundle, simulation=simulation)

@@ -9,7 +9,7 @@ import pytest
 
 from far_runtime.engines.tensorrt import cuda as cuda_calls
 from far_runtime.engines.tensorrt.cuda import Cuda, host_view
-from far_runtime.engines.tensorrt.device_memory import Memory
+from far_runtime.engines.tensorrt.device_memory import ArrayMemory
 from simulated_cuda import SimulatedCuda, SimulatorError, cudaError_t, cudaMemcpyKind
 
 IN, OUT = cudaMemcpyKind.cudaMemcpyHostToDevice, cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -148,10 +148,10 @@ def test_arrays_larger_than_a_block_and_more_than_may_wait_arrive(
     """Their pinned memory is used again, but not before they are on the device."""
     from far_runtime.engines.tensorrt import device_memory
 
-    monkeypatch.setattr(device_memory, "BLOCK", 1 << 10)
-    monkeypatch.setattr(device_memory, "WAITING", 8 << 10)
+    monkeypatch.setattr(device_memory, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(device_memory, "MAX_IN_FLIGHT", 8 << 10)
     simulated = SimulatedCuda(early=early)
-    memory = Memory(Cuda(simulated), reuse=True)
+    memory = ArrayMemory(Cuda(simulated), reuse=True)
     sizes = [1, 300, 0, 5000, 10, 1000, 3000, 0, 20000, 7] * 3
     for _ in range(2):
         arrays = [np.full(size, i, np.int64) for i, size in enumerate(sizes)]

@@ -109,7 +109,7 @@ def device_of(engine: CachedEngine) -> str:
     return f"{facts.get('device', '')}{capability}"
 
 
-def cached_plans(bundle: Bundle, library: str, engine: CachedEngine | None = None) -> Callable[[str], bytes]:
+def engine_file_reader(bundle: Bundle, library: str, engine: CachedEngine | None = None) -> Callable[[str], bytes]:
     """Reads the plan of a graph, its SHA-256 checked; without an `engine` it looks for one at the first call.
 
     Raises FarError where no engine was built, or none fits here, with the reasons and the command that builds one.

@@ -15,17 +15,17 @@ from far_runtime.errors import FarError, SettingName
 from far_runtime.machine.gpu import cuda_runtime
 
 
-class Deviation(Exception):
-    """A generation does not do what the one before of its kind did; it is to run uncaptured. always: so would any, for
-    it does what no captured one can."""
+class CaptureFailed(Exception):
+    """A generation cannot be captured or replayed as a CUDA graph, and has to run call by call."""
 
-    def __init__(self, said: str, always: bool = False) -> None:
-        super().__init__(said)
-        self.always = always
+    def __init__(self, reason: str, permanent: bool = False) -> None:
+        """permanent: later generations of the same key cannot be captured either."""
+        super().__init__(reason)
+        self.permanent = permanent
 
 
 def load_cuda() -> Any:
-    """The module of cuda-python that has the runtime's calls; FarError where it is not installed."""
+    """The module of cuda-python that has the CUDA runtime's calls; FarError where it is not installed."""
     runtime = cuda_runtime()
     if runtime is None:
         raise FarError("cuda-python is not installed; install it with: pip install 'far-deploy[tensorrt]' (or [rtx])")
@@ -33,17 +33,21 @@ def load_cuda() -> Any:
 
 
 class Cuda:
-    """One device and one stream of it, on which everything runs in order.
+    """The calls of the CUDA runtime on the current device, all on one stream, which runs them in order."""
 
-    allocations: how often memory was asked for, on the device or pinned. relief: called when the device is full; gives
-    memory back and says whether there was any. Raises FarError where there is no device and for every failed call.
-    """
+    allocations: int
+    """How often device memory or pinned memory was allocated."""
+    capturing: bool
+    """Whether the stream is being captured into a graph."""
+    free_unused: Callable[[], bool]
+    """Called when the device is full: frees memory that can be spared, and returns whether there was any."""
 
     def __init__(self, api: Any) -> None:
+        """api: the module of `load_cuda`. FarError where there is no device; so does every call that fails."""
         self._api = api
         self.allocations = 0
         self.capturing = False
-        self.relief: Callable[[], bool] = lambda: False
+        self.free_unused = lambda: False
         try:
             count = self._call("cudaGetDeviceCount")
         except FarError as error:
@@ -61,15 +65,15 @@ class Cuda:
         self.stream = self._call("cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
 
     def malloc(self, size: int) -> int:
-        """Device memory of `size` bytes; Deviation while a graph is captured, where nothing may be allocated."""
+        """Device memory of `size` bytes; CaptureFailed while a graph is captured, where nothing may be allocated."""
         if self.capturing:
-            raise Deviation("device memory is needed that the generation before did not need")
+            raise CaptureFailed("device memory is needed that the generation before did not need")
         while True:
             error, address = self._api.cudaMalloc(size)
             if error != self._api.cudaError_t.cudaErrorMemoryAllocation:
                 break
             self._api.cudaGetLastError()  # or the next call of the library would report it again
-            if not self.relief():
+            if not self.free_unused():
                 free, total = self._call("cudaMemGetInfo")
                 raise FarError(
                     f"the GPU has no room for {mib(size)} more (free: {mib(free)} of {mib(total)}); use a smaller ",
@@ -84,9 +88,9 @@ class Cuda:
         self._call("cudaFree", address)
 
     def malloc_host(self, size: int) -> int:
-        """Pinned memory of the host."""
+        """Pinned host memory of `size` bytes; CaptureFailed while a graph is captured."""
         if self.capturing:
-            raise Deviation("pinned memory is needed that the generation before did not need")
+            raise CaptureFailed("pinned memory is needed that the generation before did not need")
         try:
             address = self._call("cudaMallocHost", size)
         except FarError as error:
@@ -100,23 +104,23 @@ class Cuda:
         self._call("cudaFreeHost", address)
 
     def copy_in(self, target: int, source: int, size: int) -> None:
-        """From pinned to device memory, when the stream gets there."""
-        kind = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", target, source, size, kind, self.stream)
+        """Enqueue a copy of `size` bytes from pinned to device memory."""
+        direction = self._api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", target, source, size, direction, self.stream)
 
     def copy_out(self, target: int, source: int, size: int) -> None:
-        """From device to pinned memory, when the stream gets there."""
-        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpyAsync", target, source, size, kind, self.stream)
+        """Enqueue a copy of `size` bytes from device to pinned memory."""
+        direction = self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", target, source, size, direction, self.stream)
 
     def synchronize(self) -> None:
-        """Wait until the stream has done everything; Deviation while a graph is captured."""
+        """Wait until the stream has done everything; CaptureFailed while a graph is captured."""
         if self.capturing:
-            raise Deviation("the host wants to read what has not been computed yet", always=True)
+            raise CaptureFailed("the host wants to read what has not been computed yet", permanent=True)
         self._call("cudaStreamSynchronize", self.stream)
 
     def begin_capture(self) -> None:
-        """From here on the stream's work is written down, not done."""
+        """Capture the work that is put on the stream from here on, in place of doing it."""
         # Thread-local: what other threads do with CUDA meanwhile is no business of the capture's.
         self._call(
             "cudaStreamBeginCapture", self.stream, self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -124,7 +128,7 @@ class Cuda:
         self.capturing = True
 
     def end_capture(self) -> Any:
-        """The work since `begin_capture`, ready to be launched."""
+        """The executable graph (cudaGraphExec_t) of the work since `begin_capture`."""
         self.capturing = False
         graph = self._call("cudaStreamEndCapture", self.stream)
         try:
@@ -133,7 +137,7 @@ class Cuda:
             self._call("cudaGraphDestroy", graph)
 
     def abandon_capture(self) -> None:
-        """End the capture and forget it, whatever state it is in."""
+        """End the capture and drop its graph, whatever state it is in."""
         self.capturing = False
         error, graph = self._api.cudaStreamEndCapture(self.stream)
         if error == self._api.cudaError_t.cudaSuccess:
@@ -151,7 +155,7 @@ class Cuda:
         self._call("cudaStreamDestroy", self.stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """What a call returns beside its error code."""
+        """Make a call; returns its values without the error code. FarError where it fails."""
         error, *values = getattr(self._api, name)(*arguments)
         self._check(name, error)
         return values[0] if len(values) == 1 else tuple(values)
@@ -159,9 +163,9 @@ class Cuda:
     def _check(self, name: str, error: Any) -> None:
         if error == self._api.cudaError_t.cudaSuccess:
             return
-        _, said = self._api.cudaGetErrorString(error)
+        _, text = self._api.cudaGetErrorString(error)
         self._api.cudaGetLastError()
-        raise FarError(f"{name}: {said.decode() if isinstance(said, bytes) else said}")
+        raise FarError(f"{name}: {text.decode() if isinstance(text, bytes) else text}")
 
 
 def host_view(address: int, size: int) -> NDArray[np.uint8]:
@@ -174,5 +178,5 @@ def host_view(address: int, size: int) -> NDArray[np.uint8]:
 
 
 def mib(size: int) -> str:
-    """A number of bytes in words."""
+    """A number of bytes for messages: "17 bytes", "3 MiB"."""
     return f"{size} bytes" if size < 1 << 20 else f"{size / (1 << 20):.0f} MiB"

@@ -1,7 +1,7 @@
-"""Whole generations as CUDA graphs: the first of a kind runs as it comes, the second is captured, others are replayed.
+"""Whole generations as CUDA graphs: of one key, the first runs call by call, the second is captured, others replay it.
 
-A kind (the `key`) is what the sequence of calls depends on: batch size, schedule, settings. In a replay the very same
-loop runs, but all it does is to write its arrays to where the graph reads them; then the graph is launched, once.
+The key stands for all that the sequence of calls depends on: batch size, schedule, settings. In a replay the same
+sampling loop runs, but it only writes its input arrays to where the graph reads them. Then the graph is launched, once.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from far_runtime.engines.base import Engine, Generate
-from far_runtime.engines.tensorrt.cuda import Cuda, Deviation
-from far_runtime.engines.tensorrt.device_memory import DeviceArray, Memory
+from far_runtime.engines.tensorrt.cuda import CaptureFailed, Cuda
+from far_runtime.engines.tensorrt.device_memory import ArrayMemory, DeviceArray
 from far_runtime.engines.tensorrt.executor import Context, Shapes
 
 Contexts = dict[tuple[str, Shapes], Context]
+"""Execution contexts by the name of their graph and the shapes of its inputs."""
 
-KINDS = 4
-"""Kinds of generations that are remembered; each one has device memory of its own."""
+MAX_GENERATIONS = 4
+"""Most keys whose generations are kept; each has device memory for its whole generation."""
 
 
 class Session(Protocol):
-    """What an engine's put, get and run come to at the moment."""
+    """How an engine's `put`, `get` and `run` are carried out at the moment: call by call, captured or replayed."""
 
     def put(self, array: NDArray[Any]) -> DeviceArray: ...
 
@@ -36,8 +37,8 @@ class Session(Protocol):
     ) -> dict[str, DeviceArray]: ...
 
 
-class Runner(Protocol):
-    """What captures need of the engine."""
+class StageRunner(Protocol):
+    """What sessions need of the engine."""
 
     session: Session
 
@@ -46,23 +47,23 @@ class Runner(Protocol):
         stage: str,
         inputs: Mapping[str, DeviceArray],
         constants: Mapping[str, int],
-        memory: Memory,
+        memory: ArrayMemory,
         contexts: Contexts | None,
     ) -> dict[str, DeviceArray]: ...
 
 
-class Direct:
-    """Everything is put on the stream as it comes."""
+class EagerSession:
+    """Enqueues every call at once."""
 
-    def __init__(self, runner: Runner, memory: Memory, contexts: Contexts | None = None) -> None:
+    def __init__(self, runner: StageRunner, memory: ArrayMemory, contexts: Contexts | None = None) -> None:
         self._runner, self._memory, self._contexts = runner, memory, contexts
-        self.read = False
+        self.has_read = False
 
     def put(self, array: NDArray[Any]) -> DeviceArray:
         return self._memory.staging.put(array)[0]
 
     def get(self, array: DeviceArray) -> NDArray[Any]:
-        self.read = True
+        self.has_read = True
         return self._memory.read({"": array})[""]
 
     def run(
@@ -73,54 +74,60 @@ class Direct:
 
 @dataclass(frozen=True)
 class _Put:
-    """A `put`: where the graph reads the array, and what the loop gets for it."""
+    """A captured `put`."""
 
-    place: NDArray[Any]
+    pinned: NDArray[Any]
+    """Pinned memory that the graph copies the array from."""
     array: DeviceArray
+    """What the loop gets for the array."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A `run`: what was asked, with the numbers of its inputs, and what the loop gets for it."""
+    """A captured `run` of a stage."""
 
     stage: str
     constants: dict[str, int]
     inputs: dict[str, int]
+    """Numbers of the input arrays within the generation."""
     outputs: dict[str, DeviceArray]
+    """What the loop gets."""
 
 
-class Recorder:
-    """Puts everything on a stream that is captured, and writes down the calls."""
+class CaptureSession:
+    """Enqueues every call on the stream that is being captured, and records the calls."""
 
-    def __init__(self, runner: Runner, memory: Memory, contexts: Contexts) -> None:
+    def __init__(self, runner: StageRunner, memory: ArrayMemory, contexts: Contexts) -> None:
         self._runner, self._memory, self._contexts = runner, memory, contexts
         self._count = 0
         self.steps: list[_Put | _Run] = []
 
     def put(self, array: NDArray[Any]) -> DeviceArray:
-        given, place = self._memory.staging.put(array)
-        numbered = self._numbered(given)
-        self.steps.append(_Put(place, replace(numbered, owner=None)))
+        uploaded, pinned = self._memory.staging.put(array)
+        numbered = self._numbered(uploaded)
+        self.steps.append(_Put(pinned, replace(numbered, owner=None)))
         return numbered
 
     def get(self, array: DeviceArray) -> NDArray[Any]:
-        raise Deviation("the host reads an array before the end", always=True)
+        raise CaptureFailed("the host reads an array before the end", permanent=True)
 
     def run(
         self, stage: str, inputs: Mapping[str, DeviceArray], constants: Mapping[str, int]
     ) -> dict[str, DeviceArray]:
         numbers = {name: self.number_of(array) for name, array in inputs.items()}
-        given = self._runner.execute(stage, inputs, constants, self._memory, self._contexts)
-        outputs = {name: self._numbered(array) for name, array in given.items()}
+        arrays = self._runner.execute(stage, inputs, constants, self._memory, self._contexts)
+        outputs = {name: self._numbered(array) for name, array in arrays.items()}
         kept = {name: replace(array, owner=None) for name, array in outputs.items()}
         self.steps.append(_Run(stage, dict(constants), numbers, kept))
         return outputs
 
     def number_of(self, array: DeviceArray) -> int:
-        """Which of the generation's arrays it is; Deviation for one from elsewhere, which the graph would read at an
-        address that is another's the next time."""
+        """The array's number within the generation.
+
+        CaptureFailed for an array from elsewhere: in the next generation its address may belong to another array.
+        """
         if array.recording is not self or array.number is None:
-            raise Deviation("an array comes from outside of the generation", always=True)
+            raise CaptureFailed("an array comes from outside of the generation", permanent=True)
         return array.number
 
     def _numbered(self, array: DeviceArray) -> DeviceArray:
@@ -128,142 +135,152 @@ class Recorder:
         return replace(array, number=self._count, recording=self)
 
 
-class Replay:
-    """Compares the calls with the recorded ones and writes arrays to their places; nothing reaches the device."""
+class ReplaySession:
+    """Compares every call with the recorded one and writes input arrays to pinned memory; enqueues nothing."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: CaptureSession) -> None:
         self._recorder = recorder
         self._steps = iter(recorder.steps)
 
     def put(self, array: NDArray[Any]) -> DeviceArray:
         step = next(self._steps, None)
-        if not isinstance(step, _Put) or (step.place.dtype, step.place.shape) != (array.dtype, array.shape):
-            raise Deviation("another array is put")
-        step.place[...] = array
+        if not isinstance(step, _Put) or (step.pinned.dtype, step.pinned.shape) != (array.dtype, array.shape):
+            raise CaptureFailed("another array is put")
+        step.pinned[...] = array
         return step.array
 
     def get(self, array: DeviceArray) -> NDArray[Any]:
-        raise Deviation("the host reads an array before the end")
+        raise CaptureFailed("the host reads an array before the end")
 
     def run(
         self, stage: str, inputs: Mapping[str, DeviceArray], constants: Mapping[str, int]
     ) -> dict[str, DeviceArray]:
         step = next(self._steps, None)
         if not isinstance(step, _Run) or (step.stage, step.constants) != (stage, dict(constants)):
-            raise Deviation("another stage runs")
+            raise CaptureFailed("another stage runs")
         if step.inputs != {name: self._recorder.number_of(array) for name, array in inputs.items()}:
-            raise Deviation("a stage runs on other arrays")
+            raise CaptureFailed("a stage runs on other arrays")
         return step.outputs
 
     def end(self, outputs: Mapping[str, DeviceArray], recorded: Mapping[str, int]) -> None:
-        """Nothing is left out, and what comes out is what came out."""
+        """CaptureFailed unless all recorded calls were made and the outputs are the recorded arrays."""
         numbers = {name: self._recorder.number_of(array) for name, array in outputs.items()}
         if next(self._steps, None) is not None or numbers != dict(recorded):
-            raise Deviation("the generation ends otherwise")
+            raise CaptureFailed("the generation ends otherwise")
 
 
 @dataclass
-class _Kind:
-    """A kind of generation: its memory and contexts, and once it is captured its graph."""
+class _CachedGeneration:
+    """What is kept of the generations of one key."""
 
-    memory: Memory
+    memory: ArrayMemory
+    """Memory of all arrays of a generation."""
     contexts: Contexts = field(default_factory=dict)
-    recorder: Recorder | None = None
+    """Execution contexts that the graph uses."""
+    recorder: CaptureSession | None = None
+    """The recorded calls; None before the capture."""
     outputs: dict[str, int] = field(default_factory=dict)
+    """Numbers of the output arrays within the generation, by name."""
     graph: Any = None
+    """The executable CUDA graph; None before the capture."""
 
 
-class Captures:
-    """The generations of one engine, by kind; the least recently drawn of more than KINDS is given up."""
+class GraphCache:
+    """The captured generations of one engine by key, of which the MAX_GENERATIONS most recently used ones are kept."""
 
-    def __init__(self, runner: Runner, cuda: Cuda) -> None:
+    def __init__(self, runner: StageRunner, cuda: Cuda) -> None:
         self._runner, self._cuda = runner, cuda
-        self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
-        self._hopeless: set[Hashable] = set()
+        self._generations: OrderedDict[Hashable, _CachedGeneration] = OrderedDict()
+        self._uncapturable: set[Hashable] = set()
 
-    def run_generation(self, engine: Engine, key: Hashable, make: Generate) -> dict[str, NDArray[Any]] | None:
-        """The arrays of a generation of this kind, on the host; None for a kind that cannot be captured."""
-        if key in self._hopeless:
+    def run_generation(self, engine: Engine, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]] | None:
+        """Run a generation and return its arrays on the host; None for a key whose generations cannot be captured."""
+        if key in self._uncapturable:
             return None
-        kind = self._kinds.get(key)
+        generation = self._generations.get(key)
         try:
-            if kind is not None:
-                self._kinds.move_to_end(key)
+            if generation is not None:
+                self._generations.move_to_end(key)
                 try:
-                    return self._capture(engine, kind, make) if kind.graph is None else self._replay(engine, kind, make)
-                except Deviation as deviation:
+                    return (
+                        self._capture(engine, generation, generate)
+                        if generation.graph is None
+                        else self._replay(engine, generation, generate)
+                    )
+                except CaptureFailed as failure:
                     self._drop(key)
-                    if deviation.always:
-                        self._hopeless.add(key)
+                    if failure.permanent:
+                        self._uncapturable.add(key)
                         return None
-            return self._first(engine, key, make)
+            return self._first(engine, key, generate)
         except BaseException:
-            if key in self._kinds:
-                self._drop(key)  # whatever state it is in
+            if key in self._generations:
+                # Whatever state it is in.
+                self._drop(key)
             raise
 
-    def give_up_one(self) -> bool:
-        """Free the memory of the kind that has not been drawn for longest, but not of the one that is being drawn."""
-        if len(self._kinds) < 2:
+    def evict_oldest(self) -> bool:
+        """Free the memory of the least recently used generation; False where only the one that runs now is left."""
+        if len(self._generations) < 2:
             return False
-        self._drop(next(iter(self._kinds)))
+        self._drop(next(iter(self._generations)))
         return True
 
     def close(self) -> None:
-        while self._kinds:
-            self._drop(next(iter(self._kinds)))
+        while self._generations:
+            self._drop(next(iter(self._generations)))
 
-    def _first(self, engine: Engine, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
-        """Run as it comes, in the memory that the graph will have."""
-        kind = self._kinds[key] = _Kind(Memory(self._cuda, reuse=False))
-        while len(self._kinds) > KINDS:
-            self.give_up_one()
-        session = Direct(self._runner, kind.memory, kind.contexts)
-        outputs = self._within(session, engine, make)
-        made = kind.memory.read(outputs)
+    def _first(self, engine: Engine, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]]:
+        """Run call by call, in the memory that the graph will use."""
+        generation = self._generations[key] = _CachedGeneration(ArrayMemory(self._cuda, reuse=False))
+        while len(self._generations) > MAX_GENERATIONS:
+            self.evict_oldest()
+        session = EagerSession(self._runner, generation.memory, generation.contexts)
+        outputs = self._within(session, engine, generate)
+        arrays = generation.memory.read(outputs)
         outputs.clear()
-        if session.read:
+        if session.has_read:
             self._drop(key)
-            self._hopeless.add(key)
-        return made
+            self._uncapturable.add(key)
+        return arrays
 
-    def _capture(self, engine: Engine, kind: _Kind, make: Generate) -> dict[str, NDArray[Any]]:
-        """Run the loop while the stream's work is written down, then launch that."""
-        kind.memory.staging.rewind()
-        recorder = Recorder(self._runner, kind.memory, kind.contexts)
+    def _capture(self, engine: Engine, generation: _CachedGeneration, generate: Generate) -> dict[str, NDArray[Any]]:
+        """Run the loop while the stream is captured, then launch the graph."""
+        generation.memory.staging.rewind()
+        recorder = CaptureSession(self._runner, generation.memory, generation.contexts)
         self._cuda.begin_capture()
         try:
-            outputs = self._within(recorder, engine, make)
-            kind.outputs = {name: recorder.number_of(array) for name, array in outputs.items()}
-            kind.memory.outbox.expect(outputs)
+            outputs = self._within(recorder, engine, generate)
+            generation.outputs = {name: recorder.number_of(array) for name, array in outputs.items()}
+            generation.memory.readback.enqueue(outputs)
         except BaseException:
             self._cuda.abandon_capture()
             raise
-        kind.graph, kind.recorder = self._cuda.end_capture(), recorder
-        return self._launch(kind)
+        generation.graph, generation.recorder = self._cuda.end_capture(), recorder
+        return self._launch(generation)
 
-    def _replay(self, engine: Engine, kind: _Kind, make: Generate) -> dict[str, NDArray[Any]]:
-        """Run the loop against the recording, then launch the graph."""
-        assert kind.recorder is not None
-        session = Replay(kind.recorder)
-        session.end(self._within(session, engine, make), kind.outputs)
-        return self._launch(kind)
+    def _replay(self, engine: Engine, generation: _CachedGeneration, generate: Generate) -> dict[str, NDArray[Any]]:
+        """Run the loop against the recorded calls, then launch the graph."""
+        assert generation.recorder is not None
+        session = ReplaySession(generation.recorder)
+        session.end(self._within(session, engine, generate), generation.outputs)
+        return self._launch(generation)
 
-    def _launch(self, kind: _Kind) -> dict[str, NDArray[Any]]:
-        self._cuda.launch(kind.graph)
+    def _launch(self, generation: _CachedGeneration) -> dict[str, NDArray[Any]]:
+        self._cuda.launch(generation.graph)
         self._cuda.synchronize()
-        return kind.memory.outbox.collect()
+        return generation.memory.readback.collect()
 
-    def _within(self, session: Session, engine: Engine, make: Generate) -> dict[str, DeviceArray]:
+    def _within(self, session: Session, engine: Engine, generate: Generate) -> dict[str, DeviceArray]:
         before, self._runner.session = self._runner.session, session
         try:
-            return dict(make(engine))
+            return dict(generate(engine))
         finally:
             self._runner.session = before
 
     def _drop(self, key: Hashable) -> None:
-        kind = self._kinds.pop(key)
-        if kind.graph is not None:
-            self._cuda.destroy(kind.graph)
-        kind.contexts.clear()
-        kind.memory.close()
+        generation = self._generations.pop(key)
+        if generation.graph is not None:
+            self._cuda.destroy(generation.graph)
+        generation.contexts.clear()
+        generation.memory.close()

@@ -10,51 +10,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from far_runtime.engines.tensorrt.cuda import Cuda, Deviation, host_view
+from far_runtime.engines.tensorrt.cuda import CaptureFailed, Cuda, host_view
 
 ALIGNMENT = 256
-BLOCK = 4 << 20
-"""Bytes of pinned memory that are asked for at once."""
+BLOCK_BYTES = 4 << 20
+"""Bytes of pinned memory that are allocated at once."""
 
-WAITING = 64 << 20
-"""Bytes on the way to the device after which the host waits for them, where their pinned memory is used again."""
+MAX_IN_FLIGHT = 64 << 20
+"""Most bytes on their way to the device; then the host waits for the copies, and uses their pinned memory again."""
 
 
 class Buffer:
-    """Device memory that goes back to its pool with the last array that lies in it.
+    """Device memory that goes back to its pool when the last array in it is dropped.
 
-    What still reads it then is on the stream already, before anything that will write to it.
+    Work that still reads it was enqueued on the stream before any work that will write to it.
     """
 
     __slots__ = ("_pool", "address", "size")
 
-    def __init__(self, pool: Pool, address: int, size: int) -> None:
+    def __init__(self, pool: BufferPool, address: int, size: int) -> None:
         self._pool, self.address, self.size = pool, address, size
 
     def __del__(self) -> None:
-        self._pool.give_back(self.address, self.size)
+        self._pool.release(self.address, self.size)
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """An array on the device. owner: the buffer that it lies in; None where a captured graph owns it. number: which of
-    its recording's arrays it is; None outside of one."""
+    """An array on the device."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     address: int
+    """Device address of its first byte."""
     owner: Buffer | None = None
+    """The buffer that it lies in; None where a captured graph owns the memory."""
     number: int | None = None
+    """Its number within a captured generation; None outside of one."""
     recording: object = None
+    """The capture session that numbered it."""
 
     @property
     def nbytes(self) -> int:
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
-class Pool:
-    """Device buffers by size. Sizes repeat from step to step and from picture to picture, so that after the first
-    picture nothing is allocated."""
+class BufferPool:
+    """Device buffers by size, kept for the next array of their size.
+
+    Sizes repeat from step to step and from picture to picture, so after the first picture nothing is allocated.
+    """
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -62,7 +67,7 @@ class Pool:
         self._sizes: dict[int, int] = {}
 
     def take(self, size: int) -> Buffer:
-        """A buffer of `size` bytes or a little more, never of none: TensorRT wants an address of empty arrays too."""
+        """A buffer of at least `size` bytes, and of at least one: TensorRT wants an address for empty arrays too."""
         size = aligned(max(size, 1))
         if self._free[size]:
             return Buffer(self, self._free[size].pop(), size)
@@ -75,17 +80,18 @@ class Pool:
         buffer = self.take(dtype.itemsize * int(np.prod(shape, dtype=np.int64)))
         return DeviceArray(dtype, shape, buffer.address, buffer)
 
-    def give_back(self, address: int, size: int) -> None:
-        if address in self._sizes:  # else the pool was closed before the array was dropped
+    def release(self, address: int, size: int) -> None:
+        # Otherwise the pool was closed before the array was dropped.
+        if address in self._sizes:
             self._free[size].append(address)
 
     @property
     def bytes(self) -> int:
-        """Bytes that it holds, in use or not."""
+        """Bytes of all buffers, in use or not."""
         return sum(self._sizes.values())
 
     def trim(self) -> bool:
-        """Free what is not in use; whether there was any."""
+        """Free the buffers that are not in use; whether there was any."""
         unused = [address for addresses in self._free.values() for address in addresses]
         self._free.clear()
         for address in unused:
@@ -102,81 +108,86 @@ class Pool:
 
 @dataclass
 class _Block:
-    """Pinned memory. used: bytes of it that arrays have lain in."""
+    """A block of pinned memory."""
 
     address: int
     view: NDArray[np.uint8]
+    """Its bytes."""
     used: int = 0
+    """How many of its bytes, from the first, have held arrays."""
 
 
 class Staging:
     """Pinned memory through which arrays go to the device, one after the other in the order of their `put`.
 
-    The same arrays put again after `rewind` find the same places. reuse: places are taken again once the stream has
-    been waited for, and every array has a device buffer of its own. Otherwise, for captured generations, every array
-    keeps its place, and a block's arrays lie in one device buffer as in the block, so that one copy brings them all.
+    After `rewind`, the same sequence of arrays lies at the same addresses again.
     """
 
-    def __init__(self, cuda: Cuda, pool: Pool, reuse: bool) -> None:
+    def __init__(self, cuda: Cuda, pool: BufferPool, reuse: bool) -> None:
+        """reuse: whether pinned memory is used again once the stream has been waited for.
+
+        If so, every array has its own device buffer. If not (for captured generations), every array keeps its pinned
+        memory, and the arrays of a block share one device buffer with the block's layout: one copy uploads them all.
+        """
         self._cuda, self._pool, self._reuse = cuda, pool, reuse
         self._blocks: list[_Block] = []
-        self._current, self._position, self._waiting = -1, 0, 0
+        self._current, self._position, self._in_flight = -1, 0, 0
         self._device: Buffer | None = None
 
-    def put(self, array: NDArray[Any], pool: Pool | None = None) -> tuple[DeviceArray, NDArray[Any]]:
-        """The array on the device, and its place in pinned memory, of the same dtype and shape.
+    def put(self, array: NDArray[Any], pool: BufferPool | None = None) -> tuple[DeviceArray, NDArray[Any]]:
+        """The array on the device, and the array of the same dtype and shape in pinned memory.
 
-        pool: where it is to lie, if not in the staging's own.
+        pool: of the device buffer; default: the pool that the staging was made with.
 
-        While a graph is captured, what is copied is the whole block at once: the graph reads it when it is launched,
-        and by then all of its arrays are there.
+        While a graph is captured, the whole block is copied at once: the graph reads it when it is launched, and by
+        then all of its arrays are there.
         """
-        opened = self._place(array.nbytes)
+        is_new_block = self._reserve(array.nbytes)
         block, start = self._blocks[self._current], self._position
         self._position = aligned(start + max(array.nbytes, 1))
-        place = block.view[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-        place[...] = array
+        pinned = block.view[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        pinned[...] = array
         if self._reuse:
             device = (pool or self._pool).array(array.dtype, array.shape)
         else:
-            if opened or self._device is None:
-                self._device = None  # back to the pool first
+            if is_new_block or self._device is None:
+                # The buffer goes back to the pool first.
+                self._device = None
                 self._device = self._pool.take(len(block.view))
                 if self._cuda.capturing:
                     self._cuda.copy_in(self._device.address, block.address, block.used)
             device = DeviceArray(array.dtype, array.shape, self._device.address + start, self._device)
         if self._cuda.capturing:
             if start + array.nbytes > block.used:
-                raise Deviation("more arrays are put than in the generation before")
+                raise CaptureFailed("more arrays are put than in the generation before")
         elif array.nbytes:
             self._cuda.copy_in(device.address, block.address + start, array.nbytes)
         block.used = max(block.used, start + array.nbytes)
-        self._waiting += array.nbytes
-        return device, place
+        self._in_flight += array.nbytes
+        return device, pinned
 
-    def _place(self, size: int) -> bool:
-        """Go to a block with room for `size` bytes; whether it is another one."""
-        if self._reuse and self._waiting + size > WAITING and self._waiting:
+    def _reserve(self, size: int) -> bool:
+        """Go on to a block with room for `size` bytes; whether it is another block than before."""
+        if self._reuse and self._in_flight + size > MAX_IN_FLIGHT and self._in_flight:
             self._cuda.synchronize()
             self.rewind()
         if self._current >= 0 and self._position + size <= len(self._blocks[self._current].view):
             return False
         following = range(self._current + 1, len(self._blocks))
-        find_compatible = (i for i in following if len(self._blocks[i].view) >= size)
-        found = next(find_compatible, None)
-        if found is None:
-            found, length = len(self._blocks), max(BLOCK, aligned(size))
+        index = next((i for i in following if len(self._blocks[i].view) >= size), None)
+        if index is None:
+            index, length = len(self._blocks), max(BLOCK_BYTES, aligned(size))
             address = self._cuda.malloc_host(length)
             self._blocks.append(_Block(address, host_view(address, length)))
-        self._current, self._position = found, 0
+        self._current, self._position = index, 0
         return True
 
     def rewind(self) -> None:
-        """Begin at the first place again; what was there must have reached the device."""
-        self._current, self._position, self._waiting, self._device = -1, 0, 0, None
+        """Begin at the first block again; all copies to the device must be done."""
+        self._current, self._position, self._in_flight, self._device = -1, 0, 0, None
 
     def synchronized(self) -> None:
-        """The stream has been waited for."""
+        """To be called when the stream has been waited for."""
         if self._reuse:
             self.rewind()
 
@@ -187,37 +198,37 @@ class Staging:
         self._blocks.clear()
 
 
-class Outbox:
-    """Pinned memory in which arrays arrive from the device."""
+class Readback:
+    """Pinned memory that arrays are copied to from the device."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._address, self._view = 0, np.zeros(0, np.uint8)
-        self._expected: dict[str, tuple[DeviceArray, int]] = {}
+        self._enqueued: dict[str, tuple[DeviceArray, int]] = {}
 
-    def expect(self, arrays: Mapping[str, DeviceArray]) -> None:
-        """Have them sent when the stream gets there."""
-        end, self._expected = 0, {}
+    def enqueue(self, arrays: Mapping[str, DeviceArray]) -> None:
+        """Enqueue the copies of some arrays to pinned memory."""
+        end, self._enqueued = 0, {}
         for name, array in arrays.items():
-            self._expected[name] = (array, end)
+            self._enqueued[name] = (array, end)
             end = aligned(end + array.nbytes)
         if end > len(self._view):
             address = self._cuda.malloc_host(end)
             self.close()
             self._address, self._view = address, host_view(address, end)
-        for array, start in self._expected.values():
+        for array, start in self._enqueued.values():
             if array.nbytes:
                 self._cuda.copy_out(self._address + start, array.address, array.nbytes)
-        # Only their places matter from here on: their memory may go back to the pool.
-        self._expected = {
-            name: (DeviceArray(array.dtype, array.shape, 0), start) for name, (array, start) in self._expected.items()
+        # From here on only dtypes, shapes and offsets matter: the device memory may go back to the pool.
+        self._enqueued = {
+            name: (DeviceArray(array.dtype, array.shape, 0), start) for name, (array, start) in self._enqueued.items()
         }
 
     def collect(self) -> dict[str, NDArray[Any]]:
-        """The arrays, once the stream has been waited for."""
+        """The arrays of the last `enqueue`; the stream must have been waited for."""
         return {
             name: self._view[start : start + array.nbytes].view(array.dtype).reshape(array.shape).copy()
-            for name, (array, start) in self._expected.items()
+            for name, (array, start) in self._enqueued.items()
         }
 
     def close(self) -> None:
@@ -227,25 +238,25 @@ class Outbox:
             self._address = 0
 
 
-class Memory:
-    """A pool with its ways in and out. reuse: as `Staging` has it."""
+class ArrayMemory:
+    """Device memory for arrays, with pinned memory for uploads and downloads. reuse: as for `Staging`."""
 
     def __init__(self, cuda: Cuda, reuse: bool) -> None:
-        self.pool = Pool(cuda)
+        self.pool = BufferPool(cuda)
         self.staging = Staging(cuda, self.pool, reuse)
-        self.outbox = Outbox(cuda)
+        self.readback = Readback(cuda)
         self._cuda = cuda
 
     def read(self, arrays: Mapping[str, DeviceArray]) -> dict[str, NDArray[Any]]:
-        """Arrays as they are on the device, all in one go."""
-        self.outbox.expect(arrays)
+        """Copy arrays to the host, with one wait for all of them."""
+        self.readback.enqueue(arrays)
         self._cuda.synchronize()
         self.staging.synchronized()
-        return self.outbox.collect()
+        return self.readback.collect()
 
     def close(self) -> None:
         self.staging.close()
-        self.outbox.close()
+        self.readback.close()
         self.pool.close()
 
 

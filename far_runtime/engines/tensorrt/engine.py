@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, Generate, scalar
-from far_runtime.engines.tensorrt.cuda import Cuda, Deviation, load_cuda
-from far_runtime.engines.tensorrt.cuda_graphs import Captures, Contexts, Direct, Session
-from far_runtime.engines.tensorrt.device_memory import DeviceArray, Memory, Pool
+from far_runtime.engines.tensorrt.cuda import CaptureFailed, Cuda, load_cuda
+from far_runtime.engines.tensorrt.cuda_graphs import Contexts, EagerSession, GraphCache, Session
+from far_runtime.engines.tensorrt.device_memory import ArrayMemory, BufferPool, DeviceArray
 from far_runtime.engines.tensorrt.executor import Executor
 from far_runtime.errors import FarError
 
@@ -45,12 +45,18 @@ def load_libraries(library: str) -> tuple[Any, Any]:
 class TensorRtEngine:
     """Runs a bundle's graphs, compiled by `far build`, on an NVIDIA GPU.
 
-    library: "tensorrt" or "tensorrt-rtx". plans: the compiled graph of a name. All are loaded at once, so that they
-    share one scratch memory. Raises FarError where a library or the GPU is missing, and for plans that do not fit.
+    library: "tensorrt" or "tensorrt-rtx".
+    read_engine_file: returns the serialised engine of a graph, by the graph's name.
+    All of them are loaded at once, so that they share one scratch memory. Raises FarError where a library or the GPU
+    is missing, and for engine files that do not fit.
     """
 
     def __init__(
-        self, bundle: Bundle, library: str, plans: Callable[[str], bytes], options: EngineOptions | None = None
+        self,
+        bundle: Bundle,
+        library: str,
+        read_engine_file: Callable[[str], bytes],
+        options: EngineOptions | None = None,
     ) -> None:
         self._library, cuda_python = load_libraries(library)
         self.name = library
@@ -59,26 +65,28 @@ class TensorRtEngine:
         self._options = options or EngineOptions()
         self._hint = f"build it again with: far build {bundle.path} --engine {library}"
         self._cuda = Cuda(cuda_python)
-        self._log = make_log(self._library)
+        self._log = error_logger(self._library)
         self._runtime: trt.Runtime = self._library.Runtime(self._log)
-        # Version-compatible engines carry a runtime of their own. The cache compares the SHA-256 of its plans.
+        # Version-compatible engines carry a runtime of their own. The cache compares the SHA-256 of its engine files.
         self._runtime.engine_host_code_allowed = True
-        self._executors = {graph.name: self._load(graph, plans(graph.name)) for graph in bundle.manifest.graphs}
+        self._executors = {
+            graph.name: self._load(graph, read_engine_file(graph.name)) for graph in bundle.manifest.graphs
+        }
         scratch = max([executor.activation_size for executor in self._executors.values()], default=0)
         self._scratch = self._cuda.malloc(max(scratch, 1))
         for executor in self._executors.values():
-            executor.lend(self._scratch, scratch)
-        self._memory = Memory(self._cuda, reuse=True)
-        # In a pool of their own: they stay, and would take buffers from it that the next picture will look for.
+            executor.use_scratch(self._scratch, scratch)
+        self._memory = ArrayMemory(self._cuda, reuse=True)
+        # Scalars stay on the device, so they have their own pool: they would take buffers that later pictures need.
         self._scalars: dict[int, DeviceArray] = {}
-        self._scalar_pool = Pool(self._cuda)
-        self._captures = Captures(self, self._cuda)
-        self._cuda.relief = lambda: self._captures.give_up_one() or self._memory.pool.trim()
-        self.session: Session = Direct(self, self._memory)
+        self._scalar_pool = BufferPool(self._cuda)
+        self._graphs = GraphCache(self, self._cuda)
+        self._cuda.free_unused = lambda: self._graphs.evict_oldest() or self._memory.pool.trim()
+        self.session: Session = EagerSession(self, self._memory)
 
     @property
     def allocations(self) -> int:
-        """How often it has asked for memory, on the device or pinned."""
+        """How often device memory or pinned memory was allocated."""
         return self._cuda.allocations
 
     @property
@@ -100,13 +108,13 @@ class TensorRtEngine:
     ) -> dict[str, Array]:
         return self.session.run(stage, inputs, constants or {})
 
-    def run_generation(self, key: Hashable, make: Generate) -> dict[str, NDArray[Any]]:
-        """A whole generation; of the same key, the second is captured as a CUDA graph and later ones replay it."""
-        made = self._captures.run_generation(self, key, make) if self._options.cuda_graph else None
-        return self._memory.read(dict(make(self))) if made is None else made
+    def run_generation(self, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]]:
+        """Run a whole generation. Of the same key, the second is captured as a CUDA graph, and later ones replay it."""
+        arrays = self._graphs.run_generation(self, key, generate) if self._options.cuda_graph else None
+        return self._memory.read(dict(generate(self))) if arrays is None else arrays
 
     def synchronize(self) -> None:
-        """Wait until all that was put on the stream is done, as far bench does after every stage."""
+        """Wait until all work on the stream is done, as far bench does after every stage."""
         self._cuda.synchronize()
 
     def execute(
@@ -114,10 +122,10 @@ class TensorRtEngine:
         stage: str,
         inputs: Mapping[str, DeviceArray],
         constants: Mapping[str, int],
-        memory: Memory,
+        memory: ArrayMemory,
         contexts: Contexts | None,
     ) -> dict[str, DeviceArray]:
-        """Put a stage on the stream; its outputs lie in `memory`, its execution context is kept in `contexts`."""
+        """Enqueue a stage on the stream. Its outputs lie in `memory`, and `contexts` keeps its execution context."""
         graph = self._bundle.manifest.graph(stage, constants)
         arrays = {
             spec.name: inputs[spec.name] if spec.name in inputs else self._scalar(constants[spec.name])
@@ -140,12 +148,12 @@ class TensorRtEngine:
             }
             context.run({name: array.address for name, array in {**arrays, **outputs}.items()}, self._cuda)
         except FarError as error:
-            raise FarError(error.message, self._log.said()) from None
+            raise FarError(error.message, self._log.take_error()) from None
         return outputs
 
     def close(self) -> None:
         self._cuda.synchronize()
-        self._captures.close()
+        self._graphs.close()
         self._scalars.clear()
         for executor in self._executors.values():
             executor.close()
@@ -157,19 +165,19 @@ class TensorRtEngine:
         self._executors, self._scratch = {}, 0
 
     def _scalar(self, value: int) -> DeviceArray:
-        """A constant as a graph's input; each number is put once."""
+        """A constant as an input [1] of a graph; each value is uploaded once."""
         if value not in self._scalars:
             if self._cuda.capturing:
-                raise Deviation(f"the constant {value} is new")
+                raise CaptureFailed(f"the constant {value} is new")
             self._scalars[value] = self._memory.staging.put(scalar(value, np.int64), self._scalar_pool)[0]
         return self._scalars[value]
 
-    def _load(self, graph: Graph, plan: bytes) -> Executor:
-        engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
+    def _load(self, graph: Graph, engine_file: bytes) -> Executor:
+        engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(engine_file)
         if engine is None:
             raise FarError(
-                f"graph {graph.name}: {self.name} {self.version} does not load its engine{self._log.said()}; it was "
-                f"built by another version, for another GPU, or is damaged: {self._hint}"
+                f"graph {graph.name}: {self.name} {self.version} does not load its engine{self._log.take_error()}; it "
+                f"was built by another version, for another GPU, or is damaged: {self._hint}"
             )
         if engine.refittable:
             self._refit(engine, graph)
@@ -178,20 +186,21 @@ class TensorRtEngine:
         return Executor(self._library, engine, graph, self._cuda, self._hint)
 
     def _refit(self, engine: trt.ICudaEngine, graph: Graph) -> None:
-        """Give an engine the bundle's weights: its own may have been left out of the file."""
+        """Give an engine the bundle's weights, which its engine file may lack."""
         path = self._bundle.path / graph.file
         refitter = self._library.Refitter(engine, self._log)
         parser = self._library.OnnxParserRefitter(refitter, self._log)
         if not (parser.refit_from_file(str(path)) and refitter.refit_cuda_engine()):
             raise FarError(
-                f"graph {graph.name}: its engine does not take the weights of {path}{self._log.said()}; {self._hint}"
+                f"graph {graph.name}: its engine does not take the weights of {path}{self._log.take_error()}; "
+                f"{self._hint}"
             )
 
 
-def make_log(library: Any) -> Any:
-    """A logger that keeps TensorRT's last error for our own messages."""
+def error_logger(library: Any) -> Any:
+    """A TensorRT logger that keeps the last error, for error messages."""
 
-    class Log(library.ILogger):  # type: ignore[misc]
+    class ErrorLogger(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             library.ILogger.__init__(self)
             self._last = ""
@@ -200,9 +209,9 @@ def make_log(library: Any) -> Any:
             if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
                 self._last = msg.strip()
 
-        def said(self) -> str:
-            """The last error in brackets, once."""
+        def take_error(self) -> str:
+            """The last error in brackets, which is forgotten then; "" where there was none."""
             last, self._last = self._last, ""
             return f" ({last})" if last else ""
 
-    return Log()
+    return ErrorLogger()

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Shapes = tuple[tuple[int, ...], ...]
-"""Of a graph's inputs, in the manifest's order."""
+"""Shapes of a graph's inputs or outputs, in the manifest's order."""
 
 DTYPES = {"FLOAT": "float32", "INT64": "int64", "UINT8": "uint8"}
 """What TensorRT calls the dtypes of stage inputs and outputs."""
 
-RECENT = 64
-"""Execution contexts that a graph keeps beside those of captured generations."""
+MAX_CONTEXTS = 64
+"""Most execution contexts of a graph that are kept, besides those of captured generations."""
 
 
 class Context:
-    """An execution context for one set of input shapes, which it keeps.
+    """An execution context for one set of input shapes, which never change.
 
-    A context whose shapes change has to be enqueued once before it can be captured again, and what it copies to the
-    device for its shapes would be read when a captured graph is launched: so there is one for each set of shapes.
+    There is one for each set of shapes, for two reasons: a context whose shapes change has to be enqueued once before
+    it can be captured again, and a captured graph reads the shape data that the context had put on the device.
     """
 
     def __init__(self, context: trt.IExecutionContext, graph: Graph, shapes: Shapes, outputs: Shapes) -> None:
@@ -38,7 +38,7 @@ class Context:
         self._bound: dict[str, int] = {}
 
     def run(self, addresses: Mapping[str, int], cuda: Cuda) -> None:
-        """Put the graph's execution on the stream, on inputs and outputs at these addresses."""
+        """Enqueue the graph on the stream. addresses: of its inputs and outputs on the device, by name."""
         for name, address in addresses.items():
             if self._bound.get(name) != address:
                 if not self._context.set_tensor_address(name, address):
@@ -54,16 +54,16 @@ class Context:
 
 
 class Executor:
-    """A deserialized engine and its contexts.
-
-    Raises FarError where its inputs and outputs are not those of the manifest's graph. The engine belongs to the
-    bundle whose folder `hint` names, in words that say how to build it.
-    """
+    """A deserialised engine and its execution contexts, one for each set of input shapes."""
 
     def __init__(self, library: Any, engine: trt.ICudaEngine, graph: Graph, cuda: Cuda, hint: str) -> None:
+        """FarError where the engine's inputs and outputs are not those of the manifest's graph.
+
+        hint: how to build the engine again, for error messages.
+        """
         self.graph, self.hint = graph, hint
         self._library, self._engine, self._cuda = library, engine, cuda
-        self._recent: OrderedDict[Shapes, Context] = OrderedDict()
+        self._contexts: OrderedDict[Shapes, Context] = OrderedDict()
         self._activation = (0, 0)
         self._check_tensors()
         # [profile][input][lowest, usual, highest]
@@ -88,29 +88,30 @@ class Executor:
         ]
         return min(sizes, default=1)
 
-    def lend(self, address: int, size: int) -> None:
-        """Scratch memory for contexts to come, the same for all graphs: they never run at the same time."""
+    def use_scratch(self, address: int, size: int) -> None:
+        """Give later contexts their scratch memory. All graphs share it, since they never run at the same time."""
         self._activation = (address, size)
 
     def context(self, shapes: Shapes, keep: dict[tuple[str, Shapes], Context] | None = None) -> Context:
-        """The context for inputs of these shapes. keep: contexts that outlive the engine's own memory of recent ones.
+        """The context for inputs of these shapes, created where there is none.
 
+        keep: the contexts of a captured generation, which has to keep them for as long as its graph lives.
         Raises FarError for shapes that no profile of the engine takes.
         """
         name = (self.graph.name, shapes)
-        found = self._recent.get(shapes) or (keep or {}).get(name) or self._make(shapes)
-        self._recent[shapes] = found
-        self._recent.move_to_end(shapes)
-        if len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
+        context = self._contexts.get(shapes) or (keep or {}).get(name) or self._create(shapes)
+        self._contexts[shapes] = context
+        self._contexts.move_to_end(shapes)
+        if len(self._contexts) > MAX_CONTEXTS:
+            self._contexts.popitem(last=False)
         if keep is not None:
-            keep[name] = found
-        return found
+            keep[name] = context
+        return context
 
     def close(self) -> None:
-        self._recent.clear()
+        self._contexts.clear()
 
-    def _make(self, shapes: Shapes) -> Context:
+    def _create(self, shapes: Shapes) -> Context:
         profile = self._profile_for(shapes)
         context = create_context(self._library, self._engine)
         if context is None:
@@ -133,17 +134,17 @@ class Executor:
 
     def _profile_for(self, shapes: Shapes) -> int:
         """The tightest profile that takes these shapes."""
-        find_compatible = [
+        suitable = [
             (sum(int(np.prod(high)) for _, _, high in profile), i)
             for i, profile in enumerate(self._profiles)
             if all(_within(shape, low, high) for shape, (low, _, high) in zip(shapes, profile, strict=True))
         ]
-        if not find_compatible:
-            raise FarError(self._misfit(shapes), f"; {self.hint}")
-        return min(find_compatible)[1]
+        if not suitable:
+            raise FarError(self._mismatch(shapes), f"; {self.hint}")
+        return min(suitable)[1]
 
-    def _misfit(self, shapes: Shapes) -> Message:
-        """What does not fit the profiles, by axis where that can be told."""
+    def _mismatch(self, shapes: Shapes) -> Message:
+        """Which shapes do not fit the profiles: the first axis that no profile takes, or else all of them."""
         for i, (spec, shape) in enumerate(zip(self.graph.inputs, shapes, strict=True)):
             for j, size in enumerate(shape):
                 ranges = sorted({(profile[i][0][j], profile[i][2][j]) for profile in self._profiles})
@@ -157,35 +158,37 @@ class Executor:
                         f"graph {self.graph.name}: axis {axis} of {spec.name} is {size}, its engine takes {allowed}",
                         *fewer,
                     )
-        said = ", ".join(f"{spec.name} {list(shape)}" for spec, shape in zip(self.graph.inputs, shapes, strict=True))
+        inputs = ", ".join(f"{spec.name} {list(shape)}" for spec, shape in zip(self.graph.inputs, shapes, strict=True))
         return Message(
-            f"graph {self.graph.name}: none of its engine's {len(self._profiles)} profiles takes {said} together"
+            f"graph {self.graph.name}: none of its engine's {len(self._profiles)} profiles takes {inputs} at once"
         )
 
     def _check_tensors(self) -> None:
         engine, library, graph = self._engine, self._library, self.graph
         modes = {"input": library.TensorIOMode.INPUT, "output": library.TensorIOMode.OUTPUT}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        for kind, specs in (("input", graph.inputs), ("output", graph.outputs)):
-            there = sorted(name for name in names if engine.get_tensor_mode(name) == modes[kind])
+        for direction, specs in (("input", graph.inputs), ("output", graph.outputs)):
+            names_there = sorted(name for name in names if engine.get_tensor_mode(name) == modes[direction])
             expected = sorted(spec.name for spec in specs)
-            if there != expected:
+            if names_there != expected:
                 raise FarError(
-                    f"graph {graph.name}: its engine has the {kind}s {', '.join(there)}, expected "
+                    f"graph {graph.name}: its engine has the {direction}s {', '.join(names_there)}, expected "
                     f"{', '.join(expected)}; {self.hint}"
                 )
             for spec in specs:
-                self._check_tensor(kind, spec)
+                self._check_tensor(direction, spec)
 
-    def _check_tensor(self, kind: str, spec: TensorSpec) -> None:
-        there = self._engine.get_tensor_dtype(spec.name)
-        if DTYPES.get(there.name) != spec.dtype:
+    def _check_tensor(self, direction: str, spec: TensorSpec) -> None:
+        dtype = self._engine.get_tensor_dtype(spec.name)
+        if DTYPES.get(dtype.name) != spec.dtype:
             raise FarError(
-                f"graph {self.graph.name}: {kind} {spec.name} of its engine is {there.name}, expected {spec.dtype}; "
-                f"{self.hint}"
+                f"graph {self.graph.name}: {direction} {spec.name} of its engine is {dtype.name}, expected "
+                f"{spec.dtype}; {self.hint}"
             )
         if self._engine.get_tensor_location(spec.name) != self._library.TensorLocation.DEVICE:
-            raise FarError(f"graph {self.graph.name}: its engine wants {kind} {spec.name} on the host; {self.hint}")
+            raise FarError(
+                f"graph {self.graph.name}: its engine wants {direction} {spec.name} on the host; {self.hint}"
+            )
 
 
 def activation_size(engine: trt.ICudaEngine) -> int:
@@ -197,8 +200,8 @@ def activation_size(engine: trt.ICudaEngine) -> int:
 def create_context(library: Any, engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
     """An execution context without scratch memory of its own.
 
-    TensorRT-RTX compiles kernels for every shape when it first meets it, and by default does so beside the computation:
-    a captured graph would keep the slow kernels that stand in for them. It is told to wait for them.
+    TensorRT-RTX compiles the kernels of a shape when it first meets the shape, by default in the background. A captured
+    graph would then keep the slow kernels that are used meanwhile, so it is told to wait for the compiled ones.
     """
     strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
     specialization = getattr(library, "DynamicShapesKernelSpecializationStrategy", None)
@@ -211,7 +214,7 @@ def create_context(library: Any, engine: trt.ICudaEngine) -> trt.IExecutionConte
 
 
 def sizes_of(dims: trt.Dims) -> tuple[int, ...]:
-    """A shape as TensorRT gives it; -1 where it is not known."""
+    """TensorRT's shape as a tuple; -1 for a size that is not known."""
     return tuple(int(dims[i]) for i in range(len(dims)))
 
 

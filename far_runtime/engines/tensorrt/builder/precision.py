@@ -58,18 +58,18 @@ def missing(products: Sequence[MatMul], precision: str) -> str:
     """Why a network is not of the precision that the manifest says; "" if it is. In 16 bits more than half of the
     products have to be (the others lie on FP32 islands), in int8 one at least: attention's and those that cost accuracy
     are not quantised. A graph without products is of any."""
-    find_compatible = sum(product.precision == precision for product in products)
-    enough = find_compatible >= 1 if precision == "int8" else 2 * find_compatible > len(products)
+    count = sum(product.precision == precision for product in products)
+    enough = count >= 1 if precision == "int8" else 2 * count > len(products)
     if not products or precision == "fp32" or enough:
         return ""
     have = ", ".join(sorted({product.precision for product in products}))
     return f"the manifest says {precision}, but its {len(products)} matrix products are {have}; export the bundle again"
 
 
-def engine_products(trt: Any, plan: Any) -> list[MatMul]:
+def engine_products(trt: Any, data: Any) -> list[MatMul]:
     """What the engine inspector tells of a finished engine's layers: every ONNX node of a layer with the layer's
     narrowest operand."""
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(data)
     if engine is None:
         return []
     inspector = engine.create_engine_inspector()

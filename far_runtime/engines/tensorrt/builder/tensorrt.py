@@ -35,11 +35,12 @@ Report = Callable[[str], None]
 def build_engines(
     bundle: Bundle, library: str, options: BuildOptions | None = None, report: Report = lambda line: None
 ) -> CachedEngine:
-    """Compile every graph of a bundle with "tensorrt" (for the GPU here) or "tensorrt-rtx" (for options.targets, or for
-    the GPU here), or find that it was done.
+    """Build the engines of a bundle's graphs with "tensorrt" or "tensorrt-rtx", unless the cache has them already.
 
-    report: called with a line per graph. Raises FarError for options that cannot be, a missing library, a graph that
-    is not taken, an engine that fell back to a wider precision, and a build that ran out of memory or disk.
+    TensorRT builds for the GPU of this machine, TensorRT-RTX for options.targets, or else for the GPU of this machine.
+    report: called with a line of text for every graph.
+    Raises FarError for options that the library does not take, a missing library, a graph that it does not build, an
+    engine that computes in a wider precision than its graph, and a build that ran out of memory or disk.
     """
     options = options or BuildOptions()
     check_options(library, options)
@@ -48,10 +49,10 @@ def build_engines(
     profiles = graph_profiles(bundle, options.batch, options.profiles or PROFILES[library])
     key = engine_key(bundle, library, version, options, gpu, profiles)
     cache = EngineCache(bundle, report)
-    found = cache.find(key)
-    if found is not None:
-        report(f"{found.path}: built already")
-        return found
+    engine = cache.find(key)
+    if engine is not None:
+        report(f"{engine.path}: built already")
+        return engine
     timing = None if library == "tensorrt-rtx" else options.timing_cache or default_timing_cache(version, gpu)
 
     def write(folder: Path) -> Mapping[str, Any]:
@@ -59,20 +60,21 @@ def build_engines(
         for i, graph in enumerate(bundle.manifest.graphs, 1):
             job = {
                 "library": library, "name": graph.name, "precision": graph.precision,
-                "onnx": str(bundle.path.resolve() / graph.file), "plan": str(folder.resolve() / f"{graph.name}.plan"),
+                "onnx": str(bundle.path.resolve() / graph.file),
+                "engine_file": str(folder.resolve() / f"{graph.name}.plan"),
                 "profiles": [shapes for shapes in profiles[graph.name] if shapes], "flags": options.flags(),
                 "targets": [capability(target) for target in key.facts.get("targets", ())],
                 "timing_cache": timing and str(timing),
             }  # fmt: skip
             notes[graph.name] = build_graph(graph, job, folder)
-            report(f"{i}/{len(bundle.manifest.graphs)} {said(graph.name, notes[graph.name])}")
+            report(f"{i}/{len(bundle.manifest.graphs)} {build_line(graph.name, notes[graph.name])}")
         return notes
 
     return cache.build(key, write)
 
 
 def check_library(library: str) -> str:
-    """Version of an installed library, with Polygraphy beside it; FarError where one is missing."""
+    """Version of the installed library; FarError where it or Polygraphy is missing."""
     version = library_version(library)
     if not version or find_spec(MODULES[library]) is None:
         where = (
@@ -95,9 +97,9 @@ def engine_key(
     gpu: Gpu | None,
     profiles: Mapping[str, Sequence[Shapes]],
 ) -> EngineKey:
-    """Everything that the engines of a bundle depend on; FarError where no GPU is known to build for."""
-    made = {"version": version, "recipe": RECIPE, "flags": options.flags(), "shapes": shown(profiles)}
-    facts = {**bundle_facts(bundle), **made}
+    """The cache key of a bundle's engines; FarError where there is no GPU to build for."""
+    build = {"version": version, "recipe": RECIPE, "flags": options.flags(), "shapes": profile_texts(profiles)}
+    facts = {**bundle_facts(bundle), **build}
     if library == "tensorrt":
         if gpu is None:
             raise FarError(
@@ -126,7 +128,7 @@ def engine_key(
     return EngineKey(library, {**facts, "targets": sorted(set(targets), key=capability)})
 
 
-def shown(profiles: Mapping[str, Sequence[Shapes]]) -> dict[str, list[dict[str, str]]]:
+def profile_texts(profiles: Mapping[str, Sequence[Shapes]]) -> dict[str, list[dict[str, str]]]:
     """Profiles as trtexec writes them: "1x256x16:4x256x16:64x256x16"."""
     return {
         graph: [
@@ -138,16 +140,18 @@ def shown(profiles: Mapping[str, Sequence[Shapes]]) -> dict[str, list[dict[str, 
 
 
 def default_timing_cache(version: str, gpu: Gpu | None) -> Path:
-    """The user's file of measured kernels, one for every version and GPU."""
+    """TensorRT's timing cache in the user's cache folder, one for every version and GPU."""
     name = "".join(c if c.isalnum() else "-" for c in f"tensorrt-{version}-{gpu.name if gpu else 'none'}".lower())
     return user_cache() / "timing" / f"{name}.cache"
 
 
 def build_graph(graph: Graph, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Build one graph in a process of its own; returns what is known of its engine.
+    """Build the engine of one graph in a separate process; returns the notes on it for the sidecar.
 
-    seconds; bytes of the plan, of "activation", "weights" and "scratch" memory on the GPU as the builder says; peak
-    bytes of the process; how many matrix products compute in which precision.
+    "seconds": of the build. "plan": bytes of the engine file.
+    "activation", "weights", "scratch": bytes on the GPU, as far as the builder's log has them.
+    "peak": most resident bytes of the process. "profiles": their number.
+    "products": the number of matrix products and convolutions by precision.
     """
     if job["timing_cache"]:
         Path(job["timing_cache"]).parent.mkdir(parents=True, exist_ok=True)
@@ -158,13 +162,13 @@ def build_graph(graph: Graph, job: Mapping[str, Any], folder: Path) -> dict[str,
         done: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}
         if done.get("errno"):
             raise OSError(done["errno"], done["error"])
-        if not Path(job["plan"]).exists() or "seconds" not in done:
+        if not Path(job["engine_file"]).exists() or "seconds" not in done:
             raise _failure(graph, job, code, done, lines)
         with (folder / LOG).open("a", encoding="utf-8") as file:
             file.write(f"== {graph.name}\n" + "\n".join(lines) + "\n")
     return {
         "seconds": round(done["seconds"], 3),
-        "plan": Path(job["plan"]).stat().st_size,
+        "plan": Path(job["engine_file"]).stat().st_size,
         **memory_figures(lines),
         "peak": done.get("peak_bytes", 0),
         "products": done["products"],
@@ -173,7 +177,7 @@ def build_graph(graph: Graph, job: Mapping[str, Any], folder: Path) -> dict[str,
 
 
 def _run(job: Mapping[str, Any], log: Path) -> int:
-    """Exit code of the builder's process."""
+    """Run the worker on a job, with its output in the file `log`; returns its exit code."""
     source = str(Path(far_runtime.__file__).resolve().parents[1])
     environment = {
         **os.environ,
@@ -186,10 +190,11 @@ def _run(job: Mapping[str, Any], log: Path) -> int:
             stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
         assert process.stdin is not None
+        # stdin stays open: the worker ends when it closes, which it does however this process ends.
         try:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(job).encode() + b"\n")
-                process.stdin.flush()  # left open: it is closed when this process ends, however it ends
+                process.stdin.flush()
             return process.wait()
         finally:
             process.kill()
@@ -200,7 +205,7 @@ def _run(job: Mapping[str, Any], log: Path) -> int:
 def _failure(
     graph: Graph, job: Mapping[str, Any], code: int, done: Mapping[str, Any], lines: Sequence[str]
 ) -> FarError:
-    """What became of a build without an engine; the whole log is kept in the user's cache folder."""
+    """The error for a build that left no engine; the whole log is kept in the user's cache folder."""
     kept = user_cache() / "logs" / f"build-{graph.name}.txt"
     where = ""
     with contextlib.suppress(OSError):
@@ -217,14 +222,14 @@ def _failure(
             " or more swap, or build on a machine with more memory",
         ] if code == -9 else [f"crashed (signal {-code})"]  # fmt: skip
         return FarError(f"graph {graph.name}: the build with {job['library']} was ", *reason, where)
-    said = errors(lines)
-    detail = (said[-1] if said else done.get("error", f"exit code {code}")).rstrip(".")
+    messages = errors(lines)
+    detail = (messages[-1] if messages else done.get("error", f"exit code {code}")).rstrip(".")
     return FarError(f"graph {graph.name}: {job['library']} does not build it ({detail}){where}")
 
 
-def said(name: str, notes: Mapping[str, Any]) -> str:
-    """A line for one graph: seconds, sizes and memory."""
-    parts = [f"{notes['seconds']:.1f} s", f"plan {megabytes(notes['plan'])}"]
+def build_line(name: str, notes: Mapping[str, Any]) -> str:
+    """The line of text on a finished graph: seconds, sizes and memory."""
+    parts = [f"{notes['seconds']:.1f} s", f"engine file {megabytes(notes['plan'])}"]
     parts += [f"{what} {megabytes(notes[what])}" for what in ("activation", "weights") if what in notes]
     products = ", ".join(f"{count} {precision}" for precision, count in sorted(notes["products"].items()))
     parts += [f"products: {products}"] if products else []

@@ -45,7 +45,7 @@ def _end_with_parent() -> None:
 
 
 def build(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Parse, configure, check the precisions, build, write job["plan"]; returns seconds and precisions."""
+    """Parse, configure, check the precisions, build, write job["engine_file"]; returns seconds and precisions."""
     from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
     from polygraphy.logger import G_LOGGER
 
@@ -64,17 +64,17 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
         return {"refused": wrong}
     timing = job.get("timing_cache")
     save = {"save_timing_cache": timing} if timing else {}
-    plan = engine_bytes_from_network((builder, network, parser), config=make_config(trt, job), **save)
+    engine = engine_bytes_from_network((builder, network, parser), config=make_config(trt, job), **save)
     result = {"seconds": time.monotonic() - started, "products": _counted(products)}
     if job["library"] == "tensorrt":
         # Needs a GPU, which a build with TensorRT proper has. TensorRT-RTX compiles its kernels when the engine is
         # loaded: what they compute in is not known before.
-        wrong = compare(products, engine_products(trt, plan))
+        wrong = compare(products, engine_products(trt, engine))
         if wrong:
             return {"refused": wrong}
         result["inspected"] = True
-    with Path(job["plan"]).open("wb") as file:
-        file.write(plan)
+    with Path(job["engine_file"]).open("wb") as file:
+        file.write(engine)
     return result
 
 

@@ -17,7 +17,13 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import Bundle, Graph, Manifest, manifest_checksum, open_bundle, record_of, write_manifest
-from far_runtime.engines.cache.compatibility import RECIPE, cached_plans, incompatibility, library_version, stale_reason
+from far_runtime.engines.cache.compatibility import (
+    RECIPE,
+    engine_file_reader,
+    incompatibility,
+    library_version,
+    stale_reason,
+)
 from far_runtime.engines.cache.entry import SIDECAR, CachedEngine, EngineKey, bundle_facts, read_engine
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.errors import FarError
@@ -27,7 +33,7 @@ from far_runtime.storage.atomic import whole_folder
 
 FORK = multiprocessing.get_context("fork")
 NOBODY = 65534
-PLAN = b"plan" * 1000
+ENGINE_FILE = b"file" * 1000
 GPU = Gpu("NVIDIA RTX 4090", "8.9")
 MODEL = ModelInfo(grid=1, channels=1, image_size=1)
 
@@ -59,12 +65,12 @@ def key_of(bundle: Bundle, library: str = "tensorrt-rtx", **facts: Any) -> Engin
     return EngineKey(library, {**bundle_facts(bundle), **about, **facts})
 
 
-def write_plan(folder: Path) -> None:
-    (folder / "decode.plan").write_bytes(PLAN)
+def write_engine_file(folder: Path) -> None:
+    (folder / "decode.plan").write_bytes(ENGINE_FILE)
 
 
 def built(bundle: Bundle) -> CachedEngine:
-    return EngineCache(bundle).build(key_of(bundle), write_plan)
+    return EngineCache(bundle).build(key_of(bundle), write_engine_file)
 
 
 def other_engine(bundle: Bundle, key: EngineKey) -> None:
@@ -78,10 +84,10 @@ def other_engine(bundle: Bundle, key: EngineKey) -> None:
 
 
 def test_a_built_engine_is_found_and_says_what_it_is(bundle: Bundle) -> None:
-    made = EngineCache(bundle).build(key_of(bundle), lambda folder: (write_plan(folder), {"memory": 3})[1])
+    made = EngineCache(bundle).build(key_of(bundle), lambda folder: (write_engine_file(folder), {"memory": 3})[1])
     found = EngineCache(bundle).find(key_of(bundle))
     assert found == made and found.path == bundle.path / "engines" / key_of(bundle).folder
-    assert found.file("decode").read_bytes() == found.read("decode") == PLAN
+    assert found.file("decode").read_bytes() == found.read("decode") == ENGINE_FILE
     told = json.loads((found.path / SIDECAR).read_text())
     assert told["facts"] == {
         "precision": "fp16",
@@ -92,7 +98,7 @@ def test_a_built_engine_is_found_and_says_what_it_is(bundle: Bundle) -> None:
         "targets": ["sm89"],
         "flags": {},
     }
-    assert told["files"]["decode.plan"]["bytes"] == len(PLAN)
+    assert told["files"]["decode.plan"]["bytes"] == len(ENGINE_FILE)
     assert told["created_by"].startswith("far-deploy ") and told["notes"] == {"memory": 3}
     assert 0 <= told["seconds"] < 3600 and abs(told["created"] - time.time()) < 3600
     with pytest.raises(FarError, match="holds nothing for graph transformer"):
@@ -137,15 +143,18 @@ def test_another_library_is_another_engine(bundle: Bundle) -> None:
     assert EngineCache(bundle).find(replace(key_of(bundle), library="tensorrt")) is None
 
 
-def damage_plan(path: Path, data: bytes) -> None:
+def damage_engine_file(path: Path, data: bytes) -> None:
     (path / "decode.plan").write_bytes(data)
 
 
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda path: damage_plan(path, PLAN[:-1]), "damaged: decode.plan has 3999 bytes instead of 4000"),
-        (lambda path: damage_plan(path, b"P" + PLAN[1:]), "damaged: decode.plan was changed"),
+        (
+            lambda path: damage_engine_file(path, ENGINE_FILE[:-1]),
+            "damaged: decode.plan has 3999 bytes instead of 4000",
+        ),
+        (lambda path: damage_engine_file(path, b"P" + ENGINE_FILE[1:]), "damaged: decode.plan was changed"),
         (lambda path: (path / "decode.plan").unlink(), "damaged: decode.plan is missing"),
         (lambda path: (path / SIDECAR).unlink(), "no engine.json"),
         (lambda path: (path / SIDECAR).write_text("{"), "damaged: engine.json cannot be read"),
@@ -155,7 +164,7 @@ def damage_plan(path: Path, data: bytes) -> None:
     ],
     ids=["truncated", "changed byte", "missing", "no sidecar", "half a sidecar", "edited", "no files", "other facts"],
 )
-def test_a_truncated_plan_a_changed_byte_and_a_changed_sidecar_are_never_loaded(
+def test_a_truncated_engine_file_a_changed_byte_and_a_changed_sidecar_are_never_loaded(
     bundle: Bundle, damage: Callable[[Path], None], problem: str
 ) -> None:
     engine = built(bundle)
@@ -163,8 +172,8 @@ def test_a_truncated_plan_a_changed_byte_and_a_changed_sidecar_are_never_loaded(
     cache = EngineCache(bundle)
     assert cache.find(key_of(bundle)) is None
     assert cache.entries()[0].problem.startswith(problem)
-    again = cache.build(key_of(bundle), write_plan)  # takes the damaged one's place
-    assert again.problem == "" and again.read("decode") == PLAN
+    again = cache.build(key_of(bundle), write_engine_file)  # takes the damaged one's place
+    assert again.problem == "" and again.read("decode") == ENGINE_FILE
     assert len(cache.entries()) == 1
 
 
@@ -180,14 +189,14 @@ def edit_sidecar(path: Path, name: str, value: Any, sign: bool = False) -> None:
 
 def test_a_byte_that_changes_between_the_check_and_the_load_is_noticed(bundle: Bundle) -> None:
     engine = built(bundle)
-    damage_plan(engine.path, b"P" + PLAN[1:])
+    damage_engine_file(engine.path, b"P" + ENGINE_FILE[1:])
     with pytest.raises(FarError, match="changed since it was built"):
         engine.read("decode")
 
 
 def test_a_sidecar_that_names_files_outside_is_refused(bundle: Bundle) -> None:
     engine = built(bundle)
-    (bundle.path / "engines" / "outside").write_bytes(PLAN)
+    (bundle.path / "engines" / "outside").write_bytes(ENGINE_FILE)
     content = json.loads((engine.path / SIDECAR).read_text())
     edit_sidecar(engine.path, "files", content["files"])
     content["files"] = {"../outside": content["files"]["decode.plan"]}
@@ -201,10 +210,10 @@ def slow_build(path: Path, log: Path, seconds: float) -> None:
         with log.open("a") as file:
             file.write("built\n")
         time.sleep(seconds)
-        write_plan(folder)
+        write_engine_file(folder)
 
     made = EngineCache(open_bundle(path)).build(key_of(open_bundle(path)), write)
-    assert made.read("decode") == PLAN
+    assert made.read("decode") == ENGINE_FILE
 
 
 def test_of_two_builds_at_once_one_builds_and_the_others_take_it(bundle: Bundle, tmp_path: Path) -> None:
@@ -232,9 +241,9 @@ def test_a_kill_during_a_build_leaves_no_engine_and_the_next_build_clears_up(bun
     (unfinished,) = names - {f".{key_of(bundle).folder}.lock"}
     assert unfinished.startswith(f".{key_of(bundle).folder}.{process.pid}-") and unfinished.endswith(".part")
     assert cache.find(key_of(bundle)) is None and cache.entries() == [] and len(cache.leftovers()) == 1
-    cache.build(key_of(bundle, version="other"), write_plan)  # also a build of something else
+    cache.build(key_of(bundle, version="other"), write_engine_file)  # also a build of something else
     assert cache.leftovers() == []
-    assert built(bundle).read("decode") == PLAN
+    assert built(bundle).read("decode") == ENGINE_FILE
     assert not [path for path in (bundle.path / "engines").iterdir() if path.name.startswith(".")]
 
 
@@ -246,7 +255,7 @@ def test_what_another_process_is_building_is_left_alone(bundle: Bundle, tmp_path
         time.sleep(0.01)
     cache = EngineCache(bundle)
     assert cache.leftovers() == []
-    cache.build(key_of(bundle, version="other"), write_plan)
+    cache.build(key_of(bundle, version="other"), write_engine_file)
     process.join()
     assert process.exitcode == 0 and cache.find(key_of(bundle)) is not None
 
@@ -311,8 +320,8 @@ def test_a_read_only_bundle_falls_back_to_the_users_cache_folder(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_leaves_nothing(bundle: Bundle) -> None:
     def write(folder: Path) -> None:
-        write_plan(folder)
-        Path("/dev/full").write_bytes(PLAN)
+        write_engine_file(folder)
+        Path("/dev/full").write_bytes(ENGINE_FILE)
 
     with pytest.raises(FarError, match=r"the disk is full.*free some space"):
         EngineCache(bundle).build(key_of(bundle), write)
@@ -338,10 +347,10 @@ def test_a_disk_that_is_full_when_the_sidecar_is_written_leaves_nothing(
 
 def test_a_build_that_fails_leaves_nothing_and_a_damaged_engine_in_place(bundle: Bundle) -> None:
     def write(folder: Path) -> None:
-        write_plan(folder)
+        write_engine_file(folder)
         raise FarError("refused")
 
-    damage_plan(built(bundle).path, b"")
+    damage_engine_file(built(bundle).path, b"")
     with pytest.raises(FarError, match="refused"):
         EngineCache(bundle).build(key_of(bundle), write)
     assert [path.name for path in (bundle.path / "engines").iterdir()] == [key_of(bundle).folder]
@@ -349,13 +358,13 @@ def test_a_build_that_fails_leaves_nothing_and_a_damaged_engine_in_place(bundle:
 
 def test_a_bundle_that_is_replaced_during_the_build_gets_no_engine(bundle: Bundle) -> None:
     def in_place(folder: Path) -> None:
-        write_plan(folder)
+        write_engine_file(folder)
         make_bundle(bundle.path, b"new weights")
 
     def moved_away(folder: Path) -> None:
         bundle.path.rename(bundle.path.with_name("old"))
         make_bundle(bundle.path)
-        write_plan(folder)
+        write_engine_file(folder)
 
     for write in (in_place, moved_away):
         with pytest.raises(FarError, match="replaced while an engine was built"):
@@ -374,7 +383,7 @@ def test_a_new_export_drops_the_old_engines(bundle: Bundle) -> None:
 def test_a_removed_engine_is_gone_and_the_others_stay(bundle: Bundle) -> None:
     cache = EngineCache(bundle)
     first = built(bundle)
-    second = cache.build(key_of(bundle, version="other"), write_plan)
+    second = cache.build(key_of(bundle, version="other"), write_engine_file)
     assert {engine.name for engine in cache.entries()} == {first.name, second.name}
     cache.remove(first)
     assert [engine.name for engine in cache.entries()] == [second.name]
@@ -431,7 +440,7 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
         }
         if "targets" in facts:
             del about["device"], about["compute_capability"]
-        made = cache.build(EngineKey(library, {**bundle_facts(bundle), **about}), write_plan)
+        made = cache.build(EngineKey(library, {**bundle_facts(bundle), **about}), write_engine_file)
         return incompatibility(made, bundle, gpu)
 
     assert reason() == ""
@@ -451,30 +460,30 @@ def test_an_engine_says_why_it_does_not_fit_here(bundle: Bundle, monkeypatch: py
     assert reason() == "tensorrt is not installed here"
 
 
-def test_an_engine_that_runs_takes_the_newest_plan_that_fits_and_else_says_why_none_does(
+def test_an_engine_that_runs_takes_the_newest_engine_file_that_fits_and_else_says_why_none_does(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("far_runtime.engines.cache.compatibility.library_version", lambda library: "1.7")
     monkeypatch.setattr("far_runtime.engines.cache.compatibility.find_gpu", lambda: GPU)
     command = f"far build {bundle.path} --engine tensorrt-rtx"
     with pytest.raises(FarError, match=r"none was built.*" + command):
-        cached_plans(bundle, "tensorrt-rtx")("decode")
+        engine_file_reader(bundle, "tensorrt-rtx")("decode")
     cache = EngineCache(bundle)
-    cache.build(key_of(bundle, version="1.7", targets=["sm86"]), write_plan)
-    cache.build(key_of(bundle, version="1.6"), write_plan)
+    cache.build(key_of(bundle, version="1.7", targets=["sm86"]), write_engine_file)
+    cache.build(key_of(bundle, version="1.6"), write_engine_file)
     with pytest.raises(FarError) as caught:
-        cached_plans(bundle, "tensorrt-rtx")("decode")
+        engine_file_reader(bundle, "tensorrt-rtx")("decode")
     for part in ("for sm86, here is sm89", "built by tensorrt-rtx 1.6, here is 1.7", command):
         assert part in str(caught.value)
-    cache.build(key_of(bundle, version="1.7"), write_plan)
+    cache.build(key_of(bundle, version="1.7"), write_engine_file)
     newest = cache.build(
         key_of(bundle, version="1.7", flags={"workspace": 9}),
         lambda folder: (folder / "decode.plan").write_bytes(b"newest") and None,
     )
-    plans = cached_plans(bundle, "tensorrt-rtx")
-    assert plans("decode") == b"newest"
-    damage_plan(newest.path, b"tsewen")
+    read = engine_file_reader(bundle, "tensorrt-rtx")
+    assert read("decode") == b"newest"
+    damage_engine_file(newest.path, b"tsewen")
     with pytest.raises(FarError, match="changed since it was built"):
-        plans("decode")
+        read("decode")
     with pytest.raises(FarError, match="no tensorrt engine fits here"):
-        cached_plans(bundle, "tensorrt")("decode")
+        engine_file_reader(bundle, "tensorrt")("decode")
