@@ -10,27 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = Any
-"""An array that lives where the engine computes. The loops only pass it on from stage to stage."""
+"""An array on the engine's device. The sampling loops only pass it on from stage to stage."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine runs, whichever it is; an engine passes over what does not concern it.
-
-    threads: of the CPU; None is the engine's own choice. mode: what OpenVINO aims at, "latency" or "throughput".
-    pinning: OpenVINO keeps each thread on a core; None is its own choice. arena: ONNX Runtime keeps memory of the CPU
-    for the next call. low_memory: OpenVINO and ONNX Runtime hold one graph at a time, and load a stage whenever it is
-    used after another. cuda_graph: whether TensorRT captures whole generations. weight_budget: MiB of the weights of
-    each TensorRT engine with weight streaming that stay on the GPU; None: all.
-    """
+    """How an engine runs; every engine ignores the options that do not concern it."""
 
     threads: int | None = None
+    """Threads on the CPU; None: the engine decides."""
     mode: str = "latency"
+    """What OpenVINO is tuned for: "latency" or "throughput"."""
     pinning: bool | None = None
+    """Whether OpenVINO keeps each thread on one core; None: it decides."""
     arena: bool = True
+    """Whether ONNX Runtime keeps CPU memory for the next call."""
     low_memory: bool = False
+    """Whether OpenVINO and ONNX Runtime hold one graph at a time, and load it again after another one was used."""
     cuda_graph: bool = True
+    """Whether TensorRT captures whole generations as CUDA graphs."""
     weight_budget: int | None = None
+    """MiB of weights that stay on the GPU, for each TensorRT engine with weight streaming; None: all weights."""
 
 
 class Engine(Protocol):
@@ -55,19 +55,19 @@ class Engine(Protocol):
         """Execute one stage. Raises FarError where no graph of the bundle fits the constants."""
 
     def close(self) -> None:
-        """Give the engine's memory back."""
+        """Free the engine's memory."""
 
 
 Generate = Callable[[Engine], Mapping[str, Array]]
-"""A whole generation on an engine: from the first `put` to the arrays to be read, by name."""
+"""Runs a whole generation on an engine; returns the arrays that are to be read, by name."""
 
 
 @runtime_checkable
 class CapturingEngine(Protocol):
-    """An engine that has its own way with whole generations."""
+    """An engine that can capture a whole generation and replay it."""
 
     def run_generation(self, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]]:
-        """What `generate` comes to, on the host."""
+        """Run `generate`; returns its arrays on the host."""
 
 
 def run_generation(engine: Engine, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]]:

@@ -12,8 +12,10 @@ from far_runtime.errors import FarError, SettingName
 
 
 def compile_ahead(bundle: Bundle, name: str, options: EngineOptions, report: Callable[[str], None]) -> None:
-    """Let an engine compile every graph of a bundle into its cache now: its method `compile(report)`, which says a line
-    per graph and returns the cached engine. FarError for an engine that keeps nothing."""
+    """Compile every graph of a bundle into the engine cache, by the engine's method `compile(report)`.
+
+    report: called with a line of text for every graph, and one at the end. FarError for an engine without a cache.
+    """
     engine = open_engine(bundle, name, options)
     try:
         compile_all = getattr(engine, "compile", None)
@@ -21,7 +23,7 @@ def compile_ahead(bundle: Bundle, name: str, options: EngineOptions, report: Cal
             raise FarError(
                 SettingName("engine"), f" {name}: keeps nothing that was compiled, so there is nothing to build ahead"
             )
-        made: CachedEngine = compile_all(report)
-        report(f"{made.path}: {made.size / 1e6:.1f} MB, built in {made.seconds:.1f} s")
+        cached: CachedEngine = compile_all(report)
+        report(f"{cached.path}: {cached.size / 1e6:.1f} MB, built in {cached.seconds:.1f} s")
     finally:
         engine.close()

@@ -1,4 +1,4 @@
-"""ONNX Runtime engine: one session per graph, made when first used, arrays bound where they lie."""
+"""ONNX Runtime engine: one session per graph, created at its first use; arrays stay on the device by I/O binding."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from far_runtime.errors import FarError, SettingName
 class OnnxRuntimeEngine:
     """Runs a bundle's graphs on one of ONNX Runtime's providers (`PROVIDERS`), or on several: "tensorrt,cuda".
 
-    What the named providers cannot compute is an error, never left to the CPU in silence. All providers but the CPU's
-    have not been run by us. Raises FarError where onnxruntime is not installed or lacks the provider.
+    A node that the named providers cannot compute is an error; it never falls back to the CPU silently. Of the
+    providers, we have run the CPU's only. Raises FarError where onnxruntime is not installed or lacks the provider.
     """
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", options: EngineOptions | None = None) -> None:

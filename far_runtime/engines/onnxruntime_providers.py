@@ -17,22 +17,23 @@ SHAPE_ARITHMETIC = frozenset(
         "Min", "Mul", "Range", "Reshape", "Shape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
     )
 )  # fmt: skip
-"""Operators that compute sizes from sizes: a GPU's provider leaves them to the CPU on purpose."""
+"""Operators that compute shapes: a GPU's provider leaves them to the CPU on purpose."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One of ONNX Runtime's execution providers.
-
-    name: ONNX Runtime's. device: where its arrays live. package: what brings it. options: of every graph. profile:
-    prefix of the three options that take smallest, usual and largest shapes; empty if it has none.
-    """
+    """One of ONNX Runtime's execution providers."""
 
     name: str
+    """Its name in ONNX Runtime."""
     device: str
+    """The device of its arrays, as OrtValue takes it."""
     package: str
+    """How to install it."""
     options: Mapping[str, str]
+    """Provider options for every graph."""
     profile: str = ""
+    """Prefix of the three options for smallest, usual and largest shapes; empty where it has no such options."""
 
 
 PROVIDERS = {
@@ -73,8 +74,10 @@ PROVIDERS = {
 
 
 def parse_providers(text: str) -> list[str]:
-    """The providers of an engine's name, best first: "cuda", or "tensorrt,cuda" where the second may compute what the
-    first cannot. FarError for an unknown one or one that is there twice."""
+    """The names of the providers in an engine's name, the preferred one first.
+
+    "tensorrt,cuda": CUDA computes what TensorRT cannot. FarError for an unknown provider or one that is named twice.
+    """
     names = text.split(",")
     for name in names:
         if name not in PROVIDERS:
@@ -86,11 +89,10 @@ def parse_providers(text: str) -> list[str]:
 
 def provider_options(provider: str, graph: Graph) -> dict[str, str]:
     """Options of a provider for one graph."""
-    of = PROVIDERS[provider]
-    options = dict(of.options)
-    if of.profile and graph.profile:
-        for i, kind in enumerate(("min", "opt", "max")):
-            options[f"{of.profile}_{kind}_shapes"] = ",".join(
+    prefix, options = PROVIDERS[provider].profile, dict(PROVIDERS[provider].options)
+    if prefix and graph.profile:
+        for i, bound in enumerate(("min", "opt", "max")):
+            options[f"{prefix}_{bound}_shapes"] = ",".join(
                 f"{spec.name}:{'x'.join(str(graph.profile[d][i] if isinstance(d, str) else d) for d in spec.shape)}"
                 for spec in graph.inputs
             )
@@ -98,28 +100,29 @@ def provider_options(provider: str, graph: Graph) -> dict[str, str]:
 
 
 def check_session(session: Any, names: Sequence[str], engine: str, path: Path) -> None:
-    """FarError unless the first provider asked for is there and those asked for compute the whole graph.
+    """FarError unless a session uses the first of the named providers, and the named ones compute the whole graph.
 
-    Where "cpu" is not among the names, it may only have the arithmetic of shapes.
+    Where "cpu" is not among the names, the CPU may compute shapes only.
     """
-    wanted = [PROVIDERS[name].name for name in names]
-    if session.get_providers()[:1] != wanted[:1]:
+    expected = [PROVIDERS[name].name for name in names]
+    if session.get_providers()[:1] != expected[:1]:
         raise FarError(
-            f"{engine}: {wanted[0]} did not start for {path} (its libraries, or the device, cannot be used); see the "
+            f"{engine}: {expected[0]} did not start for {path} (its libraries, or the device, cannot be used); see the "
             "messages of onnxruntime above, or use ",
             SettingName("engine"),
             " onnxruntime",
         )
     if "cpu" in names or not hasattr(session, "get_provider_graph_assignment_info"):
-        return  # without that method, an earlier onnxruntime, which was told to refuse a graph that needs the CPU
+        # Without that method it is an earlier onnxruntime, which was told to refuse a graph that needs the CPU.
+        return
     left: Counter[str] = Counter()
     for part in session.get_provider_graph_assignment_info():
-        if part.ep_name not in wanted:
+        if part.ep_name not in expected:
             left.update(node.op_type for node in part.get_nodes() if node.op_type not in SHAPE_ARITHMETIC)
     if left:
         raise FarError(
-            f"{engine}: {wanted[0]} leaves {sum(left.values())} nodes of {path} to another provider "
-            f"({', '.join(f'{count} {kind}' for kind, count in left.most_common(4))}); allow it with ",
+            f"{engine}: {expected[0]} leaves {sum(left.values())} nodes of {path} to another provider "
+            f"({', '.join(f'{count} {operator}' for operator, count in left.most_common(4))}); allow it with ",
             SettingName("engine"),
             f" {engine},cpu, or use another engine",
         )

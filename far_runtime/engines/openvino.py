@@ -1,4 +1,4 @@
-"""OpenVINO engine: one compiled model per graph, made when first used; its tensors pass from stage to stage."""
+"""OpenVINO engine: one compiled model per graph, created at its first use; its tensors pass from stage to stage."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from far_runtime.machine.cpu import abilities, saturates
 from far_runtime.machine.memory import unmapping
 
 HINTS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-"""Precisions to compute in, and what a device that can calls them."""
+"""Values of INFERENCE_PRECISION_HINT, and the names of these precisions among a device's capabilities."""
 
 NATIVE = {"fp16": "f16"}
-"""The hint of bundles of such a precision, where the device has it; f32 otherwise. A BF16 graph's products are computed
-in BF16 under f32 too, and what it declares FP32 stays FP32 then, which the hint bf16 would not heed."""
+"""The hint for a bundle's precision, where the device has it; f32 for all others.
+
+Under f32 too, a BF16 graph's products are computed in BF16, and what the graph declares FP32 stays FP32. The hint bf16
+would compute that in BF16."""
 
 
 SUFFIX = ".blob"
@@ -33,13 +35,15 @@ SUFFIX = ".blob"
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A compiled graph and its one request. sizes: where an output's dynamic axis is found, as input and dimension (an
-    axis that no input has is left out). bound: the request's inputs, which need not be set twice."""
+    """A compiled graph and its one inference request."""
 
     request: Any
+    """OpenVINO's InferRequest."""
     graph: Graph
     sizes: Mapping[str, tuple[str, int]]
+    """For each dynamic axis of the outputs, the input and dimension that has it; axes that no input has are absent."""
     bound: dict[str, Array]
+    """Inputs that the request has already, by name."""
 
 
 class OpenVinoEngine:
@@ -69,18 +73,19 @@ class OpenVinoEngine:
                 f"engine openvino:{device}: this machine has no such device; it has "
                 f"{', '.join(name.lower() for name in available)}: use openvino:{available[0].lower()}, say"
             )
-        can = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        capabilities = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         usual = NATIVE.get(bundle.manifest.precision, "f32")
-        hint = precision or (usual if HINTS[usual] in can else "f32")
-        if hint != "f32" and HINTS[hint] not in can:  # it would compute in f32 and not say so
+        hint = precision or (usual if HINTS[usual] in capabilities else "f32")
+        # OpenVINO would silently compute in f32.
+        if hint != "f32" and HINTS[hint] not in capabilities:
             raise FarError(
                 f"engine openvino:{device}:{precision}: this device does not compute in {hint}; use "
-                f"{' or '.join(f'openvino:{device}:{name}' for name, known in HINTS.items() if known in can)}"
+                f"{' or '.join(f'openvino:{device}:{name}' for name, known in HINTS.items() if known in capabilities)}"
             )
         self.name = f"openvino:{device}" + ("" if hint == usual == "f32" else f":{hint}")
         self.version: str = self._ov.__version__.partition("-")[0]
         self._bundle = bundle
-        self._alone = options.low_memory
+        self._low_memory = options.low_memory
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": options.mode.upper(),
@@ -100,7 +105,7 @@ class OpenVinoEngine:
         self._scalars: dict[int, Array] = {}
 
     def put(self, array: NDArray[Any]) -> Array:
-        # A tensor of its own: the caller may change or drop its array.
+        # A copy: the caller may change or drop its array.
         return self._ov.Tensor(np.ascontiguousarray(array))
 
     def get(self, array: Array) -> NDArray[Any]:
@@ -113,8 +118,8 @@ class OpenVinoEngine:
         constants = constants or {}
         graph = self._bundle.manifest.graph(stage, constants)
         if graph.name not in self._loaded:
-            # It packs the weights into memory of its own, most of them when it first runs.
-            read = self._ahead.file(graph.name) if self._ahead else self._bundle.path / WEIGHTS
+            # OpenVINO packs the weights into its own memory, most of them when it first runs.
+            read = self._cached.file(graph.name) if self._cached else self._bundle.path / WEIGHTS
             with unmapping(read):
                 return self._run(self._load(graph), inputs, constants)
         return self._run(self._loaded[graph.name], inputs, constants)
@@ -144,7 +149,7 @@ class OpenVinoEngine:
 
         def write(folder: Path) -> None:
             for graph in self._bundle.manifest.graphs:
-                blob = self._compiled(graph).export_model()
+                blob = self._compile_graph(graph).export_model()
                 (folder / f"{graph.name}{SUFFIX}").write_bytes(blob.getvalue())
                 report(f"compiled {graph.name}")
 
@@ -158,36 +163,38 @@ class OpenVinoEngine:
         return EngineKey("openvino", {**bundle_facts(self._bundle), **facts})
 
     @cached_property
-    def _ahead(self) -> CachedEngine | None:
-        """What `far build` compiled, its checksums compared. Not for low memory: OpenVINO copies the weights of a
-        compiled graph, and maps those of a bundle."""
-        if self._alone or not any(place.is_dir() for place in EngineCache(self._bundle).places):
+    def _cached(self) -> CachedEngine | None:
+        """The engine that `far build` compiled, its checksums compared; None where there is none.
+
+        With low memory it is not used: OpenVINO copies the weights of a compiled graph, and maps those of a bundle.
+        """
+        if self._low_memory or not any(place.is_dir() for place in EngineCache(self._bundle).places):
             return None
         return EngineCache(self._bundle).find(self._key)
 
     def _load(self, graph: Graph) -> _Loaded:
-        if self._alone:
+        if self._low_memory:
             self._loaded.clear()
-        compiled = self._imported(self._ahead, graph) if self._ahead else self._compiled(graph)
+        compiled = self._import(self._cached, graph) if self._cached else self._compile_graph(graph)
         self._loaded[graph.name] = _Loaded(compiled.create_infer_request(), graph, _dynamic_axes(graph), {})
         return self._loaded[graph.name]
 
     def _scalar(self, value: int) -> Array:
-        """A constant as a graph's input; each number is put once."""
+        """A constant as an input [1] of a graph; each value is put once."""
         if value not in self._scalars:
             self._scalars[value] = self.put(scalar(value, np.int64))
         return self._scalars[value]
 
-    def _imported(self, ahead: CachedEngine, graph: Graph) -> Any:
-        """A graph as it was compiled before; its file is mapped where this openvino can."""
+    def _import(self, cached: CachedEngine, graph: Graph) -> Any:
+        """Load a graph that was compiled before; its file is memory-mapped where this openvino can do that."""
         if hasattr(self._ov, "tensor_from_file"):
-            blob = self._ov.tensor_from_file(ahead.file(graph.name))
-            ahead.check(graph.name, blob.data)
+            blob = self._ov.tensor_from_file(cached.file(graph.name))
+            cached.check(graph.name, blob.data)
         else:
-            blob = ahead.read(graph.name)
+            blob = cached.read(graph.name)
         return self._core.import_model(blob, self._device, self._settings)
 
-    def _compiled(self, graph: Graph) -> Any:
+    def _compile_graph(self, graph: Graph) -> Any:
         path: Path = self._bundle.path / graph.file
         try:
             return self._core.compile_model(str(path), self._device, self._settings)
@@ -202,10 +209,10 @@ class OpenVinoEngine:
 
 def _dynamic_axes(graph: Graph) -> dict[str, tuple[str, int]]:
     """The first input and dimension that has each dynamic axis of the graph's outputs."""
-    wanted = {axis for spec in graph.outputs for axis in spec.shape if isinstance(axis, str)}
-    found: dict[str, tuple[str, int]] = {}
+    dynamic = {axis for spec in graph.outputs for axis in spec.shape if isinstance(axis, str)}
+    sizes: dict[str, tuple[str, int]] = {}
     for spec in graph.inputs:
         for place, axis in enumerate(spec.shape):
-            if axis in wanted:
-                found.setdefault(str(axis), (spec.name, place))
-    return found
+            if axis in dynamic:
+                sizes.setdefault(str(axis), (spec.name, place))
+    return sizes

@@ -1,4 +1,4 @@
-"""Which engine runs where none is asked for: the fastest of those that are installed and can compute the bundle."""
+"""The choice of an engine where the user names none: the fastest that is installed and can run the bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 X86 = ("x86_64", "amd64")
 DRIVERS = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg")
-"""One of these is there where an NVIDIA GPU can be used: on Linux, on a Jetson, in WSL."""
+"""Device files of NVIDIA GPUs: on Linux, on a Jetson, in WSL."""
 
 CUDA_LIBRARIES = ("libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll")
 
@@ -70,7 +70,8 @@ def candidates(bundle: Bundle) -> Iterator[Choice]:
         yield Choice("onnxruntime:cuda", "there is an NVIDIA GPU, and this onnxruntime has CUDA")
     openvino = folder_of("openvino") is not None
     x86 = platform.machine().lower() in X86
-    copies = 4 * sum(graph.parameters for graph in bundle.manifest.graphs)  # openvino has the weights once a graph
+    # OpenVINO holds a copy of the weights for every graph.
+    copies = 4 * sum(graph.parameters for graph in bundle.manifest.graphs)
     crowded = runtime is not None and precision != "bf16" and copies > (total_memory() or math.inf) / 2
     if openvino and x86 and not crowded:
         yield Choice("openvino:cpu", "installed, and the fastest on x86-64 processors")
@@ -94,7 +95,8 @@ def built_engine(bundle: Bundle, library: str) -> CachedEngine | None:
 
 def folder_of(module: str) -> Path | None:
     """Where a package is, without importing it; None where it is not, or is a folder of type stubs only."""
-    if sys.modules.get(module, module) is None:  # what Python itself notes of a module that must not be imported
+    # None is how Python marks a module that must not be imported.
+    if sys.modules.get(module, module) is None:
         return None
     try:
         spec = find_spec(module)

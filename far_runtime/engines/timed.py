@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from far_runtime.engines.base import Array, CapturingEngine, Engine, Generate, run_generation, smallest_batch
 
 COPIES = "copies"
-"""Under this name stands what `put` and `get` take."""
+"""The key of the seconds of `put` and `get`."""
 
 
 class TimedEngine:
-    """An engine that notes how long every call takes, in `seconds` by stage.
+    """An engine that records how long every call takes, in `seconds` by stage.
 
-    An engine that computes behind the caller's back has a method `synchronize`, which is called after every stage, so
-    that the time is the stage's own; what such an engine saves by not waiting shows in whole pictures alone. Of the
-    engine, only what the sampling loops need is passed on: it cannot capture a generation through this.
+    An engine that computes asynchronously has a method `synchronize`. It is called after every stage, so that a stage's
+    time is its own; what the engine gains by not waiting shows only in the time of whole pictures. Generations are not
+    captured, since only the methods that the sampling loops need are passed on.
     """
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -56,8 +56,7 @@ class TimedEngine:
 
 
 class SampledEngine(TimedEngine):
-    """A timed engine of those that have their own way with whole generations: of `every` generations the first is timed
-    stage by stage, and the others are left to the engine, which may capture them."""
+    """A timed engine that times one of `every` generations stage by stage, and lets the engine capture the others."""
 
     def __init__(self, engine: Engine, every: int = 16, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(engine, clock)
@@ -66,11 +65,12 @@ class SampledEngine(TimedEngine):
     def run_generation(self, key: Hashable, generate: Generate) -> dict[str, NDArray[Any]]:
         turn, self._count = self._count, (self._count + 1) % self._every
         if turn:
-            self.seconds.clear()  # of what was computed beforehand, which would pass for the generation's
+            # What was computed before would pass for the generation's.
+            self.seconds.clear()
             return run_generation(self._engine, key, generate)
         return {name: self.get(array).copy() for name, array in generate(self).items()}
 
 
 def timed(engine: Engine) -> TimedEngine:
-    """An engine with its times, and without losing what it does with whole generations."""
+    """An engine that is timed, and that still captures generations if it can."""
     return SampledEngine(engine) if isinstance(engine, CapturingEngine) else TimedEngine(engine)

@@ -1,1 +1,1 @@
-"""The machine at hand: processor, memory, GPU, and a cluster of several."""
+"""This machine: its processor, memory and GPU, and Ray clusters of several machines."""

@@ -1,4 +1,4 @@
-"""What the processor can do, as far as Linux tells."""
+"""The processor of this machine, by Linux's /proc/cpuinfo."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def entries(text: str) -> dict[str, str]:
 
 
 def abilities() -> Collection[str]:
-    """The names of its instruction sets, as Linux calls them."""
+    """Linux's names of the processor's instruction sets, such as "avx2"; empty where they are not known."""
     return processor().get("flags", processor().get("Features", "")).split()
 
 
-def saturates(can: Collection[str]) -> bool:
-    """Whether a processor of these abilities adds the products of INT8 in pairs of 16 bits, which may not hold them:
-    x86-64 without VNNI."""
-    return "avx2" in can and not {"avx512_vnni", "avx_vnni"} & set(can)
+def saturates(instruction_sets: Collection[str]) -> bool:
+    """Whether sums of INT8 products may overflow on a processor with these instruction sets.
+
+    x86-64 without VNNI adds the products in pairs of 16 bits, which may not hold the sum.
+    """
+    return "avx2" in instruction_sets and not {"avx512_vnni", "avx_vnni"} & set(instruction_sets)

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU of this machine, as cuda-python names it. Not run on a GPU by us."""
+"""The NVIDIA GPU of this machine, by cuda-python. Not run on a GPU by us."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Gpu:
-    """Its name, and its compute capability as "8.9"."""
+    """An NVIDIA GPU."""
 
     name: str
+    """CUDA's name of the device, such as "NVIDIA L4"."""
     compute_capability: str
+    """Its compute capability, such as "8.9"."""
 
     @property
     def target(self) -> str:
-        """ "8.9" -> "sm89"."""
+        """Its compute capability as `far build --target` takes it: "sm89"."""
         return "sm" + self.compute_capability.replace(".", "")
 
 
@@ -31,7 +33,8 @@ def find_gpu() -> Gpu | None:
             return None
         error, device = api.cudaGetDevice()
         error, properties = api.cudaGetDeviceProperties(device) if not int(error) else (error, None)
-    except RuntimeError:  # no driver at all, as cuda-python says it
+    # cuda-python raises it where there is no driver.
+    except RuntimeError:
         return None
     if int(error) or properties is None:
         return None

@@ -1,4 +1,4 @@
-"""Memory of this machine and of this process, as the system tells it."""
+"""Memory of this machine and of this process."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def total_memory() -> int | None:
 
 
 def peak_memory() -> int | None:
-    """Largest resident memory of this process so far in bytes, files that it has mapped included; None where the system
-    does not say.
+    """Largest resident memory of this process so far in bytes, with files that it has mapped; None where the system
+    does not tell it.
 
-    Not what getrusage says where there is better: on Linux that goes over to a child, whatever the child runs.
+    On Linux it comes from /proc: the figure of getrusage is inherited by child processes.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         status = ""
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
-    if found is not None:
-        return int(found[1]) * 1024
+    match = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    if match is not None:
+        return int(match[1]) * 1024
     try:
         resource: Any = importlib.import_module("resource")
     except ImportError:  # Windows
@@ -44,16 +44,16 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-EVERY = 0.05
-"""Seconds between two looks at what has been read."""
+UNMAP_SECONDS = 0.05
+"""How often `unmapping` releases the pages that have been read."""
 
 
 @contextlib.contextmanager
 def unmapping(path: Path) -> Iterator[None]:
-    """Within the block, pages of a file that libraries have mapped and read do not stay in this process's memory.
+    """Within the block, release pages of a file from this process's memory soon after a library has read them.
 
-    They remain in the system's cache, and are read from there should they be needed again. For files of which a library
-    makes a copy. Nothing is done for mappings that can be written to, nor where the system is not Linux.
+    It is for files that a library maps and copies. The pages stay in the system's page cache. Mappings that can be
+    written to are left alone; on systems other than Linux nothing is done.
     """
     if not sys.platform.startswith("linux") or not hasattr(mmap, "MADV_DONTNEED"):
         yield
@@ -61,7 +61,7 @@ def unmapping(path: Path) -> Iterator[None]:
     done, name = threading.Event(), str(path.resolve())
 
     def watch() -> None:
-        while not done.wait(EVERY):
+        while not done.wait(UNMAP_SECONDS):
             _unmap(name)
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -18,12 +18,12 @@ from far_runtime.errors import FarError, SettingName
 
 CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 1 << 30
-"""Shared memory of a cluster that is started here."""
+"""Shared memory of a cluster that is started on this machine, in bytes."""
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What one worker or replica takes of the cluster."""
+    """Resources of the cluster that one worker or replica needs."""
 
     cpus: float = 1.0
     """Ray's CPUs."""
@@ -35,11 +35,11 @@ class WorkerResources:
     """Ray's custom resources, by the names that nodes were started with."""
 
     def amounts(self) -> dict[str, float]:
-        """All of them by Ray's names."""
+        """All amounts by Ray's names."""
         return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
 
     def actor_options(self) -> dict[str, Any]:
-        """All of them as the options of a Ray actor."""
+        """All amounts as the options of a Ray actor."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "resources": dict(self.resources)}
 
 
@@ -52,10 +52,11 @@ def cluster_address(address: str | None) -> str | None:
 def cluster(address: str | None, max_workers: int, resources: WorkerResources, min_workers: int = 1) -> Iterator[Any]:
     """The module ray, connected to a cluster.
 
-    address: of a running cluster, None for RAY_ADDRESS, or else for a new cluster that ends with the block.
-    max_workers: a new cluster has the CPUs for so many.
-    resources: of each worker.
-    Raises FarError if Ray is missing, if nothing answers, or if the cluster has room for fewer than min_workers.
+    address: of a running cluster. None: RAY_ADDRESS, or else a new cluster on this machine that ends with the block.
+    max_workers: the number of workers that a new cluster has CPUs for.
+    resources: what each worker needs.
+    min_workers: the number of workers that the cluster must have room for.
+    Raises FarError where Ray is missing, no cluster answers, or the cluster has too little room.
     """
     try:
         import ray
@@ -63,10 +64,12 @@ def cluster(address: str | None, max_workers: int, resources: WorkerResources, m
         raise FarError(SettingName("ray"), " needs ray; install it with: pip install 'far-deploy[ray]'") from error
 
     address = cluster_address(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to Ray's makers
+    # Ray would send usage statistics to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {}
     if address is None:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # its workers would give way to everything else
+        # Ray would run its workers at a low priority.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         options = {
             "num_cpus": max(os.cpu_count() or 1, math.ceil(max_workers * resources.cpus)),
             "resources": {name: amount * max_workers for name, amount in resources.resources.items()},

@@ -15,12 +15,11 @@ FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16",
     "i8mm",
 )  # fmt: skip
-"""Abilities of a processor that decide how fast it multiplies."""
+"""Instruction sets that decide how fast a processor multiplies."""
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, cores, memory, system and versions of the libraries that are installed; None where it cannot be
-    told."""
+    """Processor, cores, memory, system and the versions of installed libraries; None for what is not known."""
     return {
         "processor": processor().get("model name") or platform.processor() or platform.machine(),
         "abilities": [flag for flag in FLAGS if flag in abilities()],
@@ -29,7 +28,7 @@ def machine_facts() -> dict[str, Any]:
         "memory_bytes": total_memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "libraries": {name: found for name in LIBRARIES if (found := _version(name)) is not None},
+        "libraries": {name: installed for name in LIBRARIES if (installed := _version(name)) is not None},
     }
 
 

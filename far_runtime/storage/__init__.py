@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, records of runs, and locks."""
+"""Files and folders that appear whole or not at all, records of runs, and locks."""

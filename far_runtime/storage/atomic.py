@@ -1,4 +1,4 @@
-"""Output files that appear whole or not at all, in folders that are known to be writable beforehand."""
+"""Output files and folders that appear whole or not at all, and checks beforehand that they can be written."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OUTPUT = SettingName("output")
 
 
 def check_folder(folder: Path, option: str = OUTPUT) -> None:
-    """Make a folder where it is missing and try to write in it; FarError, naming the option to change, if that fails.
+    """Create a folder where it is missing, and try to write in it; FarError, which names the option, if that fails.
 
-    Called before long work, so that nothing is computed that cannot be saved.
+    It is called before long work, so that nothing is computed that cannot be saved.
     """
     if folder.exists() and not folder.is_dir():
         raise FarError(f"{folder}: is a file, a folder is needed; name another with ", option)
@@ -102,7 +102,8 @@ def whole_folder(
     try:
         yield folder
         folder.chmod(0o777 & ~_umask())
-        check(target)  # once more: somebody may have put files there in the meantime
+        # Once more: another process may have put files there in the meantime.
+        check(target)
         _replace(folder, target, old, option)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -113,8 +114,9 @@ def whole_folder(
             option,
         ) from error
     finally:
-        if old.exists() and not target.exists():  # interrupted between the two renames
-            with contextlib.suppress(OSError):  # another process was faster
+        # Interrupted between the two renames: the older folder comes back, unless another process was faster.
+        if old.exists() and not target.exists():
+            with contextlib.suppress(OSError):
                 old.rename(target)
         shutil.rmtree(folder, ignore_errors=True)
         if target.exists():
@@ -190,6 +192,7 @@ def user_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
     try:
         home = Path(base) if base else Path.home() / ".cache"
-    except RuntimeError as error:  # an account without a home
+    # An account without a home.
+    except RuntimeError as error:
         raise FarError(f"no folder for what is kept ({error}); set XDG_CACHE_HOME to a folder of yours") from error
     return home / "far-deploy"

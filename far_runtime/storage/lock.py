@@ -1,4 +1,4 @@
-"""A lock file between processes that dies with its owner."""
+"""A lock between processes that ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ POLL_SECONDS = 0.2
 
 @contextlib.contextmanager
 def held(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock `path` for the block; where another process has it, call `waits` once and wait.
+    """Hold the lock file `path` within the block; where another process holds it, call `waits` once and wait.
 
-    The kernel gives the lock back when its owner ends, however it ends (flock; on Windows msvcrt.locking, which
-    polls): a file that was left behind locks nothing. The file is removed at the end. OSError where it cannot be made.
+    The kernel releases the lock when its process ends, however it ends (flock; on Windows msvcrt.locking, which polls):
+    a file that was left behind locks nothing. The file is removed at the end. OSError where it cannot be created.
     """
-    with _taken(path, waits):
+    with _locked(path, waits):
         yield
 
 
 @contextlib.contextmanager
 def held_if_free(path: Path) -> Iterator[bool]:
-    """Hold the lock for the block if nobody has it; whether that is so."""
+    """Hold the lock file `path` within the block if no other process does; yields whether it is held."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_taken(path, None))
+            stack.enter_context(_locked(path, None))
             free = True
         except BlockingIOError:
             free = False
@@ -37,7 +37,7 @@ def held_if_free(path: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _taken(path: Path, waits: Callable[[], None] | None) -> Iterator[None]:
+def _locked(path: Path, waits: Callable[[], None] | None) -> Iterator[None]:
     while True:
         file = path.open("a+b")
         try:
@@ -51,18 +51,20 @@ def _taken(path: Path, waits: Callable[[], None] | None) -> Iterator[None]:
         except BaseException:
             file.close()
             raise
-        file.close()  # its last owner removed it while this process waited: it locks nothing any more
+        # Its last owner removed it while this process waited, so it locks nothing any more.
+        file.close()
         waits = waits and _nothing
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # on Windows an open file stays
+        # On Windows an open file cannot be removed.
+        with contextlib.suppress(OSError):
             path.unlink()
         file.close()
 
 
 def _nothing() -> None:
-    """Said once is enough."""
+    """Stands in for `waits` once that was called."""
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

@@ -19,15 +19,16 @@ DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
 }
 RECIPE = 2
-"""What `far build` does for TensorRT beside its options; another number where that changes: no older engine is taken
-then."""
+"""Number of the way in which `far build` uses TensorRT; engines that were built in another way are not used."""
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 def library_version(library: str) -> str:
-    """Version of an engine library as it is installed here, or "": of its package, or of its module where the system
-    brings it without one (a Jetson)."""
+    """Version of an engine library as it is installed here; "" where it is not.
+
+    On a Jetson the system brings the module without a package: then it is the module's version.
+    """
     for name in DISTRIBUTIONS.get(library, (library,)):
         try:
             return version(name)
@@ -44,8 +45,7 @@ def library_version(library: str) -> str:
 
 
 def stale_reason(engine: CachedEngine, bundle: Bundle) -> str:
-    """Why an engine fits nowhere any more: damaged, of another export, or of a version that was replaced here; else
-    ""."""
+    """Why an engine can be removed: damaged, of another export, or of another version of its library; "" if none."""
     if engine.problem:
         return engine.problem
     for name, value in bundle_facts(bundle).items():
@@ -60,13 +60,13 @@ def stale_reason(engine: CachedEngine, bundle: Bundle) -> str:
 
 
 def incompatibility(engine: CachedEngine, bundle: Bundle, gpu: Gpu | None) -> str:
-    """Why an engine cannot be used here; "" if it can. gpu: this machine's, or None without one."""
+    """Why an engine cannot be used here; "" if it can. gpu: the GPU of this machine, None where there is none."""
     reason = stale_reason(engine, bundle)
     if reason:
         return reason
     if not library_version(engine.library):
         return f"{engine.library} is not installed here"
-    return _device_misfit(engine, gpu)
+    return _device_mismatch(engine, gpu)
 
 
 def _version_fits(facts: Mapping[str, Any], here: str) -> bool:
@@ -81,7 +81,7 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(".") if part.isdigit()]
 
 
-def _device_misfit(engine: CachedEngine, gpu: Gpu | None) -> str:
+def _device_mismatch(engine: CachedEngine, gpu: Gpu | None) -> str:
     facts = engine.facts
     if engine.library not in MODULES:
         return ""
@@ -110,8 +110,9 @@ def device_of(engine: CachedEngine) -> str:
 
 
 def engine_file_reader(bundle: Bundle, library: str, engine: CachedEngine | None = None) -> Callable[[str], bytes]:
-    """Reads the plan of a graph, its SHA-256 checked; without an `engine` it looks for one at the first call.
+    """A function that reads the engine file of a graph and checks its SHA-256.
 
+    engine: from the cache; None: the newest one that fits here, which is looked for at the first call.
     Raises FarError where no engine was built, or none fits here, with the reasons and the command that builds one.
     """
 

@@ -1,4 +1,4 @@
-"""What a folder of the engine cache says of itself: the key of its engine, and the sidecar with facts and checksums."""
+"""An engine in the cache: its key, and the sidecar file that describes it with facts and checksums."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ SIDECAR = "engine.json"
 FORMAT = 1
 DIGITS = 16
 ENGINE_NAME = re.compile(r"[a-z0-9_-]+-[0-9a-f]{16}")
-"""Names of engines' folders. Whatever else lies beside them is somebody's own, and neither shown nor removed."""
+"""Names of engines' folders. Whatever else lies beside them belongs to the user, and is neither shown nor removed."""
 UNFINISHED = re.compile(rf"\.({ENGINE_NAME.pattern})\.(([0-9]+-\w+\.)?old|[0-9]+(-\w+)?\.part)")
-"""What a build, or a removal, that was killed leaves behind."""
-KINDS: dict[str, type | tuple[type, ...]] = {
+"""Names of folders that a killed build or removal leaves behind."""
+TYPES: dict[str, type | tuple[type, ...]] = {
     "library": str, "facts": dict, "created": (int, float), "created_by": str, "seconds": (int, float), "notes": dict,
 }  # fmt: skip
-FACT_KINDS: dict[str, type] = {
+FACT_TYPES: dict[str, type] = {
     "version": str, "precision": str, "device": str, "compute_capability": str, "targets": list, "flags": dict,
 }  # fmt: skip
-"""Types of what a sidecar says, as far as it is explained."""
+"""Types of the facts that `far inspect` shows."""
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """What an engine was compiled from, for and with: `facts` is plain JSON and holds everything that it depends on.
-
-    Facts by these names are what `far inspect` explains: those of `bundle_facts`; "version" (of the library);
-    "device" and "compute_capability", or "targets" (compute capabilities); "flags" (all that changes what is compiled).
-    """
+    """Everything that a compiled engine depends on."""
 
     library: str
+    """The engine library, such as "tensorrt"."""
     facts: Mapping[str, Any]
+    """JSON values by name. `far inspect` shows those of `bundle_facts`, "version" (of the library), "device" and
+    "compute_capability" or "targets" (compute capabilities), and "flags" (options that change the engine)."""
 
     @cached_property
     def digest(self) -> str:
@@ -66,20 +65,26 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """One folder of the cache, as its sidecar describes it. `problem`: why it must not be loaded, or empty.
-
-    created: seconds since 1970; seconds: that the build took; notes: what the builder said of each file (memory, say).
-    """
+    """One folder of the cache, as its sidecar describes it."""
 
     path: Path
+    """The folder."""
     library: str = ""
+    """The engine library, such as "tensorrt"."""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the engine depends on, as in `EngineKey`."""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    """Size and SHA-256 of every file, by its path in the folder."""
     created: float = 0.0
+    """When the build began, in seconds since 1970."""
     created_by: str = ""
+    """The version of far-deploy that built it."""
     seconds: float = 0.0
+    """How long the build took."""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    """The builder's figures on each graph (memory, say), by the graph's name."""
     problem: str = ""
+    """Why the engine must not be loaded; empty where it may be."""
 
     @property
     def name(self) -> str:
@@ -115,7 +120,10 @@ class CachedEngine:
 
 
 def read_engine(path: Path, check: bool = True) -> CachedEngine:
-    """An engine's folder by its sidecar; `problem` says what is wrong with it. check=False compares sizes only."""
+    """Read an engine's folder; `problem` says what is wrong with it.
+
+    check: compare the SHA-256 of every file, not only its size.
+    """
     try:
         data = json.loads((path / SIDECAR).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -128,9 +136,9 @@ def read_engine(path: Path, check: bool = True) -> CachedEngine:
         return CachedEngine(path, problem=f"of another far-deploy ({data.get('created_by', 'unknown')})")
     try:
         files = {name: FileRecord(record["bytes"], record["sha256"]) for name, record in data["files"].items()}
-        about: dict[str, Any] = {name: _of_kind(data, name, kind) for name, kind in KINDS.items()}
-        for name in FACT_KINDS.keys() & about["facts"].keys():
-            _of_kind(about["facts"], name, FACT_KINDS[name])
+        about: dict[str, Any] = {name: _typed(data, name, type_) for name, type_ in TYPES.items()}
+        for name in FACT_TYPES.keys() & about["facts"].keys():
+            _typed(about["facts"], name, FACT_TYPES[name])
         "".join(about["facts"].get("targets", []))
     except (KeyError, TypeError, AttributeError) as error:
         return CachedEngine(path, problem=f"damaged: {SIDECAR} is incomplete ({error})")
@@ -140,15 +148,16 @@ def read_engine(path: Path, check: bool = True) -> CachedEngine:
     return replace(engine, problem=_damage(engine, check))
 
 
-def _of_kind(data: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+def _typed(data: Mapping[str, Any], name: str, type_: type | tuple[type, ...]) -> Any:
+    """The value of a name; TypeError where it is of another type."""
     value = data[name]
-    if not isinstance(value, kind):
+    if not isinstance(value, type_):
         raise TypeError(f"{name} is {value!r}"[:80])
     return value
 
 
 def is_cache_file(name: str) -> bool:
-    """Whether something in a folder of engines was put there by the cache, by its name."""
+    """Whether a name in a bundle's folder of engines is one that the cache gives."""
     return any(re.fullmatch(pattern, name) for pattern in (ENGINE_NAME, UNFINISHED, rf"\.{ENGINE_NAME.pattern}\.lock"))
 
 
@@ -171,7 +180,7 @@ def size_of(path: Path) -> int:
 
 
 def to_json(content: Any) -> Any:
-    """As it comes back from JSON: tuples are lists."""
+    """A value as it comes back from JSON: tuples become lists."""
     return json.loads(json.dumps(content))
 
 

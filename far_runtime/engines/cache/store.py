@@ -1,4 +1,4 @@
-"""The engine cache: what was compiled from a bundle, under keys that hold all it depends on, beside a checksum."""
+"""The engine cache: engines that were compiled from a bundle, by keys that hold everything that they depend on."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from far_runtime.errors import FarError
 from far_runtime.storage.atomic import user_cache, whole_folder
 from far_runtime.storage.lock import held, held_if_free
 
-NOT_FOR_US = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST)  # the last: a file of that name
+# EEXIST: a file has the name of the folder.
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GIGA = 1e9
 Report = Callable[[str], None]
 
 
 class EngineCache:
-    """The compiled engines of one bundle: in its folder `engines`, or in the user's cache folder where that may not be
-    written. Both places are read.
+    """The compiled engines of one bundle.
 
-    An engine appears whole or not at all: it is written aside, under a lock, and renamed when its sidecar is in it.
+    They are written to the bundle's folder `engines`, or to the user's cache folder where the bundle is read-only; both
+    are read. An engine appears whole or not at all, and a lock lets one process at a time build it.
     """
 
     def __init__(self, bundle: Bundle, report: Report = lambda line: None) -> None:
@@ -48,8 +49,7 @@ class EngineCache:
         return self.bundle.path / ENGINES_FOLDER, user_cache() / "engines" / self.bundle.manifest.id
 
     def find(self, key: EngineKey) -> CachedEngine | None:
-        """The engine under this key, its sidecar and the SHA-256 of every file checked; None if there is no sound
-        one."""
+        """The engine of this key; None where there is none, or its sidecar or the SHA-256 of a file is wrong."""
         for place in self.places:
             engine = read_engine(place / key.folder)
             if not engine.problem and engine.library == key.library and engine.facts == to_json(key.facts):
@@ -57,38 +57,38 @@ class EngineCache:
         return None
 
     def build(self, key: EngineKey, write: Callable[[Path], Mapping[str, Any] | None]) -> CachedEngine:
-        """The engine under this key, made by `write` if there is none: it puts files into the folder that it is given,
-        and may return notes for the sidecar.
+        """The engine of this key, built where there is none.
 
-        Of two processes that ask for the same engine, one builds and the other takes that one. What processes that
-        were killed left behind is cleared first. FarError for a full disk, for no place to write to, and where the
-        bundle was replaced meanwhile.
+        write: puts the engine's files into a folder, and may return notes for the sidecar.
+        Of two processes that ask for the same engine, one builds it and the other waits for it. What killed processes
+        left behind is cleared first. Raises FarError for a full disk, where no folder can be written to, and where the
+        bundle is replaced meanwhile.
         """
-        found = self.find(key)
-        if found is not None:
-            return found
+        if (engine := self.find(key)) is not None:
+            return engine
         place = self._writable()
         with held(place / f".{key.folder}.lock", lambda: self._report(f"another process builds {key.folder}: waiting")):
-            found = self.find(key)
-            if found is not None:
-                return found
+            if (engine := self.find(key)) is not None:
+                return engine
             self._clear_leftovers(place, key.folder)
             return self._write(key, place, write)
 
     def entries(self, check: bool = True) -> list[CachedEngine]:
-        """Everything in both places, newest first, damaged ones with their problem; check=False compares sizes
-        only."""
-        found = [
+        """The engines in both folders, the newest first, damaged ones with their problem.
+
+        check: compare the SHA-256 of every file, not only its size.
+        """
+        engines = [
             read_engine(path, check)
             for place in self.places
             if place.is_dir()
             for path in sorted(place.iterdir())
             if ENGINE_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         ]
-        return sorted(found, key=lambda engine: -engine.created)
+        return sorted(engines, key=lambda engine: -engine.created)
 
     def remove(self, engine: CachedEngine) -> None:
-        """Delete one engine, at once or not at all for whoever looks; waits for a build of it."""
+        """Delete one engine, after a build of it that may be going on; other processes see it whole or not at all."""
         with held(engine.path.parent / f".{engine.name}.lock"):
             _discard(engine.path)
 
@@ -115,7 +115,7 @@ class EngineCache:
             except OSError as error:
                 if error.errno in FULL:
                     raise _full(place, error) from error
-                if error.errno not in NOT_FOR_US:
+                if error.errno not in NOT_WRITABLE:
                     raise
                 refused.append(f"{place} ({error.strerror})")
         raise FarError(
@@ -124,7 +124,8 @@ class EngineCache:
 
     def _write(self, key: EngineKey, place: Path, write: Callable[[Path], Mapping[str, Any] | None]) -> CachedEngine:
         target = place / key.folder
-        if target.is_symlink():  # somebody's own: what it leads to is not replaced
+        # A link is the user's: only the link goes, never the folder that it leads to.
+        if target.is_symlink():
             target.unlink()
         # An engine that stands there is a damaged one, which goes.
         with whole_folder(target, check_replaceable=lambda _: self._check_unchanged()) as folder:
@@ -152,13 +153,13 @@ class EngineCache:
     def _replaced(self) -> FarError:
         return FarError(f"{self.bundle.path}: replaced while an engine was built from it; run the command again")
 
-    def _clear_leftovers(self, place: Path, ours: str = "") -> None:
-        """ours: the folder that this process holds the lock of."""
+    def _clear_leftovers(self, place: Path, locked: str = "") -> None:
+        """Remove unfinished folders that no process works on. locked: the engine whose lock this process holds."""
         for path in _unfinished(place):
-            if _of(path) == ours:
+            if _engine_name(path) == locked:
                 _delete(path)
                 continue
-            with held_if_free(place / f".{_of(path)}.lock") as free:
+            with held_if_free(place / f".{_engine_name(path)}.lock") as free:
                 if free:
                     _delete(path)
 
@@ -169,21 +170,22 @@ def _unfinished(place: Path) -> Iterator[Path]:
             yield path
 
 
-def _of(path: Path) -> str:
+def _engine_name(path: Path) -> str:
     """Name of the engine that an unfinished folder is of: the first part of ".NAME.PROCESS-abc.part" or ".NAME.old"."""
     return path.name.split(".")[1]
 
 
 def _is_free(path: Path) -> bool:
     try:
-        with held_if_free(path.with_name(f".{_of(path)}.lock")) as free:
+        with held_if_free(path.with_name(f".{_engine_name(path)}.lock")) as free:
             return free
-    except OSError:  # where it cannot be written, it cannot be removed either
+    except OSError:
+        # Where no lock can be written, nothing can be removed either.
         return False
 
 
 def _discard(path: Path) -> None:
-    """Remove a folder that others may look at: first its name, then what is in it."""
+    """Remove a folder that other processes may read: it is renamed first, so that none of them sees half of it."""
     if not path.exists():
         return
     aside = path.with_name(f".{path.name}.old")

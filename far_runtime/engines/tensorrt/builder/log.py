@@ -1,4 +1,4 @@
-"""What TensorRT's builder says of an engine in its log."""
+"""Memory figures and errors in the log of TensorRT's builder."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ FIGURES = {
     "weights": re.compile(r"Total Weights Memory: (\d+) bytes"),
     "scratch": re.compile(r"Max Scratch Memory: (\d+) bytes"),
 }
-"""Bytes on the GPU, by name; TensorRT 10 and 11 and TensorRT-RTX word them alike."""
+"""Lines that give bytes on the GPU; TensorRT 10, TensorRT 11 and TensorRT-RTX use the same words."""
 
-REFUSED = re.compile(r"(?:\[E\]|Error Code \d+:)\s*(.+)")
+ERROR = re.compile(r"(?:\[E\]|Error Code \d+:)\s*(.+)")
 
 
 def memory_figures(lines: Iterable[str]) -> dict[str, int]:
-    """Bytes of the finished engine by name, the last word on each; absent where the log does not say."""
+    """Bytes of the finished engine by name, from the last line on each; figures that the log lacks are absent."""
     figures: dict[str, int] = {}
     for line in lines:
         for name, pattern in FIGURES.items():
-            found = pattern.search(line)
-            if found:
-                figures[name] = int(found[1])
+            if match := pattern.search(line):
+                figures[name] = int(match[1])
     return figures
 
 
 def errors(lines: Iterable[str]) -> list[str]:
     """The errors in a log, in order and once each."""
-    found = (match[1].strip() for match in map(REFUSED.search, lines) if match)
-    return list(dict.fromkeys(text for text in found if text and not text.startswith("-")))
+    texts = (match[1].strip() for match in map(ERROR.search, lines) if match)
+    return list(dict.fromkeys(text for text in texts if text and not text.startswith("-")))

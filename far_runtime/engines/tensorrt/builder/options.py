@@ -1,4 +1,4 @@
-"""How engines are built, and what TensorRT-RTX cannot do of it."""
+"""Options of a build with TensorRT, and which of them TensorRT-RTX lacks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ LIBRARIES = ("tensorrt", "tensorrt-rtx")
 PORTABLE = ("ampere+", "same-cc")
 MAX_LEVEL = 5
 PROFILES = {"tensorrt": 12, "tensorrt-rtx": 1}
-"""The most profiles of a graph by default. 12: the masked FAR's 11 steps and a profile for all else. TensorRT-RTX fits
-its kernels to the shapes that it meets when it runs, and an engine has all of its kernels once per profile."""
+"""Most optimisation profiles of a graph by default.
+
+12 is enough for the 11 steps of the masked FAR and one profile for all other shapes. TensorRT-RTX compiles kernels for
+the shapes that it meets at run time, and an engine holds all of its kernels once for every profile.
+"""
 
 NOT_IN_RTX = {
     "optimization_level": "TensorRT-RTX takes it and builds the same bytes",
@@ -22,34 +25,38 @@ NOT_IN_RTX = {
     "version_compatible": "TensorRT-RTX has no lean runtime",
     "hardware_compatible": Message("TensorRT-RTX takes a list of GPUs in its place, ", SettingName("target")),
 }
-"""What is refused there, and why; tried with TensorRT-RTX 1.7."""
+"""Options that are refused with TensorRT-RTX, and why; tried with TensorRT-RTX 1.7."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Settings of a build.
-
-    targets: compute capabilities ("sm89"), TensorRT-RTX only; none: the GPU here. batch: smallest, usual and largest
-    number of pictures at once; None: what the stages were exported with. profiles: the most optimisation profiles of a
-    graph; None: PROFILES. workspace: MiB that a layer may use; None: all. timing_cache: a file; None: the user's.
-    refittable: new weights can be put in; stripped: without weights, which the bundle gives when the engine is loaded.
-    weight_streaming: weights may stay on the host in part (how much: an option of the run).
-    """
+    """Options of a build."""
 
     targets: tuple[str, ...] = ()
+    """Compute capabilities ("sm89") that TensorRT-RTX builds for; empty: that of the GPU here."""
     batch: tuple[int, int, int] | None = None
+    """Smallest, usual and largest number of pictures at once; None: those that the stages were exported with."""
     profiles: int | None = None
+    """Most optimisation profiles of a graph; None: `PROFILES`."""
     optimization_level: int | None = None
+    """How long TensorRT searches for kernels, 0 to 5; None: its default."""
     workspace: int | None = None
+    """MiB of GPU memory that a layer may use; None: all."""
     timing_cache: Path | None = None
+    """TensorRT's timing cache; None: a file in the user's cache folder."""
     version_compatible: bool = False
+    """Whether later versions of TensorRT load the engine too."""
     hardware_compatible: str | None = None
+    """Which other GPUs run the engine, one of `PORTABLE`; None: only GPUs like the one that it was built on."""
     refittable: bool = False
+    """Whether the engine's weights can be replaced."""
     stripped: bool = False
+    """Whether the engine file has no weights; the bundle's are put in when the engine is loaded."""
     weight_streaming: bool = False
+    """Whether a part of the weights may stay on the host; how large a part is an option of the run."""
 
     def flags(self) -> dict[str, Any]:
-        """What changes the engine beside its shapes and targets, for the cache's key."""
+        """The options that change the engine besides shapes and targets; they belong to the cache's key."""
         names = ("optimization_level", "workspace", "version_compatible", "hardware_compatible", "refittable",
                  "stripped", "weight_streaming")  # fmt: skip
         values = {name: getattr(self, name) for name in names}
@@ -57,7 +64,7 @@ class BuildOptions:
 
 
 def check_options(library: str, options: BuildOptions) -> None:
-    """FarError for options that the library has not, that contradict each other, or that are out of range."""
+    """FarError for options that the library lacks, that contradict each other, or that are out of range."""
     if library not in LIBRARIES:
         raise FarError(SettingName("engine"), f" {library}: is not built ahead; known: {', '.join(LIBRARIES)}")
     if options.batch is not None:

@@ -1,4 +1,4 @@
-"""Optimisation profiles: the shapes that an engine is compiled for, from the graph's profile and the schedule."""
+"""Optimisation profiles: the shapes that an engine is built for, from the graph's profile and the default schedule."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Smallest, usual and largest shape of every input that has a dynamic axis."""
 
 BATCH_AXES = {"batch": 1, "rows": 2, "picked": 2, "texts": 2}
-"""Axes that grow with the number of pictures, and the most rows of one: guidance doubles them, and a picture has a
-prompt and a negative prompt."""
+"""Axes that grow with the number of pictures, and the most rows of one picture. Guidance doubles "rows" and "picked",
+and a picture has two "texts": a prompt and a negative prompt."""
 
 
 def graph_profiles(bundle: Bundle, batch: Sizes | None, limit: int) -> dict[str, list[Shapes]]:
-    """Profiles of every graph by name, at most `limit` each.
+    """Profiles of every graph by name, at most `limit` for each.
 
-    A graph whose other axes differ from step to step of the default schedule (visible tokens, the keys so far) has a
-    profile for each step, neighbours together where there are more steps than profiles, and a last one for whatever
-    else its axes may be. Other graphs have the one.
+    batch: smallest, usual and largest number of pictures; None: those of the export.
+    Some graphs have axes other than the batch that differ from step to step of the default schedule (visible tokens,
+    the keys so far). They have a profile for each step, or for a few neighbouring steps where there are more steps than
+    profiles, and a last one for all other sizes. The other graphs have one profile.
     """
     calls = _calls(bundle)
     return {
@@ -47,28 +48,28 @@ def _calls(bundle: Bundle) -> dict[str, list[Mapping[str, int]]]:
 def _ranges(
     graph: Graph, calls: Sequence[Mapping[str, int]], batch: Sizes | None, limit: int
 ) -> list[dict[str, Sizes]]:
-    whole = {axis: _batched(axis, sizes, batch) for axis, sizes in graph.profile.items()}
-    free = [axis for axis in whole if axis not in BATCH_AXES]
+    full = {axis: _batched(axis, sizes, batch) for axis, sizes in graph.profile.items()}
+    free = [axis for axis in full if axis not in BATCH_AXES]
     steps = [[sizes[axis] for axis in free] for sizes in calls if all(axis in sizes for axis in free)]
     if not free or limit < 2 or len(steps) < 2:
-        return [whole]
+        return [full]
     groups = _groups(steps, limit - 1)
     return [
-        *({**whole, **dict(zip(free, map(_span, zip(*group, strict=True)), strict=True))} for group in groups), whole
+        *({**full, **dict(zip(free, map(_span, zip(*group, strict=True)), strict=True))} for group in groups), full
     ]  # fmt: skip
 
 
 def _batched(axis: str, sizes: Sizes, batch: Sizes | None) -> Sizes:
-    """The sizes of an axis for the given numbers of pictures; the usual picture is guided."""
+    """The sizes of an axis for `batch` pictures (smallest, usual, largest); in the usual case they are guided."""
     if batch is None or axis not in BATCH_AXES:
         return sizes
     low, usual, high = batch
-    most = BATCH_AXES[axis]
-    return (min(low, sizes[0]) if most > 1 else low), usual * most, high * most
+    rows = BATCH_AXES[axis]
+    return (min(low, sizes[0]) if rows > 1 else low), usual * rows, high * rows
 
 
 def _groups(steps: Sequence[Sequence[int]], count: int) -> Iterable[Sequence[Sequence[int]]]:
-    """Neighbouring steps put together into at most `count` groups of nearly one length."""
+    """Neighbouring steps in at most `count` groups of nearly the same length."""
     count = min(count, len(steps))
     bounds = [i * len(steps) // count for i in range(count + 1)]
     return [steps[a:b] for a, b in pairwise(bounds)]

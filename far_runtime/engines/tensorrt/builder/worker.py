@@ -1,8 +1,8 @@
-"""One graph into one engine, in a process of its own, with a job as JSON on stdin:
-`python -m far_runtime.engines.tensorrt.builder.worker`.
+"""The process that builds the engine of one graph: `python -m far_runtime.engines.tensorrt.builder.worker`.
 
-Its own process since Polygraphy decides by an environment variable, when it is imported, which of the two libraries it
-drives; since a builder's memory is given back that way; and since a crash or a kill then ends one build and not `far`.
+It reads a job as JSON from stdin. It is a separate process for three reasons. Polygraphy chooses between TensorRT and
+TensorRT-RTX by an environment variable when it is imported. The end of the process frees the builder's memory. And a
+crash or a kill ends one build, not `far`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    """Build what stdin's first line asks for and write the result's JSON file; ends at once when stdin is closed, for
-    then whoever asked is gone."""
+    """Build the job in the first line of stdin and write the JSON file of its result.
+
+    The process ends at once when stdin is closed: then the process that started it is gone.
+    """
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     result: dict[str, Any] = {}
@@ -45,7 +48,7 @@ def _end_with_parent() -> None:
 
 
 def build(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Parse, configure, check the precisions, build, write job["engine_file"]; returns seconds and precisions."""
+    """Parse the graph, check its precisions, build its engine and write job["engine_file"]; returns the result."""
     from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
     from polygraphy.logger import G_LOGGER
 
@@ -57,7 +60,8 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         return {"unknown_targets": unknown}
     started = time.monotonic()
-    builder, network, parser = network_from_onnx_path(job["onnx"], strongly_typed=True)  # by path: weights beside it
+    # By its path, since the weights lie beside the graph.
+    builder, network, parser = network_from_onnx_path(job["onnx"], strongly_typed=True)
     products = network_products(trt, network)
     wrong = missing(products, job["precision"])
     if wrong:
@@ -67,8 +71,8 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     engine = engine_bytes_from_network((builder, network, parser), config=make_config(trt, job), **save)
     result = {"seconds": time.monotonic() - started, "products": _counted(products)}
     if job["library"] == "tensorrt":
-        # Needs a GPU, which a build with TensorRT proper has. TensorRT-RTX compiles its kernels when the engine is
-        # loaded: what they compute in is not known before.
+        # The inspector needs a GPU, as every build with TensorRT has. TensorRT-RTX compiles the kernels of an engine when
+        # it loads the engine: their precision is not known before.
         wrong = compare(products, engine_products(trt, engine))
         if wrong:
             return {"refused": wrong}
@@ -79,12 +83,12 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_targets(trt: Any, job: Mapping[str, Any]) -> str:
-    """Which compute capabilities TensorRT-RTX does not build for; "" if none."""
+    """Which of the job's compute capabilities TensorRT-RTX does not build for; "" if none."""
     known = [name.lower() for name in getattr(trt, "ComputeCapability", trt).__dict__ if name.startswith("SM")]
-    asked = [f"sm{major}{minor}" for major, minor in job["targets"]]
-    if not set(asked) - set(known):
+    targets = [f"sm{major}{minor}" for major, minor in job["targets"]]
+    if not set(targets) - set(known):
         return ""
-    wrong = ", ".join(sorted(set(asked) - set(known)))
+    wrong = ", ".join(sorted(set(targets) - set(known)))
     return f"{wrong}: not known to tensorrt-rtx {trt.__version__}, which builds for {', '.join(sorted(known))}"
 
 
@@ -100,7 +104,7 @@ def load_library(library: str) -> Any:
 
 
 def make_config(trt: Any, job: Mapping[str, Any]) -> Callable[..., Any]:
-    """Polygraphy's loader of the builder's configuration."""
+    """Polygraphy's loader of the builder's configuration for a job."""
     from polygraphy.backend.trt import CreateConfig, Profile
 
     profiles = []
@@ -115,7 +119,8 @@ def make_config(trt: Any, job: Mapping[str, Any]) -> Callable[..., Any]:
         "refittable": flags.get("refittable", False),
         "strip_plan": flags.get("stripped", False),
         "weight_streaming": flags.get("weight_streaming", False),
-        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,  # what the inspector tells depends on it
+        # The engine inspector shows layers in detail with this only.
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
     }
     if "workspace" in flags:
         settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: flags["workspace"] * MIB}
@@ -127,10 +132,10 @@ def make_config(trt: Any, job: Mapping[str, Any]) -> Callable[..., Any]:
         config = CreateConfigRTX(compute_capabilities=capabilities, **settings)
         # Without it an engine may allocate while it runs, and then it cannot be captured in a CUDA graph.
         flag = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
-        made: Callable[..., Any] = PostprocessConfig(
+        postprocessed: Callable[..., Any] = PostprocessConfig(
             config, lambda _, __, config: flag is None or config.set_flag(flag)
         )
-        return made
+        return postprocessed
     if "hardware_compatible" in flags:
         level = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}[flags["hardware_compatible"]]
         settings["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
@@ -143,10 +148,7 @@ def make_config(trt: Any, job: Mapping[str, Any]) -> Callable[..., Any]:
 
 def _counted(products: list[Any]) -> dict[str, int]:
     """How many matrix products and convolutions compute in which precision."""
-    counts: dict[str, int] = {}
-    for product in products:
-        counts[product.precision] = counts.get(product.precision, 0) + 1
-    return counts
+    return Counter(product.precision for product in products)
 
 
 if __name__ == "__main__":
