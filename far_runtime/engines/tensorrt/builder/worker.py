@@ -71,8 +71,8 @@ def build(job: Mapping[str, Any]) -> dict[str, Any]:
     engine = engine_bytes_from_network((builder, network, parser), config=make_config(trt, job), **save)
     result = {"seconds": time.monotonic() - started, "products": _counted(products)}
     if job["library"] == "tensorrt":
-        # The inspector needs a GPU, as every build with TensorRT has. TensorRT-RTX compiles the kernels of an engine when
-        # it loads the engine: their precision is not known before.
+        # The inspector needs a GPU, as every build with TensorRT has. TensorRT-RTX compiles kernels when
+        # it loads the engine, so their precision is not known before.
         wrong = compare(products, engine_products(trt, engine))
         if wrong:
             return {"refused": wrong}
