@@ -77,8 +77,8 @@ def build(bundle: Path, target: str | None, batch: str | None, **options: Any) -
     opened = open_bundle(bundle)
     warn_of_unused(name)
     if name in LIBRARIES:
+        from far_runtime.engines.tensorrt.builder.build import build_engines
         from far_runtime.engines.tensorrt.builder.options import BuildOptions
-        from far_runtime.engines.tensorrt.builder.tensorrt import build_engines
 
         targets = tuple(part.strip() for part in target.split(",")) if target is not None else ()
         settings = BuildOptions(targets=targets, batch=None if batch is None else _sizes(batch), **options)

@@ -23,8 +23,8 @@ def measure(bundle: Path, targets: tuple[str, ...], batch: tuple[int, int, int] 
     """Build a bundle's engines and remove them; what the builder noted of every stage."""
     from far_runtime.bundle import open_bundle
     from far_runtime.engines.cache.store import EngineCache
+    from far_runtime.engines.tensorrt.builder.build import build_engines
     from far_runtime.engines.tensorrt.builder.options import BuildOptions
-    from far_runtime.engines.tensorrt.builder.tensorrt import build_engines
 
     opened = open_bundle(bundle)
     engine = build_engines(opened, "tensorrt-rtx", BuildOptions(targets=targets, batch=batch), click.echo)

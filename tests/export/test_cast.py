@@ -78,8 +78,8 @@ def test_pictures_stay_what_they_are(tiny: Any, fp16: Path) -> None:
 def test_tensorrt_rtx_builds_every_fp16_stage_and_computes_in_it(
     fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from far_runtime.engines.tensorrt.builder.build import build_engines
     from far_runtime.engines.tensorrt.builder.options import BuildOptions
-    from far_runtime.engines.tensorrt.builder.tensorrt import build_engines
 
     pytest.importorskip("polygraphy")
     rtx()

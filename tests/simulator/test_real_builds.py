@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from far_runtime.bundle import open_bundle
+from far_runtime.engines.tensorrt.builder.build import build_engines
 from far_runtime.engines.tensorrt.builder.options import BuildOptions
-from far_runtime.engines.tensorrt.builder.tensorrt import build_engines
 
 TARGETS = ("sm86", "sm89", "sm120")
 

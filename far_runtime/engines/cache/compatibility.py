@@ -22,6 +22,10 @@ RECIPE = 2
 """Number of the way in which `far build` uses TensorRT; engines that were built in another way are not used."""
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Python modules of the libraries that `far build` builds engines with."""
+
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+"""The extras of far-deploy that install these libraries."""
 
 
 def library_version(library: str) -> str:

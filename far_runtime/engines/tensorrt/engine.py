@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from far_runtime.bundle import Bundle, Graph
 from far_runtime.engines.base import Array, EngineOptions, Generate, scalar
+from far_runtime.engines.cache.compatibility import EXTRAS, MODULES
 from far_runtime.engines.tensorrt.cuda import CaptureFailed, Cuda, load_cuda
 from far_runtime.engines.tensorrt.cuda_graphs import Contexts, EagerSession, GraphCache, Session
 from far_runtime.engines.tensorrt.device_memory import ArrayMemory, BufferPool, DeviceArray
@@ -23,8 +24,6 @@ from far_runtime.errors import FarError
 if TYPE_CHECKING:
     import tensorrt as trt
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 DTYPES = ("float32", "int64", "uint8")
 
 

@@ -252,8 +252,8 @@ def test_tensorrt_rtx_builds_every_quantised_graph(
 ) -> None:
     pytest.importorskip("polygraphy")
     pytest.importorskip("tensorrt_rtx")
+    from far_runtime.engines.tensorrt.builder.build import build_engines
     from far_runtime.engines.tensorrt.builder.options import BuildOptions
-    from far_runtime.engines.tensorrt.builder.tensorrt import build_engines
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     bundle = open_bundle(shutil.copytree(pair[1].path, tmp_path / "bundle"))

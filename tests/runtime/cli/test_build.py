@@ -16,6 +16,7 @@ import pytest
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.tensorrt.builder import tensorrt as builder
+from far_runtime.engines.tensorrt.builder.build import build_engines, engine_key
 from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
 from far_runtime.engines.tensorrt.builder.options import (
     NOT_IN_RTX,
@@ -26,7 +27,6 @@ from far_runtime.engines.tensorrt.builder.options import (
 )
 from far_runtime.engines.tensorrt.builder.precision import MatMul, compare, inspected, missing
 from far_runtime.engines.tensorrt.builder.profiles import graph_profiles
-from far_runtime.engines.tensorrt.builder.tensorrt import build_engines, engine_key
 from far_runtime.errors import FarError
 from far_runtime.machine.gpu import Gpu, find_gpu
 

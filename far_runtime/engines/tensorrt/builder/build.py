@@ -15,7 +15,7 @@ from typing import Any
 
 import far_runtime
 from far_runtime.bundle import Bundle, Graph
-from far_runtime.engines.cache.compatibility import MODULES, RECIPE, library_version
+from far_runtime.engines.cache.compatibility import EXTRAS, MODULES, RECIPE, library_version
 from far_runtime.engines.cache.entry import CachedEngine, EngineKey, bundle_facts
 from far_runtime.engines.cache.store import EngineCache
 from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
@@ -25,9 +25,8 @@ from far_runtime.errors import FarError, SettingName
 from far_runtime.machine.gpu import Gpu, find_gpu
 from far_runtime.storage.atomic import user_cache
 
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 LOG = "build.txt"
-GRAPHS_ENV = "POLYGRAPHY_USE_TENSORRT_RTX"
+LIBRARY_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 
 Report = Callable[[str], None]
 
@@ -181,7 +180,7 @@ def _run(job: Mapping[str, Any], log: Path) -> int:
     source = str(Path(far_runtime.__file__).resolve().parents[1])
     environment = {
         **os.environ,
-        GRAPHS_ENV: "1" if job["library"] == "tensorrt-rtx" else "0",
+        LIBRARY_VARIABLE: "1" if job["library"] == "tensorrt-rtx" else "0",
         "PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     with log.open("wb") as file:
