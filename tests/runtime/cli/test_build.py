@@ -15,7 +15,7 @@ import pytest
 
 from far_runtime.bundle import open_bundle
 from far_runtime.engines.cache.store import EngineCache
-from far_runtime.engines.tensorrt.builder import tensorrt as builder
+from far_runtime.engines.tensorrt.builder import build as builder
 from far_runtime.engines.tensorrt.builder.build import build_engines, engine_key
 from far_runtime.engines.tensorrt.builder.log import errors, memory_figures
 from far_runtime.engines.tensorrt.builder.options import (
