@@ -128,7 +128,7 @@ class EngineCache:
         if target.is_symlink():
             target.unlink()
         # An engine that stands there is a damaged one, which goes.
-        with whole_folder(target, check_replaceable=lambda _: self._check_unchanged()) as folder:
+        with whole_folder(target, check_replaceable=lambda _: None) as folder:
             try:
                 started = time.time()
                 notes = write(folder) or {}
@@ -139,6 +139,8 @@ class EngineCache:
                 if error.errno == errno.ENOENT and not folder.exists():
                     raise self._replaced() from error
                 raise
+            # After the build: an error of the build comes first.
+            self._check_unchanged()
         return read_engine(target)
 
     def _check_unchanged(self) -> None:
