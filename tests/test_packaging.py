@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ def test_every_folder_of_data_files_is_listed(setup: configparser.ConfigParser) 
 def test_every_folder_with_modules_is_a_package() -> None:
     folders = {file.parent for top, root in SOURCE_ROOTS.items() for file in (root / top).rglob("*.py")}
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_the_contract_of_the_command_line_names_every_other_module() -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 has no tomllib")
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = {contract["id"]: contract for contract in settings["tool"]["importlinter"]["contracts"]}
+    names = {path.stem for path in (ROOT / "far_runtime").iterdir() if path.suffix == ".py" or path.is_dir()}
+    others = {f"far_runtime.{name}" for name in names if not name.startswith("_") and name != "cli"}
+    assert set(contracts["runtime-cli-on-top"]["source_modules"]) == others
 
 
 def test_base_install_is_small(setup: configparser.ConfigParser) -> None:
