@@ -17,8 +17,7 @@ import click
 from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
 from far_runtime.cli.generate import PATH
 from far_runtime.cli.option_names import with_options
-from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
-from far_runtime.images.metadata import MAX_BATCH
+from far_runtime.cli.sampling_options import generation_options, subject_options, take_sampling
 
 if TYPE_CHECKING:
     from far_runtime.bundle import Manifest
@@ -57,36 +56,7 @@ if TYPE_CHECKING:
     help="Width of the transition in pixels, inside the redrawn part. 0: a hard edge.",
 )
 @subject_options("none; what is drawn follows from the picture alone")
-@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each subject.")
-@click.option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Seed of the first picture; the next ones have SEED+1, SEED+2, ...",
-)
-@sampling_options
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1, MAX_BATCH),
-    default=8,
-    show_default=True,
-    help="Pictures drawn at once.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    default="out.png",
-    show_default=True,
-    help="PNG file: a contact sheet with a row per subject, or the picture itself where there is only one.",
-)
-@click.option(
-    "--each",
-    type=PATH,
-    metavar="DIR",
-    help="Also write every picture as a PNG file with its settings into this folder.",
-)
+@generation_options("Seed of the first picture; the next ones have SEED+1, SEED+2, ...")
 @engine_options(BEST)
 @click.option("--no-check", is_flag=True, help="Do not compare the bundle with its checksums first.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no progress and no report.")

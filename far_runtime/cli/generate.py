@@ -16,8 +16,7 @@ import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, is_given, resolve_engine, take_engine
 from far_runtime.cli.option_names import with_options
-from far_runtime.cli.sampling_options import sampling_options, subject_options, take_sampling
-from far_runtime.images.metadata import MAX_BATCH
+from far_runtime.cli.sampling_options import generation_options, subject_options, take_sampling
 from far_runtime.sampling.options import SETTINGS
 
 if TYPE_CHECKING:
@@ -33,36 +32,9 @@ FROM_PICTURE = ("labels", "prompts", "negative", "count", "seed", "batch_size", 
 @click.command(short_help="Draw pictures from a bundle.")
 @click.argument("bundle", type=PATH)
 @subject_options("the first eight classes")
-@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each subject.")
-@click.option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Seed of the first picture of each subject; the next ones have SEED+1, SEED+2, ... A picture stays the same "
-    "when labels or pictures are added.",
-)
-@sampling_options
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1, MAX_BATCH),
-    default=8,
-    show_default=True,
-    help="Pictures drawn at once.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    default="out.png",
-    show_default=True,
-    help="PNG file: a contact sheet with a row per subject, or the picture itself where there is only one.",
-)
-@click.option(
-    "--each",
-    type=PATH,
-    metavar="DIR",
-    help="Also write every picture as a PNG file with its settings into this folder.",
+@generation_options(
+    "Seed of the first picture of each subject; the next ones have SEED+1, SEED+2, ... A picture stays the same "
+    "when labels or pictures are added."
 )
 @click.option(
     "--save-levels",
