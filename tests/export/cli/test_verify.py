@@ -172,7 +172,7 @@ def put_nan(bundle: Path, stage: str, level: int) -> None:
     [
         (["--label", "11"], "label 11: out of range"),
         (["--label", "unicorn"], "label 'unicorn': no class of that name"),
-        (["--guidance", "-1"], "guidance -1: expected 0 or more"),
+        (["--guidance", "-1"], "--guidance -1.0: expected a number of 0 or more"),
         (["--iterations", "3"], "--iterations: a far model has no such setting; it takes --levels, --steps"),
         (["--prompt", "fog"], "draws from class labels, not from text; use --label in place of --prompt"),
         (["--levels", "0,3,2"], "levels must rise"),

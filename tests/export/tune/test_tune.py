@@ -240,7 +240,7 @@ def test_a_manifest_that_cannot_be_written_stays(tiny: Tiny, tmp_path: Path, mon
     def full(source: Any, target: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("far_runtime.bundle.os.replace", full)
+    monkeypatch.setattr("far_runtime.storage.atomic.os.replace", full)
     with pytest.raises(FarError, match=r"No space left on device.*--save FILE"):
         write_presets(open_bundle(bundle), {"fast": {"settings": {}, "measured": {"ratio": 1.0}}})
     monkeypatch.undo()
