@@ -146,11 +146,13 @@ def test_a_system_without_diffusion_is_refused(tiny: Tiny) -> None:
 
 
 def test_a_bundle_that_cannot_be_written_is_told_before_the_search(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tiny.bundle  # made before writing is refused
+
     def refuse(**options: Any) -> Any:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("far_runtime.storage.atomic.tempfile.TemporaryFile", refuse)
-    result = tune(tiny.bundle)
+    result = tune(bundle)
     assert "takes no presets; tune a copy that can be" in str(result.exception) + result.output
 
 
