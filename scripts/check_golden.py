@@ -21,6 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
 from golden.continuous import check_far, check_klvae, check_mar
 from golden.far_t2i import check_far_t2i
@@ -59,7 +60,10 @@ def check_case(folder: Path, engine_name: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as aside:
             errors = CHECKS[case["system"]](case, expected, engine_name, Path(aside))
     except (FarError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        return {**result, "problem": f"{type(error).__name__}: {error}"}
+        return {
+            **result,
+            "problem": f"{type(error).__name__}: {with_options(error) if isinstance(error, FarError) else error}",
+        }
     limits = {name: limit_of(case["system"], name) for name in errors}
     return {**result, "errors": errors, "passed": all(errors[name] <= limits[name] for name in errors)}
 

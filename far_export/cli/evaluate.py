@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
+from far_runtime.cli.option_names import with_options
 from far_runtime.cli.sampling_options import sampling_options, take_sampling
 from far_runtime.images.metadata import MAX_BATCH
 
@@ -294,7 +295,7 @@ def _draw(
             for warning in generation.warnings:
                 if warning not in reported:
                     reported.add(warning)
-                    say(f"warning: {warning}")
+                    say(f"warning: {with_options(warning)}")
             return generation.images
 
         return run.complete(draw, progress), facts, choice

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from far_runtime.cli.engine_options import BEST, engine_options, resolve_engine, take_engine
+from far_runtime.cli.option_names import with_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,7 +130,9 @@ def _search(
         scores = Journal(journal or folder / f"{bundle.manifest.id}.jsonl", facts)
         if len(scores):
             say(f"going on with {len(scores)} candidates of an earlier run")
-        scorer = Scorer(pipeline, network, count, seed, FeatureCache(folder, facts), say)
+        scorer = Scorer(
+            pipeline, network, count, seed, FeatureCache(folder, facts), lambda line: say(with_options(line))
+        )
         result = tune(bundle.manifest, scorer, scores, budget, say)
     return result, {name: facts[name] for name in ("engine", "count", "seed", "version")}, choice
 

@@ -14,6 +14,7 @@ from far_export.evaluate.features import WIDTH, extract_features
 from far_export.evaluate.metrics import frechet_from_features, principal_components
 from far_export.tune.search import Candidate, Settings
 from far_runtime.conditioning.subjects import spread_subjects
+from far_runtime.errors import Message
 from far_runtime.pipeline import Pipeline
 from far_runtime.sampling.flops import picture_cost
 from far_runtime.sampling.settings import plan_of, resolve_settings
@@ -121,6 +122,6 @@ class Scorer:
         self.seconds = time.perf_counter() - started
         for warning in set(drawn.warnings) - self._reported:
             self._reported.add(warning)
-            self._report(f"warning: {warning}")
+            self._report(Message("warning: ", warning))
         features = extract_features(self._network, drawn.images)
         return np.concatenate([features, frequencies(drawn.latents, self._manifest.model.grid)], axis=1)

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from clients import GENERATE, MALFORMED, REJECTED, Load, Outcome, RequestFailed, Workload, repeat
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
 from serve_process import ServerStats
 
@@ -138,7 +139,7 @@ class Plan:
                 if not results:
                     raise
                 first, second = results[-1]
-                broken = (*second.broken, f"round {len(results) + 1}: {error}")
+                broken = (*second.broken, f"round {len(results) + 1}: {with_options(error)}")
                 results[-1] = first, replace(second, broken=broken)
         return results
 

@@ -37,6 +37,7 @@ from emoji_choice import choose_concepts, held_out_pairs, read_curated
 from emoji_match import Drawing, Emoji, bitmap_drawings, iconify_drawings, iconify_names, read_emoji, read_odd_names
 from emoji_raster import contact_sheet, rasterise
 from emoji_sources import EMOJIBASE, STYLES, fetch
+from far_runtime.cli.option_names import with_options
 from far_runtime.errors import FarError
 from far_runtime.storage.atomic import whole_folder
 
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with whole_folder(output, check_replaceable=check_replaceable) as folder:
             meta = build(args, folder)
     except (FarError, OSError) as error:
-        print(f"prepare_emoji: {error}", file=sys.stderr)
+        print(f"prepare_emoji: {with_options(error) if isinstance(error, FarError) else error}", file=sys.stderr)
         return 2
     print(f"{output}: {meta['pictures']} pictures, {meta['concepts']} concepts, {meta['held_out']} held out")
     return 0

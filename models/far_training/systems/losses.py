@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from far_models.head import DiffusionHead
 from far_runtime.sampling.noise_schedule import TRAIN_STEPS, posterior, x0_from_output
-from far_training.systems.settings import ReconstructionSettings
 
 
 def level_weight(level: Tensor, levels: int) -> Tensor:
@@ -112,17 +111,3 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     across = (difference[..., :, 1:] - difference[..., :, :-1]).abs().mean()
     down = (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
     return across + down
-
-
-def reconstruction_losses(
-    decoded: Tensor, pictures: Tensor, settings: ReconstructionSettings
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss [] of decoded pictures [B, 3, H, W], and its terms by name."""
-    difference = decoded - pictures
-    terms = {
-        "l1": difference.abs().mean(),
-        "square": difference.square().mean(),
-        "gradient_l1": gradient_l1(decoded, pictures),
-    }
-    loss = terms["l1"] + settings.square * terms["square"] + settings.gradient * terms["gradient_l1"]
-    return loss, terms

@@ -20,7 +20,7 @@ from far_training.loop.randomness import SampleRng
 from far_training.loop.task import Task
 from far_training.systems.batches import run_args
 from far_training.systems.discriminator import SMALLEST_SIDE, PatchDiscriminator, adversarial_losses
-from far_training.systems.losses import kl_per_cell, reconstruction_losses
+from far_training.systems.losses import gradient_l1, kl_per_cell
 from far_training.systems.reconstructions import reconstruction_reporter
 from far_training.systems.settings import AdversarialSettings, VAELossSettings
 
@@ -89,9 +89,14 @@ class VAELosses(nn.Module):
         filters, pixel_filters = self.latent_filters[level], self.pixel_filters[level]
         decoded = self.model.decode(filters @ latents @ filters.T).float()
         target = pixel_filters @ pictures @ pixel_filters.T
-        reconstruction, terms = reconstruction_losses(decoded, target, self.settings)
-        terms["kl"] = kl_per_cell(mean, log_variance)
-        loss = reconstruction + self.settings.kl * terms["kl"]
+        # Rounding, and so a resumed run, depends on the order of these terms.
+        l1 = (decoded - target).abs().mean()
+        gradient = gradient_l1(decoded, target)
+        kl = kl_per_cell(mean, log_variance)
+        square = (decoded - target).square().mean()
+        reconstruction = l1 + self.settings.square * square + self.settings.gradient * gradient
+        terms = {"l1": l1, "square": square, "gradient_l1": gradient, "kl": kl}
+        loss = reconstruction + self.settings.kl * kl
         if self.discriminator is not None:
             decoder_loss, judged = adversarial_losses(self.discriminator, decoded, target, reconstruction, strength)
             judged = judged * (level == len(self.latent_filters) - 1)  # not what is blurred on purpose
